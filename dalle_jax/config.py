@@ -1,0 +1,157 @@
+"""Configs at the border: a person edits a `ConfigDict`, code reads frozen dataclasses.
+
+A config file builds dataclasses and returns `to_config_dict(...)` of them, so that every field, defaults included,
+can be overridden on the command line. `from_config_dict` goes the other way and is strict: an unknown, misspelt or
+missing key and a value of the wrong type are `UserError`s that name the key.
+"""
+
+import dataclasses
+import enum
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from etils import epath
+from ml_collections import ConfigDict, config_dict
+
+from dalle_jax.errors import UserError, closest
+
+T = TypeVar("T")
+
+FORMAT_VERSION = 1
+"""Version of the layout of a work directory, written into its `config.json`."""
+
+
+def to_config_dict(value: Any) -> ConfigDict:
+    """Turns a dataclass (or a mapping of dataclasses) into a locked `ConfigDict` with every field in it.
+
+    Enums become their names; a field of type `X | None` that is None becomes a typed placeholder.
+    """
+    config = ConfigDict(_plain(value))
+    config.lock()
+    return config
+
+
+def from_config_dict(cls: type[T], mapping: Mapping[str, Any], path: str = "config") -> T:
+    """Builds the frozen dataclass `cls` from a mapping.
+
+    Args:
+      cls: a dataclass; its fields may be dataclasses, enums, tuples, scalars, or any of these `| None`.
+      mapping: `ConfigDict` or dict with the fields' values; fields with defaults may be absent.
+      path: where the mapping stands, for messages.
+
+    Raises:
+      UserError: naming the key, for one that is unknown, missing, or holds a value of another type or a value that
+        the dataclass itself refuses.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in mapping:
+        if key not in fields:
+            raise UserError(f"unknown config key '{path}.{key}'{closest(key, fields)}")
+    values = {}
+    for name, field in fields.items():
+        if name in mapping:
+            values[name] = _convert(hints[name], mapping[name], f"{path}.{name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            near = closest(name, mapping)
+            raise UserError(f"missing config key '{path}.{name}'{near}")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def to_json(value: Any) -> str:
+    """Canonical JSON of a config: keys sorted, so that equal configs give equal text."""
+    return json.dumps(_plain(value), indent=2, sort_keys=True, default=str)
+
+
+def config_hash(value: Any) -> str:
+    """First 12 hexadecimal digits of the SHA-256 of a config's canonical JSON."""
+    return hashlib.sha256(to_json(value).encode()).hexdigest()[:12]
+
+
+def write_json(path: epath.PathLike, value: Any) -> None:
+    """Writes JSON so that a reader sees either the old file or the whole new one."""
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(to_json(value) + "\n")
+    temporary.replace(path)
+
+
+def read_json(path: epath.PathLike) -> Any:
+    """Reads JSON; a missing or broken file is a `UserError`."""
+    path = epath.Path(path)
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: is this a work directory of launch.train?") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error})") from error
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        hints = typing.get_type_hints(type(value))
+        plain = {}
+        for field in dataclasses.fields(value):
+            item = getattr(value, field.name)
+            plain[field.name] = _placeholder(hints[field.name]) if item is None else _plain(item)
+        return plain
+    if isinstance(value, ConfigDict):
+        return _plain(value.to_dict())
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, list | tuple):
+        return tuple(_plain(item) for item in value)
+    if isinstance(value, config_dict.FieldReference):
+        return _plain(value.get())
+    return value
+
+
+def _placeholder(hint: Any) -> Any:
+    """A None that remembers which type may replace it (dataclasses and tuples have no flag of their own)."""
+    (inner,) = [arg for arg in typing.get_args(hint) if arg is not type(None)] or [None]
+    return config_dict.placeholder(inner) if inner in (int, float, str, bool) else None
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    if isinstance(value, config_dict.FieldReference):
+        value = value.get()
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        (hint,) = [arg for arg in args if arg is not type(None)]
+        return _convert(hint, value, path)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping | ConfigDict):
+            raise UserError(f"config key '{path}' must hold a section, not {value!r}")
+        return from_config_dict(hint, value, path)  # type: ignore[arg-type]
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"config key '{path}' must be a tuple, not {value!r}")
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(_convert(args[0], item, f"{path}[{i}]") for i, item in enumerate(value))
+        if len(value) != len(args):
+            raise UserError(f"config key '{path}' must hold {len(args)} values, not {value!r}")
+        return tuple(_convert(arg, item, f"{path}[{i}]") for i, (arg, item) in enumerate(zip(args, value, strict=True)))
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        try:
+            return hint(value)
+        except ValueError:
+            known = ", ".join(f"'{member.value}'" for member in hint)
+            near = closest(str(value), [str(member.value) for member in hint])
+            raise UserError(f"config key '{path}' is {value!r}{near} (known: {known})") from None
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, float, str, bool) and (type(value) is not hint):
+        raise UserError(f"config key '{path}' must be {hint.__name__}, not {value!r}")
+    return value

@@ -1,0 +1,45 @@
+"""Expected mistakes: one exception type, printed as one line."""
+
+import sys
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """What a person did cannot work; the message says what is wrong, where, and what to do.
+
+    The scripts in `launch/` print it as one line without a traceback and exit with code 2.
+    Every other exception is a fault of the program and keeps its traceback.
+    """
+
+
+def closest(name: str, candidates: Iterable[str]) -> str:
+    """Returns `, did you mean 'x'?` for the candidate most like `name`, or an empty string."""
+    matches = get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    return f", did you mean '{matches[0]}'?" if matches else ""
+
+
+def run_main(main: Callable[..., int | None], *args) -> None:
+    """Runs a script's `main(*args)` and ends the process: 2 and one line on a `UserError`.
+
+    A full disk is an expected mistake too, wherever it surfaces.
+    """
+    try:
+        code = main(*args) or 0
+    except UserError as error:
+        message = " ".join(str(error).split())
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        code = 130
+    except OSError as error:
+        import errno
+
+        if error.errno != errno.ENOSPC:
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        print(f"error: the disk is full{where}: free some space and start again; what was saved before is intact",
+              file=sys.stderr, flush=True)
+        code = 2
+    sys.exit(code)

@@ -1,0 +1,79 @@
+"""What every stage's training is told: sizes, optimizer, schedule, mesh, how often to look and to save."""
+
+import dataclasses
+import enum
+
+
+class Schedule(enum.Enum):
+    """Learning rate after the warm-up."""
+
+    CONSTANT = "constant"
+    COSINE = "cosine"  # to `final_learning_rate` at `decay_steps`, constant after it
+    PLATEAU = "plateau"  # halved when the training loss stops falling (DALL·E App. B.2)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its schedule. Steps count updates, not micro-batches."""
+
+    learning_rate: float
+    schedule: Schedule = Schedule.COSINE
+    warmup_steps: int = 0
+    decay_steps: int | None = None
+    """Of the cosine, warm-up included; None: the length of the run."""
+    final_learning_rate: float = 0.0
+    halvings: int = 5
+    """Of the plateau schedule, at the most."""
+    plateau_patience: int = 10
+    """Windows of `plateau_window` updates without a relative gain of `plateau_threshold` before the rate is halved."""
+    plateau_window: int = 1000
+    plateau_threshold: float = 1e-3
+    b1: float = 0.9
+    b2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    """Decoupled; multiplied by the learning rate, as in PyTorch's AdamW."""
+    no_decay: tuple[str, ...] = (r"bias$", r"scale$")
+    """Regular expressions, searched in `a/b/c` parameter paths: what weight decay leaves alone (gains and biases)."""
+    clip_norm: float | None = None
+    """Global gradient norm."""
+    second_moment_clip: float | None = None
+    """Largest value of Adam's running variance, before it is used (DALL·E App. B.2: 5)."""
+    first_moment_dtype: str = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; one of them may be -1: what is left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    rules: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Overrides of `ShardingRules`: pairs of a logical axis and the mesh axes it is split over."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One stage's run. Intervals are in steps; 0 turns the thing off."""
+
+    batch_size: int
+    """Global."""
+    num_steps: int
+    optimizer: OptimizerConfig
+    micro_batches: int = 1
+    """The batch is cut into this many parts whose gradients are averaged inside the step."""
+    ema_decay: float | None = None
+    ema_every: int = 1
+    """Updates between two steps of the average (DALL·E: 0.99 every 25)."""
+    log_every: int = 10
+    eval_every: int = 500
+    eval_batches: int = 8
+    preview_every: int = 500
+    checkpoint_every: int = 1000
+    keep_last: int = 2
+    keep_best: int = 1
+    keep_every: int = 0
+    """Checkpoints at multiples of this are kept for good."""
+    deterministic: bool = True
+    """On a GPU, ask XLA for deterministic operations, so that a resumed run is the same run bit for bit."""

@@ -1,0 +1,83 @@
+"""What the one training loop asks of a model: `Task`, which codec, decoder and CLIP each implement."""
+
+import abc
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+Params = Any
+"""A tree of float32 arrays, trained by gradient."""
+
+ModelState = Any
+"""A tree of arrays that is not trained by gradient: batch statistics, EMA codebooks. `{}` where there is none."""
+
+Batch = dict[str, jax.Array]
+"""`image` uint8 [B, height, width, 3], `text` int32 [B, T], and whatever else a task's `prepare` adds."""
+
+Metrics = dict[str, Any]
+"""Scalars by name, float32."""
+
+
+class Task(abc.ABC):
+    """A model with its objective. Every method is pure in its arguments.
+
+    A task may hold frozen arrays (the decoder's holds the codec). It passes them to compiled functions as arguments,
+    never as constants of the program.
+    """
+
+    name: str
+    """Of the stage: `codec`, `decoder` or `clip`; also its folder in the work directory."""
+
+    best_metric: str = "loss"
+    """The metric of `evaluate` by which the best checkpoint is kept."""
+
+    best_mode: str = "min"
+    """`min` or `max` of that metric."""
+
+    @abc.abstractmethod
+    def init(self, key: jax.Array) -> tuple[Params, ModelState]:
+        """Fresh parameters, still in the boxes that carry their logical axes (`nn.LogicallyPartitioned`)."""
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Runs on device before the step, on a batch that is already on the mesh; the identity by default."""
+        return batch
+
+    @abc.abstractmethod
+    def loss(
+        self, params: Params, model_state: ModelState, batch: Batch, *, key: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, tuple[ModelState, Metrics]]:
+        """The training objective of one (micro-)batch.
+
+        Args:
+          params: unboxed parameters.
+          model_state: state before the step.
+          batch: a prepared batch.
+          key: of this step and this micro-batch; the only source of randomness.
+          step: int32 scalar, for schedules inside the objective.
+
+        Returns:
+          The mean loss over the batch, float32, and (state after the step, metrics).
+        """
+
+    gradients: Any = None
+    """A method `(params, model_state, batch, *, key, step, micro_batches) -> (grads, (model_state, metrics))`, only
+    where accumulation over micro-batches is not a plain mean (exact contrastive accumulation). None otherwise."""
+
+    def constrain(self, params: Params) -> Params:
+        """Projects the parameters after every update (CLIP's largest logit scale); the identity by default."""
+        return params
+
+    def step_flops(self, batch_size: int) -> float:
+        """Useful floating-point operations of one training step, by formula (forward + backward); 0 if not counted."""
+        del batch_size
+        return 0.0
+
+    @abc.abstractmethod
+    def evaluate(self, params: Params, model_state: ModelState, batches: Iterable[Batch]) -> dict[str, float]:
+        """Held-out loss under `loss`, and what the task cares about. `batches` are prepared and finite."""
+
+    @abc.abstractmethod
+    def preview(self, params: Params, model_state: ModelState, batch: Batch) -> np.ndarray | None:
+        """What a person looks at while it trains: one picture, uint8 [height, width, 3], or None."""
