@@ -39,7 +39,7 @@ def run_main(main: Callable[..., int | None], *args) -> None:
         if error.errno != errno.ENOSPC:
             raise
         where = f" while writing {error.filename}" if error.filename else ""
-        print(f"error: the disk is full{where}: free some space and start again; what was saved before is intact",
-              file=sys.stderr, flush=True)
+        message = f"the disk is full{where}: free some space and start again; what was saved before is intact"
+        print(f"error: {message}", file=sys.stderr, flush=True)
         code = 2
     sys.exit(code)

@@ -7,7 +7,7 @@ added later: what differs between them is how positions attend to each other, an
 import dataclasses
 import enum
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -88,6 +88,7 @@ class BlockInit:
         return cls(qkv=normal, out=residual, mlp_in=normal, mlp_out=residual)
 
 
+@runtime_checkable
 class Attend(Protocol):
     """How the positions of one layer attend to each other.
 
