@@ -1,0 +1,112 @@
+"""Which data a run reads, and how its captions become tokens."""
+
+import dataclasses
+import enum
+
+
+class SourceKind(enum.Enum):
+    """Where pictures and captions come from."""
+
+    SHAPES = "shapes"  # drawn scenes, built on first use
+    WEBDATASET = "webdataset"  # tars as img2dataset writes them
+    FOLDER = "folder"  # pictures beside same-named .txt files, or with captions.csv or captions.jsonl
+    TFDS = "tfds"  # any TensorFlow Datasets name or directory
+
+
+class Augment(enum.Enum):
+    """How a picture becomes a square of `image_size`; `dalle_jax.data.transforms` has one function for each."""
+
+    NONE = "none"  # inference preprocessing: short side resized, centre crop
+    DVAE = "dvae"  # DALL·E Listing 1: random square, random scale, random crop, mirrored half of the time
+    DALLE = "dalle"  # DALL·E Listing 2: near-central square, slight random scale and crop, never mirrored
+    CLIP = "clip"  # short side resized, random crop
+
+
+@dataclasses.dataclass(frozen=True)
+class ShapesConfig:
+    """The embedded data set of drawn scenes."""
+
+    data_dir: str = ""
+    """Where it is built and kept; empty: the user's cache folder."""
+    num_train: int = 20_000
+    num_eval: int = 1_000
+    """Scenes of the splits `eval` and `unseen`, each."""
+    image_size: int = 64
+    """Pixels a side of the drawings, 64 or more."""
+    max_objects: int = 1
+    """1, or 2 for scenes of one and two objects."""
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """A data set, how it is split, and the limits on what is read."""
+
+    source: SourceKind = SourceKind.SHAPES
+    path: str = ""
+    """webdataset: glob or brace range of tars (`data/{00000..00099}.tar`, `data/*.tar`), several separated by commas;
+    folder: the folder; tfds: a name (`coco_captions`) or a prepared directory. `{split}` in it stands for the split's
+    name."""
+    split: str = "train"
+    """The split that is trained on: of a TFDS data set, or what replaces `{split}` in `path`."""
+    eval_split: str = ""
+    """The split that is held out; empty: `eval_fraction` of `split`, chosen by a hash of each sample's key."""
+    eval_fraction: float = 0.02
+    image_size: int = 256
+    """Pixels a side of what the model sees."""
+    caption_field: str = ""
+    """Of a .json member, a captions.csv or .jsonl, or a TFDS data set; empty: `caption`, `captions` or `text`."""
+    image_field: str = ""
+    """Of a captions.csv or .jsonl, or a TFDS data set; empty: the usual names, or the only picture there is."""
+    label_field: str = ""
+    """Of a TFDS data set; empty: the only class label there is."""
+    max_bad_fraction: float = 0.01
+    """The run stops when more of the samples than this cannot be read."""
+    max_pixels: int = 1 << 26
+    """Larger pictures count as bad: a small file may unpack to more than the memory holds."""
+    workers: int = 0
+    """Processes that decode pictures; 0: threads of the training process."""
+    prefetch: int = 2
+    """Batches that wait on the device."""
+    shapes: ShapesConfig = ShapesConfig()
+
+    def __post_init__(self):
+        for name in ("eval_fraction", "max_bad_fraction"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
+        for name in ("image_size", "max_pixels", "prefetch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.workers < 0:
+            raise ValueError(f"workers must be 0 or more, not {self.workers}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """The text tokenizer of a run and what it does to captions (DALL·E section 2.2 and App. B.1)."""
+
+    vocab_size: int = 16_384
+    text_length: int = 256
+    """Positions, start-of-text among them; longer captions are cut."""
+    bpe_dropout: float = 0.1
+    """Probability in training that a merge is left out."""
+    path: str | None = None
+    """A trained `tokenizer.model`; None: the run trains one on its own captions."""
+
+    def __post_init__(self):
+        if not 0.0 <= self.bpe_dropout < 1.0:
+            raise ValueError(f"bpe_dropout must be in [0, 1), not {self.bpe_dropout}")
+        if self.text_length < 2:
+            raise ValueError(f"text_length must be at least 2, not {self.text_length}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """How `Batches` encodes a caption."""
+
+    length: int
+    """Positions, start-of-text among them."""
+    end: bool = False
+    """Whether an end-of-text token closes each caption (CLIP's do, the decoder's do not)."""
+    dropout: float = 0.0
+    """BPE dropout: of training batches only, a function of (seed, sample)."""

@@ -1,0 +1,95 @@
+"""What a data set is to the rest of the code: a random-access sequence of records."""
+
+import abc
+import dataclasses
+import enum
+import hashlib
+
+import numpy as np
+
+
+class BadReason(enum.Enum):
+    """Why a sample cannot be used; the metrics count bad samples under these names."""
+
+    MISSING = "missing"  # the file that an index names is not there, or is shorter than it was
+    TRUNCATED = "truncated"  # a picture that ends early or is damaged inside
+    NOT_A_PICTURE = "not_a_picture"  # bytes in no format that is read
+    TOO_LARGE = "too_large"  # over the pixel limit: decompression bombs
+    NO_CAPTION = "no_caption"
+    CAPTION_ENCODING = "caption_encoding"  # the caption is not UTF-8
+
+
+class BadSample(Exception):
+    """A sample that cannot be used. `Batches` replaces it and counts it; a person sees it only as a count."""
+
+    def __init__(self, reason: BadReason, detail: str = ""):
+        super().__init__(f"{reason.value}: {detail}" if detail else reason.value)
+        self.reason = reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One sample as it is stored."""
+
+    image: bytes | np.ndarray
+    """An encoded picture, or uint8 [height, width, 3]."""
+    captions: tuple[str, ...]
+    """All captions of the picture, without surrounding space and none of them empty; () where it has none."""
+    key: str
+    """Names the sample within its source; held-out splits hash it, so it must not depend on where the data lie."""
+    label: int | None = None
+    captions_fault: BadReason | None = None
+    """Why there are no captions, where they are unreadable rather than absent. Codecs train on the picture all the
+    same, so this is not a `BadSample` yet."""
+
+
+class Source(abc.ABC):
+    """A random-access sequence of records. Picklable, because worker processes get a copy."""
+
+    name: str
+    """What a person calls it, for messages: its kind and path."""
+    has_labels: bool = False
+    """Whether every record has a label."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def __getitem__(self, index: int) -> Record:
+        """Reads one record.
+
+        Raises:
+          BadSample: where it cannot be read.
+        """
+
+    @abc.abstractmethod
+    def key(self, index: int) -> str:
+        """The record's key, without reading its picture."""
+
+    def key_hashes(self) -> np.ndarray:
+        """uint64 [len]: `hash_key` of every key."""
+        return np.fromiter((hash_key(self.key(i)) for i in range(len(self))), np.uint64, len(self))
+
+
+class Subset(Source):
+    """Some records of a source, in the order of `indices`."""
+
+    def __init__(self, source: Source, indices: np.ndarray, name: str):
+        self._source = source
+        self._indices = indices
+        self.name = name
+        self.has_labels = source.has_labels
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Record:
+        return self._source[int(self._indices[index])]
+
+    def key(self, index: int) -> str:
+        return self._source.key(int(self._indices[index]))
+
+
+def hash_key(key: str) -> int:
+    """A 64-bit hash that is the same in every process and release."""
+    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
