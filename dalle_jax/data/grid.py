@@ -1,0 +1,24 @@
+"""Many pictures on one sheet."""
+
+import numpy as np
+
+
+def picture_grid(images: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
+    """Lays pictures out row by row on white.
+
+    Args:
+      images: uint8 [n, height, width, 3].
+      columns: pictures a row; the last row may be shorter.
+      gap: white pixels between pictures and around them.
+
+    Returns:
+      uint8 [sheet height, sheet width, 3].
+    """
+    count, height, width, _ = images.shape
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
+    for i, image in enumerate(np.asarray(images)):
+        top, left = (gap + (i // columns) * (height + gap), gap + (i % columns) * (width + gap))
+        sheet[top : top + height, left : left + width] = image
+    return sheet

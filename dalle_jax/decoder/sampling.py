@@ -1,0 +1,185 @@
+"""Drawing image tokens: one prefill of the prompts, then one compiled loop over all image positions.
+
+The noise of candidate i depends on (seed, i) alone: not on the prompt, on how many candidates are drawn, on the chunk
+it is drawn in, or on the mesh.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from dalle_jax.decoder.config import DecoderConfig
+from dalle_jax.decoder.model import Decoder
+from dalle_jax.errors import UserError
+from dalle_jax.nn.attention import CacheLayout, KeyValue, LayerCache
+from dalle_jax.nn.transformer import GroupPlan
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How a token is drawn from logits. The paper draws at temperature 1 from all codes."""
+
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the most likely code."""
+    top_k: int | None = None
+    """Draw among this many most likely codes."""
+    top_p: float | None = None
+    """Draw among the fewest most likely codes that hold this much probability, in (0, 1]."""
+    guidance_scale: float = 1.0
+    """1: the caption's logits. s: `empty + s * (caption - empty)`; needs a model trained with caption dropout."""
+
+    def __post_init__(self):
+        if self.temperature < 0:
+            raise UserError(f"temperature must be 0 or more, not {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"top_k must be 1 or more, not {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+
+    @property
+    def guided(self) -> bool:
+        """Whether the empty caption's branch runs beside the prompt's."""
+        return self.guidance_scale != 1.0
+
+
+class Prime(NamedTuple):
+    """Given first image tokens: positions below `length` are taken from `tokens`, not drawn."""
+
+    tokens: Int[Array, "P G"]
+    length: Int[Array, ""]
+
+
+def candidate_keys(seed: int, indices: Int[Array, "C"]) -> Key[Array, "C"]:
+    """The key of each candidate, by its index."""
+    return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(indices)
+
+
+def filter_logits(logits: Float[Array, "... K"], sampling: SamplingConfig) -> Float[Array, "... K"]:
+    """Logits by temperature, with -inf on the codes that `top_k` and `top_p` exclude (top_k first).
+
+    The most likely code always stays; codes as likely as the last one admitted stay with it.
+    """
+    logits = logits / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
+        smallest = jax.lax.top_k(logits, sampling.top_k)[0][..., -1:]
+        logits = jnp.where(logits >= smallest, logits, -jnp.inf)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        descending = jnp.sort(logits, axis=-1, descending=True)
+        probabilities = jax.nn.softmax(descending, axis=-1)
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities
+        smallest = jnp.min(jnp.where(before < sampling.top_p, descending, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits >= smallest, logits, -jnp.inf)
+    return logits
+
+
+def choose(
+    logits: Float[Array, "C P K"], keys: Key[Array, "C"], position: Int[Array, ""], sampling: SamplingConfig
+) -> Int[Array, "C P"]:
+    """Draws a code for every candidate of every prompt (Gumbel-max; the noise of a candidate is one for all prompts)."""
+    if sampling.temperature == 0:
+        return jnp.argmax(logits, axis=-1)
+
+    def gumbel(key):
+        return jax.random.gumbel(jax.random.fold_in(key, position), logits.shape[-1:])
+
+    noise = jax.vmap(gumbel)(keys)
+    return jnp.argmax(filter_logits(logits, sampling) + noise[:, None], axis=-1)
+
+
+def guide(logits: Float[Array, "C Q K"], scale: float) -> Float[Array, "C P K"]:
+    """Classifier-free guidance over a batch whose second half of prompts has the empty caption (Q = 2 P)."""
+    caption, empty = jnp.split(logits, 2, axis=1)
+    return empty + scale * (caption - empty)
+
+
+def make_caches(config: DecoderConfig, text_kv: Any, candidates: int) -> Any:
+    """Every layer's `LayerCache` in the stack's form: the prefill's text, and an empty image part."""
+    plan = GroupPlan.of(config.schedule)
+    group_kv, tail_kv = text_kv
+
+    def layer(pattern, text: KeyValue, leading):
+        layout = CacheLayout(pattern, config.grid_size, config.grid_size, config.conv_kernel)
+        prompts = text.k.shape[-4]
+        image = layout.empty(candidates, prompts, config.num_heads, config.head_dim, text.k.dtype)
+        if leading:
+            image = KeyValue(*(jnp.broadcast_to(x, (leading, *x.shape)) for x in image))
+        return LayerCache(text, image)
+
+    group = tuple(layer(p, kv, plan.repeats) for p, kv in zip(plan.group, group_kv, strict=True))
+    tail = tuple(layer(p, kv, 0) for p, kv in zip(plan.tail, tail_kv, strict=True))
+    return group, tail
+
+
+def store(config: DecoderConfig, caches: Any, new: Any, position: Int[Array, ""]) -> Any:
+    """Writes the keys and values that a step returned into the caches of all layers."""
+    plan = GroupPlan.of(config.schedule)
+
+    def write(pattern, cache: LayerCache, entry: KeyValue) -> LayerCache:
+        layout = CacheLayout(pattern, config.grid_size, config.grid_size, config.conv_kernel)
+        return LayerCache(cache.text, layout.write(cache.image, entry, position))
+
+    return tuple(
+        tuple(map(write, kinds, part, entries))
+        for kinds, part, entries in zip((plan.group, plan.tail), caches, new, strict=True)
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def prefill(config: DecoderConfig, params: Any, text: Int[Array, "P T"]) -> Any:
+    """Text keys and values of every layer; run once for all chunks of a prompt's candidates."""
+    return Decoder(config).apply({"params": params}, text, method="prefill")
+
+
+@functools.partial(jax.jit, static_argnames=("config", "sampling"))
+def draw(
+    config: DecoderConfig,
+    params: Any,
+    text_kv: Any,
+    keys: Key[Array, "C"],
+    prime: Prime,
+    sampling: SamplingConfig,
+) -> Int[Array, "C P G"]:
+    """Draws all image tokens of C candidates of each of P prompts.
+
+    Args:
+      config: of the model.
+      params: of the model.
+      text_kv: of `prefill`; with guidance, of the P prompts followed by P empty captions.
+      keys: one per candidate, of `candidate_keys`.
+      prime: tokens to start from.
+      sampling: how to draw.
+
+    Returns:
+      Codes in raster order.
+    """
+    model = Decoder(config)
+    candidates, prompts = keys.shape[0], prime.tokens.shape[0]
+    branches = 2 if sampling.guided else 1
+
+    def step(carry, position):
+        previous, caches = carry
+        inputs = jnp.tile(previous, (1, branches))
+        out = model.apply({"params": params}, inputs, position, caches, method="step")
+        logits = guide(out.logits, sampling.guidance_scale) if sampling.guided else out.logits
+        token = choose(logits, keys, position, sampling).astype(jnp.int32)
+        token = jnp.where(position < prime.length, prime.tokens[:, position], token)
+        return (token, store(config, caches, out.new, position)), token
+
+    start = jnp.zeros((candidates, prompts), jnp.int32), make_caches(config, text_kv, candidates)
+    _, tokens = jax.lax.scan(step, start, jnp.arange(config.image_length))
+    return jnp.moveaxis(tokens, 0, -1)
+
+
+def no_prime(config: DecoderConfig, prompts: int) -> Prime:
+    """Nothing given: every token is drawn."""
+    return Prime(jnp.zeros((prompts, config.image_length), jnp.int32), jnp.int32(0))
+
+
+def with_empty_captions(text: Int[Array, "P T"]) -> Int[Array, "2*P T"]:
+    """The prompts, followed by as many captions that hold start-of-text alone."""
+    empty = jnp.zeros_like(text).at[:, 0].set(text[:, 0])
+    return jnp.concatenate([text, empty])
