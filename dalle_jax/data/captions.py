@@ -1,0 +1,72 @@
+"""Captions as people store them: text files, JSON objects, columns of a table."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from dalle_jax.data.records import BadReason
+
+CAPTION_FIELDS = ("caption", "captions", "text")
+"""Where a caption is looked for when the config names no field, in this order."""
+
+Captions = tuple[tuple[str, ...], BadReason | None]
+"""The captions of one picture, and why there are none where they cannot be read."""
+
+
+def from_text(data: bytes) -> Captions:
+    """Reads a `.txt` file: every line that is not blank is one caption."""
+    try:
+        return clean(data.decode("utf-8-sig").splitlines())
+    except UnicodeDecodeError:
+        return (), BadReason.CAPTION_ENCODING
+
+
+def from_json(data: bytes, field: str = "") -> Captions:
+    """Reads the captions in a JSON object; see `from_mapping`. Anything but an object has none."""
+    try:
+        value = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return (), BadReason.CAPTION_ENCODING
+    except json.JSONDecodeError:
+        return (), BadReason.NO_CAPTION
+    return from_mapping(value, field) if isinstance(value, dict) else ((), None)
+
+
+def from_mapping(mapping: Mapping[str, Any], field: str = "") -> Captions:
+    """Reads the captions under `field`, or under the first usual name that holds any.
+
+    The value may be one caption, a list of them, or a list of objects with a caption each (COCO in TFDS).
+    """
+    for name in (field,) if field else CAPTION_FIELDS:
+        captions, fault = clean(_strings(mapping.get(name)))
+        if captions or fault:
+            return captions, fault
+    return (), None
+
+
+def clean(texts: list[str]) -> Captions:
+    """Collapses white space, drops what is empty, and finds the bytes that were not UTF-8.
+
+    Text that was decoded with `surrogateescape`, or holds half of a surrogate pair, cannot be encoded again.
+    """
+    captions = tuple(caption for text in texts if (caption := " ".join(text.split())))
+    try:
+        for caption in captions:
+            caption.encode()
+    except UnicodeEncodeError:
+        return (), BadReason.CAPTION_ENCODING
+    return captions, None
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, bytes):
+        return [value.decode("utf-8", "surrogateescape")]
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Mapping):
+        return next((_strings(value[name]) for name in CAPTION_FIELDS if name in value), [])
+    if hasattr(value, "tolist"):  # numpy scalars and arrays of bytes
+        return _strings(value.tolist())
+    if isinstance(value, list | tuple):
+        return [text for item in value for text in _strings(item)]
+    return []

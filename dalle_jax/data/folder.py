@@ -1,0 +1,120 @@
+"""A folder of pictures, with captions beside them or in one table."""
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from dalle_jax.data import captions
+from dalle_jax.data.records import BadReason, BadSample, Record, Source
+from dalle_jax.data.webdataset import IMAGE_SUFFIXES
+from dalle_jax.errors import UserError, closest
+
+TABLES = ("captions.csv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
+"""A table of pictures and captions in the folder, the first that is there; `metadata` is what Hugging Face writes."""
+
+_IMAGE_FIELDS = ("file_name", "image", "file", "filename", "filepath", "path")
+
+
+class Folder(Source):
+    """Pictures in a folder and below it.
+
+    With a table, its rows are the data set: a picture named in several rows has several captions. Without one, every
+    picture is a sample, and each line of the `.txt` of the same name is a caption.
+    """
+
+    def __init__(self, path: str, *, caption_field: str = "", image_field: str = ""):
+        """Lists the folder, or reads its table.
+
+        Raises:
+          UserError: where the folder or the pictures are missing, or the table cannot be read.
+        """
+        self._root = os.path.expanduser(path)
+        self.name = f"folder {path}"
+        if not path or not os.path.isdir(self._root):
+            raise UserError(f"config.data.path='{path}' is not a folder: name the folder with the pictures")
+        table = next((name for name in TABLES if os.path.exists(os.path.join(self._root, name))), None)
+        self._captions: dict[str, captions.Captions] | None = None
+        if table:
+            self.name = f"folder {path} ({table})"
+            self._captions = _read_table(os.path.join(self._root, table), caption_field, image_field)
+            self._files = list(self._captions)
+        else:
+            self._files = sorted(_pictures(self._root))
+        if not self._files:
+            raise UserError(f"{self.name} holds no picture (.{', .'.join(IMAGE_SUFFIXES)})")
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def key(self, index: int) -> str:
+        return self._files[index]
+
+    def __getitem__(self, index: int) -> Record:
+        file = self._files[index]
+        path = os.path.join(self._root, file)
+        try:
+            with open(path, "rb") as picture:
+                image = picture.read()
+        except OSError as error:
+            raise BadSample(BadReason.MISSING, str(error)) from error
+        texts, fault = self._captions[file] if self._captions is not None else _captions_beside(path)
+        return Record(image, texts, file, captions_fault=fault)
+
+
+def _pictures(root: str) -> Iterator[str]:
+    """Paths of the pictures, relative to the root and with forward slashes, so that keys are the same everywhere."""
+    for folder, _, names in os.walk(root, followlinks=True):
+        for name in names:
+            if not name.startswith(".") and os.path.splitext(name)[1][1:].lower() in IMAGE_SUFFIXES:
+                yield os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
+
+
+def _captions_beside(path: str) -> captions.Captions:
+    try:
+        with open(os.path.splitext(path)[0] + ".txt", "rb") as text:
+            return captions.from_text(text.read())
+    except FileNotFoundError:
+        return (), None
+
+
+def _read_table(path: str, caption_field: str, image_field: str) -> dict[str, captions.Captions]:
+    table: dict[str, captions.Captions] = {}
+    for line, row in _rows(path):
+        file = next((row[name] for name in ((image_field,) if image_field else _IMAGE_FIELDS) if row.get(name)), None)
+        if not isinstance(file, str):
+            fields = ", ".join(str(name) for name in row)
+            raise UserError(
+                f"{path}, line {line}: no picture is named by {image_field or ' or '.join(_IMAGE_FIELDS)} (its fields: "
+                f"{fields}); set config.data.image_field{closest(image_field, map(str, row))}"
+            )
+        if caption_field and caption_field not in row:
+            near = closest(caption_field, map(str, row))
+            raise UserError(f"{path}, line {line}: there is no field '{caption_field}'{near} (config.data.caption_field)")
+        texts, fault = captions.from_mapping(row, caption_field)
+        before, fault_before = table.get(file, ((), None))
+        # A readable caption is worth more than the fault of another row.
+        merged = before + texts
+        table[file] = (merged, None if merged else fault or fault_before)
+    return table
+
+
+def _rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows with their line numbers. Bytes that are not UTF-8 are kept as surrogates: one caption is bad, not all."""
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        if path.endswith(".csv"):
+            reader = csv.DictReader(file)
+            for row in reader:
+                yield reader.line_num, row
+            return
+        for line, text in enumerate(file, 1):
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}, line {line} is not JSON ({error.msg}): mend or delete the line") from error
+            if not isinstance(row, dict):
+                raise UserError(f"{path}, line {line} is not a JSON object: write one object a line")
+            yield line, row

@@ -1,0 +1,69 @@
+"""File patterns as people write them: globs, brace ranges, lists."""
+
+import glob
+import os
+import re
+
+from dalle_jax.errors import UserError
+
+_BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
+
+
+def expand(pattern: str, suffix: str) -> list[str]:
+    """Lists the files that a pattern names, in order.
+
+    Args:
+      pattern: paths, globs (`*`, `?`, `[..]`), brace ranges (`{00000..00099}`, `{a,b}`), several separated by
+        commas; a folder stands for the files in it that end in `suffix`.
+      suffix: such as `.tar`.
+
+    Raises:
+      UserError: where it names no file, or a file that does not exist.
+    """
+    if not pattern:
+        raise UserError("config.data.path is empty: name the data, for example --config.data.path='data/*.tar'")
+    files: list[str] = []
+    missing: list[str] = []
+    for path in (path for part in _split(pattern) for path in expand_braces(os.path.expanduser(part))):
+        if os.path.isdir(path):
+            files += sorted(glob.glob(os.path.join(glob.escape(path), "*" + suffix)))
+        elif os.path.exists(path):
+            files.append(path)
+        elif glob.has_magic(path):
+            files += sorted(glob.glob(path, recursive=True))
+        else:
+            missing.append(path)
+    if missing:
+        raise UserError(
+            f"{len(missing)} of the files that '{pattern}' names do not exist, the first is '{missing[0]}': "
+            "mend the path or the range"
+        )
+    if not files:
+        raise UserError(f"'{pattern}' matches no {suffix} file: check the path, and quote the pattern in the shell")
+    return files
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Expands `{a,b}` and `{start..stop}` as a shell does; zeros in front of `start` set the width."""
+    match = _BRACES.search(pattern)
+    if match is None:
+        return [pattern]
+    body = match[1]
+    ends = re.fullmatch(r"(\d+)\.\.(\d+)", body)
+    if ends:
+        start, stop = int(ends[1]), int(ends[2])
+        width = len(ends[1]) if ends[1].startswith("0") or len(ends[1]) == len(ends[2]) else 0
+        step = 1 if stop >= start else -1
+        choices = [str(number).zfill(width) for number in range(start, stop + step, step)]
+    elif "," in body:
+        choices = body.split(",")
+    else:
+        raise UserError(f"cannot read the brace range '{{{body}}}' in '{pattern}': write {{00000..00099}} or {{a,b}}")
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    return [head + choice + rest for choice in choices for rest in expand_braces(tail)]
+
+
+def _split(pattern: str) -> list[str]:
+    """Splits at the commas that stand outside braces."""
+    parts = re.split(r",(?![^{}]*\})", pattern)
+    return [part.strip() for part in parts if part.strip()]

@@ -1,0 +1,83 @@
+"""From a config to a source, and which of its samples are held out."""
+
+import numpy as np
+
+from dalle_jax.data import paths
+from dalle_jax.data.config import DataConfig, SourceKind
+from dalle_jax.data.records import Source, Subset
+from dalle_jax.errors import UserError
+
+TRAIN, EVAL = "train", "eval"
+
+
+def open_source(config: DataConfig, split: str = TRAIN) -> Source:
+    """Opens the samples of one split.
+
+    Args:
+      config: which data, and how it is split.
+      split: `train` and `eval` are what the run trains on and what it holds out, under whatever names the data set
+        has for them (`config.split`, `config.eval_split`, or a part of `config.split`); any other is a split of the
+        data set itself, such as `unseen`.
+
+    Raises:
+      UserError: where the data are missing, damaged or empty, or the split does not exist.
+    """
+    if split not in (TRAIN, EVAL):
+        return _open_named(config, split)
+    if config.eval_split:
+        return _open_named(config, config.split if split == TRAIN else config.eval_split)
+    if config.source is SourceKind.SHAPES:
+        return _open_named(config, split)
+    whole = _open_named(config, config.split)
+    if config.eval_fraction == 0.0:
+        if split == EVAL:
+            raise UserError(f"nothing of {whole.name} is held out: set config.data.eval_fraction or "
+                            "config.data.eval_split")
+        return whole
+    return hold_out(whole, config.eval_fraction, split)
+
+
+def hold_out(source: Source, fraction: float, split: str) -> Source:
+    """The part of a source that is trained on (`train`) or held out (`eval`).
+
+    Which samples are held out depends on their keys alone: more data, other file names or another order do not move
+    a sample from one side to the other, and pictures that share a key stay together.
+    """
+    held_out = source.key_hashes() < np.uint64(round(fraction * (2**64 - 2**12)))
+    if not held_out.any():
+        # Too few samples for the fraction: one is better than an evaluation of nothing.
+        held_out[int(np.argmin(source.key_hashes()))] = True
+    indices = np.flatnonzero(held_out if split == EVAL else ~held_out)
+    if not len(indices):
+        raise UserError(f"{source.name} has {len(source)} sample(s), too few to hold out a share of {fraction}: set "
+                        "config.data.eval_fraction=0 or bring more data")
+    return Subset(source, indices, f"{source.name}, {split} part")
+
+
+def _open_named(config: DataConfig, split: str) -> Source:
+    """Opens a split under the data set's own name. Each kind of source is imported when it is asked for."""
+    if config.source is SourceKind.SHAPES:
+        from dalle_jax.data import shapes
+
+        return shapes.source(config.shapes, split)
+    if config.source is SourceKind.TFDS:
+        from dalle_jax.data import tfds
+
+        return tfds.Tfds(
+            tfds.open_builder(config.path),
+            split,
+            caption_field=config.caption_field,
+            image_field=config.image_field,
+            label_field=config.label_field,
+        )
+    if split != config.split and "{split}" not in config.path:
+        raise UserError(f"config.data.path='{config.path}' has no split '{split}': write {{split}} in the path where "
+                        "the split's name stands")
+    path = config.path.replace("{split}", split)
+    if config.source is SourceKind.FOLDER:
+        from dalle_jax.data.folder import Folder
+
+        return Folder(path, caption_field=config.caption_field, image_field=config.image_field)
+    from dalle_jax.data.webdataset import WebDataset
+
+    return WebDataset(paths.expand(path, ".tar"), caption_field=config.caption_field)

@@ -1,0 +1,117 @@
+"""Where the members of a tar lie, so that they can be read in any order.
+
+The standard library's `tarfile` answers the same question in five to ten times the time, and a data set has millions
+of members.
+"""
+
+import os
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from dalle_jax.errors import UserError
+
+_BLOCK = 512
+_REGULAR = b"0\x007"  # type flags of plain files: POSIX, ancient, contiguous
+_PAX, _GNU_LONG_NAME = b"x", b"L"
+
+
+class Member(NamedTuple):
+    """One plain file in a tar."""
+
+    name: str
+    offset: int
+    """Of its first byte, from the start of the tar."""
+    size: int
+
+
+def scan(path: str) -> Iterator[Member]:
+    """Yields the plain files of an uncompressed tar (ustar, pax or GNU), reading headers only.
+
+    Raises:
+      UserError: naming the tar and the offset, where it is compressed, ends inside a member, or is no tar.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        total = os.fstat(descriptor).st_size
+        offset = 0
+        override: dict[str, str] = {}  # what an extension header says of the member after it
+        while offset < total:
+            header = os.pread(descriptor, _BLOCK, offset)
+            if len(header) == _BLOCK and not any(header):
+                return
+            if len(header) < _BLOCK:
+                raise _cut(path, offset, total)
+            if not _checksum_matches(header):
+                raise _not_a_tar(path, offset, header)
+            kind = header[156:157]
+            extension = kind in (_PAX, _GNU_LONG_NAME)
+            size = _number(header[124:136]) if extension else int(override.get("size", _number(header[124:136])))
+            start = offset + _BLOCK
+            if start + size > total:
+                raise _cut(path, offset, total)
+            offset = start + -(-size // _BLOCK) * _BLOCK
+            if extension:
+                override |= _extension(kind, os.pread(descriptor, size, start))
+                continue
+            name = override.get("path") or _name(header)
+            override = {}
+            if kind in _REGULAR and not name.endswith("/"):
+                yield Member(name.removeprefix("./"), start, size)
+    finally:
+        os.close(descriptor)
+
+
+def _name(header: bytes) -> str:
+    name = header[:100].split(b"\0", 1)[0]
+    if header[257:263] == b"ustar\0" and (prefix := header[345:500].split(b"\0", 1)[0]):
+        name = prefix + b"/" + name
+    return name.decode("utf-8", "surrogateescape")
+
+
+def _extension(kind: bytes, data: bytes) -> dict[str, str]:
+    """The path and size in a pax header (`length key=value` records), or the name in a GNU one."""
+    if kind == _GNU_LONG_NAME:
+        return {"path": data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")}
+    values = {}
+    while data and data[:1] != b"\0":
+        length = int(data.split(b" ", 1)[0])
+        key, _, value = data[:length].split(b" ", 1)[1].rstrip(b"\n").partition(b"=")
+        if key in (b"path", b"size"):
+            values[key.decode()] = value.decode("utf-8", "surrogateescape")
+        data = data[length:]
+    return values
+
+
+def _number(field: bytes) -> int:
+    """An octal number, or GNU's binary one for sizes of 8 GiB and more."""
+    if field[0] & 0x80:
+        return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
+    return int(field.strip(b" \0") or b"0", 8)
+
+
+def _checksum_matches(header: bytes) -> bool:
+    """Whether the header's bytes, its checksum field read as spaces, add up to that field.
+
+    The low half of Adler-32 is 1 + the sum of the bytes modulo 65521, at a fortieth of the time of Python's `sum`.
+    """
+    total = zlib.adler32(header[:148] + b" " * 8 + header[156:]) & 0xFFFF
+    try:
+        return total == (_number(header[148:156]) + 1) % 65521
+    except ValueError:
+        return False
+
+
+def _cut(path: str, offset: int, total: int) -> UserError:
+    return UserError(
+        f"{path} is cut short: the member at byte {offset} does not end within its {total} bytes; "
+        "fetch it again or leave it out"
+    )
+
+
+def _not_a_tar(path: str, offset: int, header: bytes) -> UserError:
+    compressions = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd"}
+    if offset == 0 and header[:2] in compressions:
+        return UserError(f"{path} is compressed with {compressions[header[:2]]}: unpack it to a plain .tar first, "
+                         "which is what can be read in any order")
+    return UserError(f"{path} is damaged or no tar: there is no member at byte {offset}; fetch it again or leave it out")

@@ -1,0 +1,155 @@
+"""TensorFlow Datasets, prepared as ArrayRecord or TFRecord, read in any order and without TensorFlow."""
+
+import os
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from dalle_jax.data import captions
+from dalle_jax.data.records import BadReason, BadSample, Record, Source
+from dalle_jax.errors import UserError, closest
+
+
+class Tfds(Source):
+    """One split of a data set. Pictures stay encoded; captions and labels are found by the features' types."""
+
+    def __init__(
+        self,
+        builder: tfds.core.DatasetBuilder,
+        split: str,
+        *,
+        caption_field: str = "",
+        image_field: str = "",
+        label_field: str = "",
+    ):
+        """Opens the split of a prepared builder.
+
+        Raises:
+          UserError: where the data set is not prepared, or has no such split or field.
+        """
+        info = builder.info
+        self.name = f"tfds {info.full_name} {split}"
+        self._split = split
+        if not builder.is_prepared():
+            raise UserError(
+                f"the TFDS data set '{builder.name}' is not prepared in {builder.data_path}: run python -c \"import "
+                f"tensorflow_datasets as tfds; tfds.builder('{builder.name}', file_format='array_record')"
+                '.download_and_prepare()" (many data sets need the extra for that: pip install "dalle-jax[tfds]")'
+            )
+        base = split.split("[")[0]
+        if base not in info.splits:
+            raise UserError(f"{info.full_name} has no split '{base}'{closest(base, info.splits)} "
+                            f"(it has: {', '.join(info.splits)})")
+        features: dict[str, Any] = dict(info.features.items())
+        pictures = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
+        labels = [name for name, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
+        self._image = _field("image_field", image_field, pictures, features)
+        if self._image is None:
+            raise UserError(f"{info.full_name} has {len(pictures)} pictures a sample ({', '.join(pictures)}): choose "
+                            "one with config.data.image_field")
+        self._label = _field("label_field", label_field, labels, features)
+        self._caption = _field("caption_field", caption_field, [], features) or ""
+        self._features = info.features
+        self._decoders = {self._image: tfds.decode.SkipDecoding()}
+        self._records = _records(builder, split)
+        self.has_labels = self._label is not None
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def key(self, index: int) -> str:
+        return f"{self._split}/{index}"
+
+    def __getitem__(self, index: int) -> Record:
+        example = self._features.deserialize_example_np(self._records[index], decoders=self._decoders)
+        texts, fault = captions.from_mapping(example, self._caption)
+        label = None if self._label is None else int(example[self._label])
+        return Record(example[self._image], texts, self.key(index), label, fault)
+
+
+def open_builder(path: str) -> tfds.core.DatasetBuilder:
+    """The builder of a data set's name (`coco_captions`, `mnist:3.0.1`) or of a prepared directory.
+
+    Raises:
+      UserError: where there is no such data set.
+    """
+    if not path:
+        raise UserError("config.data.path is empty: give the name or the directory of a TFDS data set")
+    try:
+        if os.path.isdir(os.path.expanduser(path)) or "/" in path and "://" in path:
+            return tfds.builder_from_directory(os.path.expanduser(path))
+        return tfds.builder(path)
+    except tfds.core.registered.DatasetNotFoundError:
+        near = closest(path, tfds.list_builders())
+        raise UserError(f"there is no directory and no TFDS data set '{path}'{near}") from None
+    except tfds.core.dataset_info.DatasetInfoFileError:
+        raise UserError(f"{path} holds no prepared TFDS data set: name the directory with dataset_info.json in it, "
+                        "such as .../coco_captions/1.1.0") from None
+
+
+def _field(option: str, chosen: str, candidates: list[str], features: dict[str, Any]) -> str | None:
+    if chosen and chosen not in features:
+        raise UserError(f"the data set has no field '{chosen}'{closest(chosen, features)} (config.data.{option}; "
+                        f"it has: {', '.join(features)})")
+    return chosen or (candidates[0] if len(candidates) == 1 else None)
+
+
+def _records(builder: tfds.core.DatasetBuilder, split: str) -> Any:
+    """A random-access sequence of serialised examples."""
+    formats = builder.info.available_file_formats()
+    if tfds.core.FileFormat.ARRAY_RECORD in formats:
+        return builder.as_data_source(
+            split,
+            deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
+            file_format=tfds.core.FileFormat.ARRAY_RECORD,
+        )
+    if builder.info.file_format is tfds.core.FileFormat.TFRECORD:
+        return TfRecords(builder.info.splits[split].file_instructions)
+    raise UserError(f"{builder.info.full_name} is stored as {builder.info.file_format}: prepare it with "
+                    "file_format='array_record'")
+
+
+class TfRecords:
+    """Random access to TFRecord files: their framing is scanned once into offsets, as a tar's headers are.
+
+    A record is its length (8 bytes, little-endian), 4 bytes of checksum, the data, and 4 bytes of checksum.
+    """
+
+    def __init__(self, instructions: list[Any]):
+        """Args: instructions: TFDS file instructions (`filename`, `skip`, `take`)."""
+        self._paths = [str(instruction.filename) for instruction in instructions]
+        spans, files = [], []
+        for index, instruction in enumerate(instructions):
+            found = _frames(self._paths[index])[instruction.skip : instruction.skip + instruction.take]
+            spans.append(found)
+            files.append(np.full(len(found), index))
+        self._spans = np.concatenate(spans)
+        self._files = np.concatenate(files)
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __getitem__(self, index: int) -> bytes:
+        offset, size = self._spans[index].tolist()
+        with open(self._paths[self._files[index]], "rb") as file:
+            file.seek(offset)
+            data = file.read(size)
+        if len(data) < size:
+            raise BadSample(BadReason.MISSING, f"{file.name} is shorter than it was when the run started")
+        return data
+
+
+def _frames(path: str) -> np.ndarray:
+    """int64 [records, (offset, size)] of a TFRecord file."""
+    frames = []
+    total = os.path.getsize(path)
+    with open(path, "rb") as file:
+        while (start := file.tell()) < total:
+            size = int.from_bytes(file.read(8), "little")
+            if start + 16 + size > total:
+                raise UserError(f"{path} is cut short: the record at byte {start} does not end within its {total} "
+                                "bytes; prepare the data set again")
+            frames.append((start + 12, size))
+            file.seek(start + 16 + size)
+    return np.array(frames, np.int64).reshape(len(frames), 2)

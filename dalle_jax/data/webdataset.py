@@ -1,0 +1,117 @@
+"""Webdataset tars as img2dataset writes them, read in any order without being copied or unpacked."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+
+from dalle_jax.data import captions, tar
+from dalle_jax.data.records import BadReason, BadSample, Record, Source
+from dalle_jax.errors import UserError
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+
+_PARTS = {suffix: 0 for suffix in IMAGE_SUFFIXES} | {"txt": 1, "json": 2, "cls": 3}
+_IMAGE, _TEXT, _JSON, _CLASS = range(4)
+_ABSENT = -1
+
+
+class _Shard(NamedTuple):
+    keys: list[bytes]
+    spans: np.ndarray  # int64 [samples, part, (offset, size)], _ABSENT where the sample has no such member
+    without_picture: int
+
+
+class WebDataset(Source):
+    """Files that share a name up to its first dot are one sample: a picture, and `.txt`, `.json` or `.cls` beside it.
+
+    Captions are the lines of the `.txt`, else the caption field of the `.json`; where `caption_field` is given, that
+    field of the `.json` goes first. `.cls` holds a class index.
+
+    The tars are scanned once, when the source is opened; a sample is then one open and a few reads at known offsets.
+    """
+
+    def __init__(self, paths: Sequence[str], *, caption_field: str = ""):
+        """Scans the tars.
+
+        Raises:
+          UserError: where one is cut short, compressed or damaged (naming it and the offset), or no sample in any of
+            them has a picture.
+        """
+        self.name = f"webdataset {paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+        self._paths = list(paths)
+        self._caption_field = caption_field
+        # Headers lie scattered over the files: threads hide the latency of a network file system.
+        with ThreadPoolExecutor(8) as pool:
+            shards = list(pool.map(_scan_shard, self._paths))
+        without_picture = sum(shard.without_picture for shard in shards)
+        if without_picture:
+            logging.warning("%s: %d samples without a picture are left out", self.name, without_picture)
+        self._spans = np.concatenate([shard.spans for shard in shards])
+        if not len(self._spans):
+            raise UserError(f"{self.name}: no member is a picture (.{', .'.join(IMAGE_SUFFIXES)})")
+        self._shards = np.repeat(np.arange(len(shards)), [len(shard.keys) for shard in shards])
+        self._keys = np.array([key for shard in shards for key in shard.keys])
+        self.has_labels = bool(np.all(self._spans[:, _CLASS, 0] != _ABSENT))
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def key(self, index: int) -> str:
+        return self._keys[index].decode("utf-8", "surrogateescape")
+
+    def __getitem__(self, index: int) -> Record:
+        try:
+            parts = self._read(index)
+        except OSError as error:
+            raise BadSample(BadReason.MISSING, str(error)) from error
+        texts, fault = self._captions(parts[_TEXT], parts[_JSON])
+        label = parts[_CLASS].strip()
+        return Record(parts[_IMAGE], texts, self.key(index), int(label) if label.isdigit() else None, fault)
+
+    def _read(self, index: int) -> list[bytes]:
+        path = self._paths[self._shards[index]]
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            parts = [
+                b"" if offset == _ABSENT else os.pread(descriptor, size, offset)
+                for offset, size in self._spans[index].tolist()
+            ]
+        finally:
+            os.close(descriptor)
+        if any(len(part) < size for part, (_, size) in zip(parts, self._spans[index].tolist(), strict=True)):
+            raise BadSample(BadReason.MISSING, f"{path} is shorter than it was when the run started")
+        return parts
+
+    def _captions(self, text: bytes, json: bytes) -> captions.Captions:
+        from_text = (lambda: captions.from_text(text)) if text else None
+        from_json = (lambda: captions.from_json(json, self._caption_field)) if json else None
+        order = (from_json, from_text) if self._caption_field else (from_text, from_json)
+        result: captions.Captions = ((), None)
+        for read in filter(None, order):
+            found = read()
+            if found[0]:
+                return found
+            result = result if result[1] else found
+        return result
+
+
+def _scan_shard(path: str) -> _Shard:
+    samples: dict[str, list[list[int]]] = {}
+    for name, offset, size in tar.scan(path):
+        folder, base = os.path.split(name)
+        stem, _, suffix = base.partition(".")
+        part = _PARTS.get(suffix.lower())
+        if part is None or not stem:  # a dot in front: what macOS leaves beside each file
+            continue
+        sample = samples.setdefault(os.path.join(folder, stem), [[_ABSENT, 0] for _ in range(4)])
+        sample[part] = [offset, size]
+    whole = {key: spans for key, spans in samples.items() if spans[_IMAGE][0] != _ABSENT}
+    return _Shard(
+        [key.encode("utf-8", "surrogateescape") for key in whole],
+        np.array(list(whole.values()), np.int64).reshape(len(whole), 4, 2),
+        len(samples) - len(whole),
+    )
