@@ -1,0 +1,362 @@
+"""Checkpoints of a stage: saved while it trains, restored onto any mesh, and read by whoever uses the model.
+
+The only module that knows Orbax. A checkpoint is a directory `checkpoints/<step>/` of one item each for `params`, `ema`
+and `model_state` (where there are any), `optimizer`, and `progress` (JSON). Saving is asynchronous and ends with a
+rename, so that a directory with a bare number for a name was whole once; what was damaged later is found on restore.
+"""
+
+import contextlib
+import errno
+import logging
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from dalle_jax.errors import UserError
+from dalle_jax.training.config import TrainConfig
+from dalle_jax.training.state import TrainState
+from dalle_jax.training.trees import named_leaves
+
+
+class Restored(NamedTuple):
+    """A training state from disk, without its key, and the JSON that was saved with it."""
+
+    state: TrainState
+    progress: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one training stage. Every process calls every method, in the same order."""
+
+    def __init__(self, stage_dir: epath.PathLike, config: TrainConfig, best_metric: str, best_mode: str):
+        """Opens `stage_dir/checkpoints`, and removes what an interrupted save left there.
+
+        Args:
+          stage_dir: the stage's folder in a work directory.
+          config: how many to keep: `keep_last`, `keep_best`, `keep_every`.
+          best_metric: the evaluation metric that ranks them.
+          best_mode: `min` or `max` of it.
+        """
+        _quiet_orbax()
+        self.directory = epath.Path(stage_dir) / "checkpoints"
+        self._best_metric, self._best_mode = best_metric, best_mode
+        self._manager = self._open(config)
+
+    def _open(self, config: TrainConfig) -> ocp.CheckpointManager:
+        policies = ocp.checkpoint_managers
+
+        def metric(metrics) -> float:
+            return metrics[self._best_metric]
+
+        # Alone, `best_fn` would delete the newest checkpoint where its metric is worse; here it has metrics written.
+        keep: list[Any] = [policies.LatestN(max(config.keep_last, 1))]
+        if config.keep_best:
+            keep.append(
+                policies.BestN(
+                    get_metric_fn=metric,
+                    reverse=self._best_mode == "min",
+                    n=config.keep_best,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        if config.keep_every:
+            keep.append(policies.EveryNSteps(config.keep_every))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            best_fn=metric,
+            best_mode=self._best_mode,
+            cleanup_tmp_directories=True,
+        )
+        with _full_disk(self.directory):
+            return ocp.CheckpointManager(self.directory, options=options)
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps on disk, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def improves(self, metrics: Mapping[str, float]) -> bool:
+        """Whether an evaluation is better than that of every checkpoint kept."""
+        value = metrics.get(self._best_metric, math.nan)
+        kept = [(self._manager.metrics(step) or {}).get(self._best_metric) for step in self.steps]
+        kept = [other for other in kept if other is not None]
+        if self._best_mode == "min":
+            return math.isfinite(value) and all(value < other for other in kept)
+        return math.isfinite(value) and all(value > other for other in kept)
+
+    def save(
+        self, step: int, state: TrainState, progress: Mapping[str, Any], metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Starts to save; returns when the arrays are copied off the devices. A step that is on disk is left alone.
+
+        Args:
+          step: updates made so far.
+          state: all but its key is saved.
+          progress: JSON that `restore` gives back.
+          metrics: of an evaluation of this very state, by which it may be kept as the best.
+
+        Raises:
+          UserError: the disk is full (of this save, or of the one before, which ended in the background).
+        """
+        if step in self._manager.all_steps():
+            return
+        items = {name: ocp.args.PyTreeSave(tree) for name, tree in _items(state).items()}
+        value = (metrics or {}).get(self._best_metric, math.nan)
+        with _full_disk(self.directory):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(**items, progress=ocp.args.JsonSave(dict(progress))),
+                metrics={self._best_metric: float(value)} if math.isfinite(value) else None,
+                force=True,
+            )
+
+    def restore(self, abstract: TrainState) -> Restored | None:
+        """Reads the newest checkpoint that is whole.
+
+        Args:
+          abstract: shapes, dtypes and shardings of the state (`with_shardings`), on any mesh.
+
+        Returns:
+          None where there is no checkpoint. Damaged ones that are newer than the one restored are renamed to
+          `<step>.damaged`, and a line on stderr says so.
+
+        Raises:
+          UserError: a checkpoint holds another model, or there are checkpoints and none can be read.
+        """
+        damaged: dict[int, str] = {}
+        for step in reversed(self.steps):
+            result = self._try(step, abstract)
+            if isinstance(result, str):
+                damaged[step] = result
+                continue
+            self._set_aside(damaged, step)
+            return result
+        if damaged:
+            raise UserError(f"none of the checkpoints in {self.directory} can be read ({max(damaged)}: "
+                            f"{damaged[max(damaged)]}): start again in an empty work directory")  # fmt: skip
+        return None
+
+    def _try(self, step: int, abstract: TrainState) -> Restored | str:
+        """A restored state, or why it cannot be read: by this process, or by another."""
+        directory, wanted = self.directory / str(step), _items(abstract)
+        result: Restored | str
+        try:
+            for name in set(wanted) - {"optimizer"}:
+                check_same(wanted[name], _metadata(directory, name), f"{directory}/{name}")
+            trees, progress = _read(directory, wanted)
+            optimizer = trees.pop("optimizer")
+            state = abstract.replace(**{"ema": None, "model_state": {}} | trees | optimizer)
+            result = Restored(state, progress)
+        except UserError:
+            raise
+        except Exception as error:  # Orbax and TensorStore raise many types for a damaged file.
+            result = _one_line(error)
+        if jax.process_count() > 1:
+            readable = multihost_utils.process_allgather(np.asarray(not isinstance(result, str)))
+            if not readable.all() and not isinstance(result, str):
+                result = f"process {int(np.argmin(readable))} cannot read it"
+        return result
+
+    def _set_aside(self, damaged: dict[int, str], good: int) -> None:
+        for step, reason in damaged.items():
+            if jax.process_index() == 0:
+                print(f"warning: checkpoint {step} in {self.directory} is damaged ({reason}): going back to {good}; "
+                      f"it is kept as {step}.damaged", file=sys.stderr, flush=True)  # fmt: skip
+                (self.directory / str(step)).rename(self.directory / f"{step}.damaged")
+        if damaged:
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices("damaged checkpoints set aside")
+            self._manager.reload()
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether all processes agreed to stop at this step, after a SIGTERM to any of them."""
+        return self._manager.reached_preemption(step)
+
+    def wait(self) -> None:
+        """Returns when the save that is under way is whole on disk.
+
+        Raises:
+          UserError: the disk is full.
+        """
+        with _full_disk(self.directory):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the save that is under way.
+
+        Raises:
+          UserError: the disk is full.
+        """
+        with _full_disk(self.directory):
+            self._manager.close()
+
+
+class LoadedParams(NamedTuple):
+    """What inference needs of a checkpoint."""
+
+    params: Any
+    model_state: Any
+    step: int
+
+
+def load_params(
+    stage_dir: epath.PathLike,
+    step: int | None = None,
+    *,
+    sharding: jax.sharding.Sharding | None = None,
+    like: Any = None,
+) -> LoadedParams:
+    """Reads a trained model: the running average where one is kept, else the parameters.
+
+    Args:
+      stage_dir: the stage's folder in a work directory.
+      step: of the checkpoint; None: the newest that is whole.
+      sharding: of every array; None: numpy arrays on the host.
+      like: abstract parameters of the model they are for, with shardings or without; names and shapes are compared,
+        and arrays go where these say. The model state is then replicated over the same mesh.
+
+    Raises:
+      UserError: there is no such checkpoint, it cannot be read, or it is not like `like`.
+    """
+    _quiet_orbax()
+    directory, steps = epath.Path(stage_dir) / "checkpoints", saved_steps(stage_dir)
+    if not steps or (step is not None and step not in steps):
+        which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+        has = f"; it has {', '.join(map(str, steps))}" if steps else "; train that stage first"
+        raise UserError(f"there is {which} in {directory}{has}")
+    failure = ""
+    for candidate in reversed(steps) if step is None else [step]:
+        try:
+            return _load(directory / str(candidate), candidate, sharding, like)
+        except UserError:
+            raise
+        except Exception as error:  # As in `Checkpoints.restore`.
+            failure = _one_line(error)
+            print(f"warning: checkpoint {candidate} in {directory} is damaged ({failure})", file=sys.stderr, flush=True)
+    raise UserError(f"no checkpoint in {directory} can be read ({failure})")
+
+
+def saved_steps(stage_dir: epath.PathLike) -> list[int]:
+    """The steps of a stage's checkpoints, oldest first; empty where there are none."""
+    directory = epath.Path(stage_dir) / "checkpoints"
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit()) if directory.exists() else []
+
+
+def check_same(wanted: Any, found: Any, where: str) -> None:
+    """Compares two trees of arrays by name and shape.
+
+    Raises:
+      UserError: naming the first parameters that are missing, unknown or of another shape.
+    """
+    wanted_shapes, found_shapes = _shapes(wanted), _shapes(found)
+    faults = [f"'{name}' is missing" for name in wanted_shapes if name not in found_shapes]
+    faults += [f"'{name}' is unknown to the model" for name in found_shapes if name not in wanted_shapes]
+    faults += [
+        f"'{name}' is {found_shapes[name]} and should be {shape}"
+        for name, shape in wanted_shapes.items()
+        if found_shapes.get(name, shape) != shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise UserError(f"{where} does not fit the model: {'; '.join(faults[:3])}{more}; is its config another one?")
+
+
+def _load(directory: epath.Path, step: int, sharding: jax.sharding.Sharding | None, like: Any) -> LoadedParams:
+    name = "ema" if (directory / "ema").exists() else "params"
+    found = _metadata(directory, name)
+    if like is not None:
+        check_same(like, found, f"{directory}/{name}")
+        of_like = next((leaf.sharding for leaf in jax.tree.leaves(like) if leaf.sharding is not None), None)
+        sharding = jax.sharding.NamedSharding(of_like.mesh, jax.sharding.PartitionSpec()) if of_like else None
+    wanted = {name: like if like is not None else _place(found, sharding)}
+    if (directory / "model_state").exists():
+        wanted["model_state"] = _place(_metadata(directory, "model_state"), sharding)
+    trees, _ = _read(directory, wanted, progress=False)
+    return LoadedParams(trees[name], trees.get("model_state", {}), step)
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """The trees that are saved, by item; Orbax refuses empty ones."""
+    items = {"params": state.params, "ema": state.ema, "model_state": state.model_state}
+    items = {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}
+    return items | {"optimizer": {"step": state.step, "opt_state": state.opt_state}}
+
+
+def _metadata(directory: epath.Path, name: str) -> Any:
+    """Names, shapes and dtypes of one item, from its index alone."""
+    if not (directory / name).exists():
+        raise FileNotFoundError(f"{directory / name} is missing")
+    metadata = ocp.PyTreeCheckpointHandler().metadata(directory / name)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata.tree)
+
+
+def _place(tree: Any, sharding: jax.sharding.Sharding | None) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+def _read(directory: epath.Path, wanted: Mapping[str, Any], progress: bool = True) -> tuple[dict[str, Any], dict]:
+    """Reads items onto the shardings of `wanted`; arrays without one become numpy arrays.
+
+    Every process reads for itself, with no barrier that the others would wait at if a file is damaged for one of them.
+    """
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix=f"read_{jax.process_index()}",
+    )
+
+    def restore_args(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
+        if leaf.sharding is None:
+            return ocp.RestoreArgs(restore_type=np.ndarray)
+        return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+
+    args: dict[str, Any] = {
+        name: ocp.args.PyTreeRestore(item=tree, restore_args=jax.tree.map(restore_args, tree))
+        for name, tree in wanted.items()
+    }
+    if progress:
+        args["progress"] = ocp.args.JsonRestore()
+    handler = ocp.CompositeCheckpointHandler(multiprocessing_options=alone)
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+        result = reader.restore(directory, args=ocp.args.Composite(**args))
+    return {name: result[name] for name in wanted}, result["progress"] if progress else {}
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(leaf.shape) for name, leaf in named_leaves(tree).items()}
+
+
+@contextlib.contextmanager
+def _full_disk(directory: epath.Path) -> Iterator[None]:
+    """Turns the several faces of a full disk into one line. Orbax deletes nothing before the new save is whole."""
+    try:
+        yield
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full and "No space left on device" not in str(error):
+            raise
+        steps = saved_steps(directory.parent)
+        kept = f"checkpoint {max(steps)} is intact" if steps else "no checkpoint was saved before"
+        raise UserError(
+            f"the disk is full while saving to {directory}: free some space and start again ({kept})"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname
+
+
+def _quiet_orbax() -> None:
+    """Keeps Orbax from printing every error of its background threads: each is raised here, and told once."""
+    logging.getLogger("absl").addFilter(_not_from_orbax)  # A filter that is there already is not added again.

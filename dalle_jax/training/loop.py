@@ -1,0 +1,295 @@
+"""The one training loop: codec, decoder and CLIP each bring a `Task`."""
+
+import contextlib
+import dataclasses
+import itertools
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh, NamedSharding
+
+from dalle_jax.training.checkpoint import Checkpoints, load_params
+from dalle_jax.training.config import MeshConfig, TrainConfig
+from dalle_jax.training.mesh import make_mesh
+from dalle_jax.training.metrics import Writer, open_writers
+from dalle_jax.training.optimizer import make_optimizer
+from dalle_jax.training.report import Clock, Reporter
+from dalle_jax.training.sharding import ShardingRules, batch_sharding, check_batch
+from dalle_jax.training.signals import Preempted, StopSignal
+from dalle_jax.training.state import (
+    TrainState,
+    abstract_state,
+    init_state,
+    run_keys,
+    state_shardings,
+    with_shardings,
+)
+from dalle_jax.training.step import TrainStep, compile_step, make_train_step
+from dalle_jax.training.task import Batch, Task
+
+
+class BatchSource(Protocol):
+    """Batches by number: batch n is a function of n alone, so that the position in the data is the step."""
+
+    bad_counts: Mapping[str, int]
+    """Samples replaced so far because they could not be read, by reason."""
+
+    def iterate(self, start: int, sharding: NamedSharding) -> Iterator[Batch]:
+        """Batches start, start + 1, ... as global arrays of `sharding`, without end."""
+        ...
+
+
+def train(
+    task: Task,
+    config: TrainConfig,
+    *,
+    mesh_config: MeshConfig,
+    batches: BatchSource,
+    workdir: epath.PathLike,
+    seed: int,
+    eval_batches: BatchSource | None = None,
+    init_from: epath.PathLike | None = None,
+    profile_steps: tuple[int, int] | None = None,
+    wandb: str = "",
+    on_row: Callable[[int, Mapping[str, float]], None] | None = None,
+    devices: list[jax.Device] | None = None,
+) -> TrainState:
+    """Trains one stage to `config.num_steps`, or goes on from where it was stopped.
+
+    A resumed run equals the one that was never interrupted bit for bit, on the same mesh and hardware: the state is
+    restored whole, batch n and the randomness of step n are functions of n.
+
+    Args:
+      task: what is trained.
+      config: sizes, optimizer and intervals.
+      mesh_config: how the devices are arranged.
+      batches: training data.
+      workdir: the stage's folder; gets `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `previews/`, `profile/`.
+      seed: of the parameters and of every step.
+      eval_batches: held-out data: batches 0 to `config.eval_batches` of it are the ones evaluated, every time.
+      init_from: a stage's folder of another run whose parameters this one begins with (fine-tuning).
+      profile_steps: first and last step of a profiler trace.
+      wandb: project of Weights & Biases; empty: none.
+      on_row: called on every process with each row of metrics.
+      devices: None: all.
+
+    Returns:
+      The state after the last step, which is also the newest checkpoint.
+
+    Raises:
+      UserError: mesh, batch or parameters do not fit; the loss or a gradient was not finite; the disk is full.
+      Preempted: a SIGTERM came and the state is saved; ends the process with code 0.
+    """
+    mesh, rules = make_mesh(mesh_config, devices), ShardingRules.of(mesh_config)
+    check_batch(config.batch_size, config.micro_batches, mesh, rules)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
+        stack.enter_context(rules.context())
+        stop = stack.enter_context(StopSignal())
+        checkpoints = stack.enter_context(
+            contextlib.closing(Checkpoints(workdir, config, task.best_metric, task.best_mode))
+        )
+        program, state, progress = _prepare(task, config, mesh, rules, checkpoints, init_from, seed)
+        writers: list[Writer] = []
+        if jax.process_index() == 0:
+            writers = open_writers(task.name, workdir, int(state.step), config.num_steps, wandb)
+        for writer in writers:
+            stack.enter_context(contextlib.closing(writer))
+        loop = _Loop(task, config, program, batch_sharding(mesh, rules), batches, eval_batches, checkpoints, writers,
+                     stop, on_row, progress)  # fmt: skip
+        with _profiler(epath.Path(workdir) / "profile", profile_steps) as profile:
+            return loop.run(state, profile)
+
+
+def _prepare(
+    task: Task,
+    config: TrainConfig,
+    mesh: Mesh,
+    rules: ShardingRules,
+    checkpoints: Checkpoints,
+    init_from: epath.PathLike | None,
+    seed: int,
+) -> tuple[TrainStep, TrainState, dict[str, Any]]:
+    """The compiled step and the state it starts from."""
+    optimizer = make_optimizer(config.optimizer, config.num_steps)
+    boxed = abstract_state(task, optimizer, config.ema_decay is not None)
+    shardings = state_shardings(boxed, mesh, rules)
+    step = make_train_step(task, config, optimizer, batch_sharding(mesh, rules))
+    program = compile_step(step, shardings)
+
+    # 1. A checkpoint of this run goes before everything else.
+    abstract = with_shardings(boxed, shardings)
+    restored = checkpoints.restore(abstract)
+    if restored is not None:
+        key = jax.device_put(run_keys(seed)[1], shardings.key)
+        return program, restored.state.replace(key=key), restored.progress
+    # 2. A fresh state, with the parameters of another run where one is named.
+    state = init_state(task, optimizer, config.ema_decay is not None, seed, shardings)
+    if init_from is not None:
+        loaded = load_params(init_from, like=abstract.params)
+        state = state.replace(params=loaded.params)
+        if state.ema is not None:
+            state = state.replace(ema=jax.tree.map(lambda x: x.copy(), loaded.params))
+        if jax.tree.leaves(state.model_state):
+            state = state.replace(model_state=jax.device_put(loaded.model_state, shardings.model_state))
+    return program, state, {}
+
+
+@dataclasses.dataclass
+class _Loop:
+    """The parts of a run that do not change from step to step."""
+
+    task: Task
+    config: TrainConfig
+    program: TrainStep
+    sharding: NamedSharding
+    batches: BatchSource
+    eval_batches: BatchSource | None
+    checkpoints: Checkpoints
+    writers: list[Writer]
+    stop: StopSignal
+    on_row: Callable[[int, Mapping[str, float]], None] | None
+    progress: dict[str, Any]
+
+    def __post_init__(self):
+        self.clock = Clock()
+        self.reporter = Reporter(self.config.log_every, self.clock, self._write_row, self._newest, self.progress)
+
+    def run(self, state: TrainState, profile: Callable[[int], None]) -> TrainState:
+        """Steps until the end, or until a stop is asked for."""
+        first, num_steps = int(state.step), self.config.num_steps
+        if first >= num_steps:
+            return state
+        with _closing(self.batches.iterate(first, self.sharding)) as stream:
+            for done in range(first + 1, num_steps + 1):
+                profile(done)
+                with self.clock.measure("data"):
+                    batch = next(stream)
+                batch = self.task.prepare(batch)
+                state, metrics = self._step(state, batch, compiling=done == first + 1)
+                self.reporter.add(done, metrics, timed=done > first + 1)
+                self._look_and_save(done, state, batch)
+        return state
+
+    def _step(self, state: TrainState, batch: Batch, compiling: bool):
+        if compiling:
+            with self.clock.measure("compile"):
+                return jax.block_until_ready(self.program(state, batch))
+        # State and batch lie where the step wants them: whatever would move now would move on every step.
+        with jax.transfer_guard("disallow"):
+            return self.program(state, batch)
+
+    def _look_and_save(self, done: int, state: TrainState, batch: Batch) -> None:
+        """Evaluation, preview and checkpoint, where they are due after update `done`."""
+        config, last = self.config, done == self.config.num_steps
+        stopping = self.stop.received or self.checkpoints.reached_preemption(done)
+        evaluated = None
+        looks = self.eval_batches is not None and config.eval_every > 0
+        if not stopping and looks and (last or _due(done, config.eval_every)):
+            evaluated = self._evaluate(done, state)
+        if not stopping and config.preview_every > 0 and (last or _due(done, config.preview_every)):
+            self._preview(done, state, batch)
+        improved = evaluated is not None and config.keep_best > 0 and self.checkpoints.improves(evaluated)
+        if stopping or last or improved or _due(done, config.checkpoint_every):
+            self._save(done, state, evaluated)
+        if stopping:
+            self.checkpoints.wait()
+            if jax.process_index() == 0:
+                print(f"{self.task.name}: stopped after step {done} and saved; start again to go on", file=sys.stderr)
+            raise Preempted
+
+    def _save(self, done: int, state: TrainState, evaluated: Mapping[str, float] | None) -> None:
+        self.reporter.flush()  # Finds what is not finite before it is saved.
+        with self.clock.measure("checkpoint"):
+            self.checkpoints.save(done, state, self.reporter.progress(), evaluated)
+
+    def _evaluate(self, done: int, state: TrainState) -> dict[str, float]:
+        self.reporter.flush()
+        with self.clock.measure("evaluate"):
+            prepared = map(self.task.prepare, self._held_out(self.config.eval_batches))
+            metrics = self.task.evaluate(state.best_params, state.model_state, prepared)
+        self._write(done, {f"eval/{name}": float(value) for name, value in metrics.items()})
+        return metrics
+
+    def _preview(self, done: int, state: TrainState, batch: Batch) -> None:
+        self.reporter.flush()
+        with self.clock.measure("preview"):
+            if self.eval_batches is not None:
+                (batch,) = map(self.task.prepare, self._held_out(1))
+            picture = self.task.preview(state.best_params, state.model_state, batch)
+            if picture is not None:
+                for writer in self.writers:
+                    writer.image(done, "preview", np.asarray(picture))
+
+    def _held_out(self, count: int) -> Iterator[Batch]:
+        assert self.eval_batches is not None
+        with _closing(self.eval_batches.iterate(0, self.sharding)) as stream:
+            yield from itertools.islice(stream, count)
+
+    def _write_row(self, step: int, metrics: Mapping[str, float], seconds: Mapping[str, float]) -> None:
+        """Adds to a row what the host knows: speed, share of time in data, bad samples."""
+        row = dict(metrics)
+        if seconds["steps"]:
+            elsewhere = sum(seconds.get(kind, 0.0) for kind in ("compile", "evaluate", "preview", "checkpoint"))
+            stepping = max(seconds["total"] - elsewhere, 1e-9)
+            steps_per_second = seconds["steps"] / stepping
+            row["steps_per_second"] = steps_per_second
+            row["samples_per_second"] = steps_per_second * self.config.batch_size
+            row["time_in_data"] = seconds.get("data", 0.0) / stepping
+            flops = self.task.step_flops(self.config.batch_size)
+            if flops:
+                row["useful_flops_per_second"] = flops * steps_per_second
+        bad = dict(self.batches.bad_counts)
+        row["bad_samples"] = float(sum(bad.values()))
+        row |= {f"bad_samples/{reason}": float(count) for reason, count in bad.items()}
+        self._write(step, row)
+
+    def _write(self, step: int, row: Mapping[str, float]) -> None:
+        for writer in self.writers:
+            writer.scalars(step, row)
+        if self.on_row is not None:
+            self.on_row(step, row)
+
+    def _newest(self) -> str:
+        steps = self.checkpoints.steps
+        return f"the newest checkpoint is of step {steps[-1]}" if steps else "no checkpoint was saved before"
+
+
+def _due(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0
+
+
+@contextlib.contextmanager
+def _closing(stream: Iterator[Batch]) -> Iterator[Iterator[Batch]]:
+    """Ends a stream's workers with the block; a plain iterator has none."""
+    try:
+        yield stream
+    finally:
+        close = getattr(stream, "close", None)
+        if close is not None:
+            close()
+
+
+@contextlib.contextmanager
+def _profiler(directory: epath.Path, steps: tuple[int, int] | None) -> Iterator[Callable[[int], None]]:
+    """A function to call before each step, which traces the steps from the first to the second of `steps`."""
+    running = False
+
+    def before(step: int) -> None:
+        nonlocal running
+        if steps is not None and step == steps[0]:
+            jax.profiler.start_trace(str(directory))
+            running = True
+        elif steps is not None and running and step > steps[1]:
+            jax.profiler.stop_trace()
+            running = False
+
+    try:
+        yield before
+    finally:
+        if running:
+            jax.profiler.stop_trace()

@@ -1,0 +1,190 @@
+"""Where a run's numbers and pictures go: JSON lines, TensorBoard, the terminal, and Weights & Biases if asked."""
+
+import abc
+import io
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+from PIL import Image
+from tensorboardX import event_file_writer, summary
+from tensorboardX.proto import event_pb2
+from tqdm import tqdm
+
+from dalle_jax.errors import UserError
+
+Row = Mapping[str, float]
+
+
+class Writer(abc.ABC):
+    """A destination. A writer opened at step n forgets what an interrupted run wrote after n."""
+
+    @abc.abstractmethod
+    def scalars(self, step: int, row: Row) -> None:
+        """Writes one row of numbers."""
+
+    def image(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Writes one picture, uint8 [height, width, 3]."""
+        del step, name, picture
+
+    def close(self) -> None:
+        """Writes what is held back, and closes files."""
+        return None
+
+
+class JsonLines(Writer):
+    """`metrics.jsonl`: one object a row, in order of steps; a number that is not finite becomes null."""
+
+    def __init__(self, path: epath.PathLike, step: int):
+        path = epath.Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in _lines(path) if line["step"] <= step]
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._file = path.open("a")
+
+    def scalars(self, step: int, row: Row) -> None:
+        finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _lines(path: epath.Path) -> list[dict[str, Any]]:
+    """The rows of a file; a last line that was cut short by a crash is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+class TensorBoard(Writer):
+    """Event files. Written in this thread: `SummaryWriter`'s own would hang the run once the disk is full."""
+
+    def __init__(self, directory: epath.PathLike, step: int):
+        directory = epath.Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        self._writer = event_file_writer.EventsWriter(str(directory / "events"))
+        # Tells TensorBoard to drop what older files hold from the next step on.
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(step + 1, session_log=start)
+
+    def scalars(self, step: int, row: Row) -> None:
+        for name, value in row.items():
+            self._write(step, summary=summary.scalar(name, value))
+        self._writer.flush()
+
+    def image(self, step: int, name: str, picture: np.ndarray) -> None:
+        self._write(step, summary=summary.image(name, picture, dataformats="HWC"))
+        self._writer.flush()
+
+    def _write(self, step: int, **content: Any) -> None:
+        self._writer.write_event(event_pb2.Event(wall_time=time.time(), step=step, **content))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Pictures(Writer):
+    """`<directory>/step_0000100.png`."""
+
+    def __init__(self, directory: epath.PathLike):
+        self._directory = epath.Path(directory)
+
+    def scalars(self, step: int, row: Row) -> None:
+        del step, row
+
+    def image(self, step: int, name: str, picture: np.ndarray) -> None:
+        del name
+        self._directory.mkdir(parents=True, exist_ok=True)
+        encoded = io.BytesIO()
+        Image.fromarray(picture).save(encoded, format="PNG")
+        (self._directory / f"step_{step:07d}.png").write_bytes(encoded.getvalue())
+
+
+class Terminal(Writer):
+    """A progress bar with the time left on a terminal, plain lines elsewhere."""
+
+    SHOWN = ("loss", "learning_rate", "grad_norm", "steps_per_second")
+
+    def __init__(self, name: str, step: int, num_steps: int):
+        self._name, self._num_steps = name, num_steps
+        self._bar = tqdm(desc=name, total=num_steps, initial=step, unit="step") if sys.stderr.isatty() else None
+
+    def scalars(self, step: int, row: Row) -> None:
+        evaluated = {name: value for name, value in row.items() if name.startswith("eval/")}
+        shown = evaluated or {name: row[name] for name in self.SHOWN if name in row}
+        text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        if self._bar is None:
+            rate = row.get("steps_per_second")
+            left = f"  {_duration((self._num_steps - step) / rate)} left" if rate else ""
+            print(f"{self._name} {step}/{self._num_steps}  {text}{left}", file=sys.stderr, flush=True)
+        elif evaluated:
+            self._bar.write(f"{self._name} {step}/{self._num_steps}  {text}", file=sys.stderr)
+        else:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(step - self._bar.n)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
+
+
+class WeightsAndBiases(Writer):
+    """A run of the `wandb` package, which is imported only where it is asked for."""
+
+    def __init__(self, project: str, name: str, directory: epath.PathLike):
+        try:
+            import wandb
+        except ImportError:
+            raise UserError("Weights & Biases was asked for but is not installed: pip install wandb") from None
+        self._wandb = wandb
+        # The id is the folder, so that a resumed run goes on in the same page.
+        run_id = "".join(c if c.isalnum() else "-" for c in str(epath.Path(directory).resolve()))[-64:]
+        self._run = wandb.init(project=project, name=name, id=run_id, dir=str(directory), resume="allow")
+
+    def scalars(self, step: int, row: Row) -> None:
+        self._run.log(dict(row), step=step)
+
+    def image(self, step: int, name: str, picture: np.ndarray) -> None:
+        self._run.log({name: self._wandb.Image(picture)}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def open_writers(name: str, directory: epath.PathLike, step: int, num_steps: int, wandb: str = "") -> list[Writer]:
+    """The destinations of one stage, for the one process that writes.
+
+    Args:
+      name: of the stage.
+      directory: its folder in the work directory.
+      step: updates made so far.
+      num_steps: length of the run.
+      wandb: project of Weights & Biases; empty: none.
+    """
+    directory = epath.Path(directory)
+    writers: list[Writer] = [
+        JsonLines(directory / "metrics.jsonl", step),
+        TensorBoard(directory / "tensorboard", step),
+        Pictures(directory / "previews"),
+        Terminal(name, step, num_steps),
+    ]
+    if wandb:
+        writers.append(WeightsAndBiases(wandb, name, directory))
+    return writers

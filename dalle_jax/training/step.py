@@ -1,0 +1,143 @@
+"""One training step: a pure function from state and batch to state and metrics."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+
+from dalle_jax.training.config import TrainConfig
+from dalle_jax.training.optimizer import learning_rate
+from dalle_jax.training.state import TrainState
+from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    task: Task,
+    config: TrainConfig,
+    optimizer: optax.GradientTransformationExtraArgs,
+    batch_sharding: NamedSharding | None = None,
+) -> TrainStep:
+    """Builds the step of a task, not yet compiled (see `compile_step`).
+
+    Args:
+      task: its `loss`, or `gradients` where it has them, which must then report `loss` among their metrics.
+      config: `micro_batches`, `ema_decay`, `ema_every`, and the optimizer's for the reported rate.
+      optimizer: of `make_optimizer`.
+      batch_sharding: how batches lie on the mesh; None leaves it to the arrays.
+
+    Returns:
+      `train_step(state, batch) -> (state, metrics)`; metrics are float32 scalars: `loss`, what the task reports (means
+      over micro-batches), `learning_rate`, `grad_norm` (before clipping; not finite where any gradient is not) and
+      `param_norm` (after the update).
+    """
+
+    platform = jax.default_backend() if batch_sharding is None else batch_sharding.mesh.devices.flat[0].platform
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        batch = _constrain(batch, batch_sharding)
+        if task.gradients is not None:
+            grads, (model_state, metrics) = task.gradients(
+                state.params,
+                state.model_state,
+                batch,
+                key=key,
+                step=state.step,
+                micro_batches=config.micro_batches,
+            )
+        else:
+            grads, (model_state, metrics) = _mean_gradients(
+                task, state, _cut(batch, config.micro_batches), key, batch_sharding, unroll=platform == "cpu"
+            )
+        grad_norm = optax.tree.norm(grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, value=metrics["loss"])
+        params = task.constrain(optax.apply_updates(state.params, updates))
+        metrics = metrics | {
+            "learning_rate": learning_rate(config.optimizer, config.num_steps, state.step, opt_state),
+            "grad_norm": grad_norm,
+            "param_norm": optax.tree.norm(params),
+        }
+        step = state.step + 1
+        state = state.replace(
+            step=step,
+            params=params,
+            opt_state=opt_state,
+            model_state=model_state,
+            ema=_average(config, step, state.ema, params),
+        )
+        return state, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+
+    return train_step
+
+
+def compile_step(train_step: TrainStep, shardings: TrainState) -> TrainStep:
+    """Jits a step once: the state keeps its shardings, and its memory is handed on to the next one."""
+    return jax.jit(train_step, in_shardings=(shardings, None), out_shardings=(shardings, None), donate_argnums=0)
+
+
+def _mean_gradients(
+    task: Task, state: TrainState, micro_batches: Batch, key: jax.Array, sharding: NamedSharding | None, unroll: bool
+) -> tuple[Params, tuple[ModelState, Metrics]]:
+    """Gradients and metrics averaged over micro-batches; the model state goes from each to the next.
+
+    Args:
+      micro_batches: arrays of [B / count, count, ...].
+      unroll: compile a copy for each. XLA's CPU compiler makes a convolution's gradient inside a loop tens of times
+        slower; elsewhere a loop compiles once and bounds memory.
+    """
+    count = jax.tree.leaves(micro_batches)[0].shape[1]
+
+    def loss(params, model_state, batch, i):
+        value, (model_state, metrics) = task.loss(
+            params, model_state, batch, key=jax.random.fold_in(key, i), step=state.step
+        )
+        return value, (model_state, {"loss": value} | metrics)
+
+    def one(model_state, i):
+        batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, axis=1, keepdims=False), micro_batches)
+        grads, (model_state, metrics) = jax.grad(loss, has_aux=True)(
+            state.params, model_state, _constrain(batch, sharding), i
+        )
+        return (grads, metrics), model_state
+
+    def add(carry, i):
+        total, model_state = carry
+        value, model_state = one(model_state, i)
+        return (jax.tree.map(jnp.add, total, value), model_state), None
+
+    carry = one(state.model_state, 0)
+    if unroll:
+        for i in range(1, count):
+            carry, _ = add(carry, i)
+    else:
+        carry, _ = jax.lax.scan(add, carry, jnp.arange(1, count))
+    total, model_state = carry
+    grads, metrics = jax.tree.map(lambda x: x / count, total) if count > 1 else total
+    return grads, (model_state, metrics)
+
+
+def _cut(batch: Batch, count: int) -> Batch:
+    """[B, ...] -> [B / count, count, ...]: micro-batch i is every count-th row, so that no row leaves its device."""
+    return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]), batch)
+
+
+def _constrain(batch: Batch, sharding: NamedSharding | None) -> Batch:
+    return batch if sharding is None else jax.lax.with_sharding_constraint(batch, sharding)
+
+
+def _average(config: TrainConfig, step: jax.Array, ema: Params | None, params: Params) -> Params | None:
+    """The average after update `step` (counted from 1): moved at multiples of `ema_every`, else left."""
+    if ema is None:
+        return None
+    decay = config.ema_decay
+
+    def move(ema):
+        return jax.tree.map(lambda average, value: decay * average + (1 - decay) * value, ema, params)
+
+    if config.ema_every == 1:
+        return move(ema)
+    return jax.lax.cond(step % config.ema_every == 0, move, lambda ema: ema, ema)

@@ -1,0 +1,145 @@
+"""The folder of a run: its config beside its results, so that an old folder is either continued or refused."""
+
+import dataclasses
+import json
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import jax
+from etils import epath
+
+from dalle_jax.config import FORMAT_VERSION, read_json, to_json, write_json
+from dalle_jax.errors import UserError
+
+MAY_CHANGE = (
+    "num_steps",
+    "log_every",
+    "eval_every",
+    "eval_batches",
+    "preview_every",
+    "checkpoint_every",
+    "keep_last",
+    "keep_best",
+    "keep_every",
+    "workers",
+)
+"""Last parts of the keys that a resumed run may set anew: they change how long it goes on and what is looked at."""
+
+SECTIONS_MAY_CHANGE = ("mesh",)
+"""Sections that it may set anew: checkpoints are restored onto any mesh (the order of sums is then another)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """An open work directory."""
+
+    path: epath.Path
+    config: dict[str, Any]
+    """As written in `config.json`."""
+    resumed: bool
+    """Whether the folder held this run already."""
+
+
+def open_workdir(path: epath.PathLike, config: Mapping[str, Any]) -> Workdir:
+    """Begins a run in a folder, or continues the one that is there.
+
+    `config.json` holds `{"format_version", "commit", "config"}`; it is written by process 0, and again where keys of
+    `MAY_CHANGE` have changed.
+
+    Args:
+      path: made where it does not exist; local or `gs://`.
+      config: all of the run's config: a mapping of plain values, dataclasses or `ConfigDict`s.
+
+    Raises:
+      UserError: the folder holds a run of another config (the message names the keys), of an unknown format version,
+        or files of something else; or it cannot be made.
+    """
+    path = epath.Path(path)
+    file = path / "config.json"
+    record = {"format_version": FORMAT_VERSION, "commit": code_version(), "config": config}
+    plain = _plain(config)
+    if not file.exists():
+        if path.exists() and any((path / stage / "checkpoints").exists() for stage in ("codec", "decoder", "clip")):
+            raise UserError(f"{path} holds checkpoints but no config.json: choose another --workdir")
+        if jax.process_index() == 0:
+            try:
+                write_json(file, record)
+            except (FileExistsError, NotADirectoryError, PermissionError) as error:
+                raise UserError(f"cannot write into the work directory {path}: {error.strerror}") from error
+        return Workdir(path, plain, resumed=False)
+    old = read_workdir(path)
+    changed = differing_keys(old, plain)
+    fatal = [key for key in changed if not _may_change(key)]
+    if fatal:
+        shown = ", ".join(f"{key} ({_get(old, key)!r} there, {_get(plain, key)!r} now)" for key in fatal[:5])
+        more = f" and {len(fatal) - 5} more" if len(fatal) > 5 else ""
+        raise UserError(
+            f"{path} holds a run of another config: {shown}{more}; set them back or choose another --workdir"
+        )
+    if changed and jax.process_index() == 0:
+        write_json(file, record)
+    return Workdir(path, plain, resumed=True)
+
+
+def read_workdir(path: epath.PathLike) -> dict[str, Any]:
+    """The config of a run, as nested dicts.
+
+    Raises:
+      UserError: it is missing, broken, or of a format that this version does not know.
+    """
+    file = epath.Path(path) / "config.json"
+    record = read_json(file)
+    version = record.get("format_version") if isinstance(record, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{file} has format version {version!r} and this version reads {FORMAT_VERSION}: "
+            f"use the code that wrote it ({record.get('commit', 'unknown') if isinstance(record, dict) else 'unknown'})"
+        )
+    return record["config"]
+
+
+def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ, or that only one of two nested dicts has."""
+    keys = []
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            keys += differing_keys(a, b, f"{prefix}{key}.")
+        elif a != b or (key in old) != (key in new):
+            keys.append(prefix + key)
+    return keys
+
+
+def code_version() -> str:
+    """The commit of the code, `-dirty` where files differ from it; the package's version outside a clone."""
+    here = epath.Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=here, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+        return done.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        try:
+            return metadata.version("dalle-jax")
+        except metadata.PackageNotFoundError:
+            return "unknown"
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What reading the written JSON would give: lists for tuples, names for enums."""
+    return json.loads(to_json(config))
+
+
+def _may_change(key: str) -> bool:
+    parts = key.split(".")
+    return parts[-1] in MAY_CHANGE or parts[0] in SECTIONS_MAY_CHANGE
+
+
+def _get(config: Mapping[str, Any], key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part, "absent") if isinstance(value, Mapping) else "absent"
+    return value
