@@ -1,0 +1,18 @@
+"""CLIP: contrastive training of a picture tower and a text tower, zero-shot classification, and scores for ranking."""
+
+from clip_jax.config import ClipConfig, ClipStage, TextConfig, TextTower, VisionConfig, VisionTower, tower_config
+from clip_jax.model import ClipModel, ClipOutput
+from clip_jax.task import ClipTask
+
+__all__ = [
+    "ClipConfig",
+    "ClipModel",
+    "ClipOutput",
+    "ClipStage",
+    "ClipTask",
+    "TextConfig",
+    "TextTower",
+    "VisionConfig",
+    "VisionTower",
+    "tower_config",
+]

@@ -1,0 +1,57 @@
+"""The dual encoder: both towers, their projections into one space, and the learned scale."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax.linen.initializers import normal
+from jaxtyping import Array, Float, Int
+
+from clip_jax.config import ClipConfig, TextTower, VisionTower
+from clip_jax.text import BagOfWords, TextTransformer
+from clip_jax.vision import VisionTransformer
+from dalle_jax.nn.transformer import Dense, constrain_activations
+
+_VISION_TOWERS = {VisionTower.VIT: VisionTransformer}
+_TEXT_TOWERS = {TextTower.TRANSFORMER: TextTransformer, TextTower.BAG_OF_WORDS: BagOfWords}
+
+
+class ClipOutput(NamedTuple):
+    """Projected features, not normalised, and the factor on their cosines."""
+
+    image: Float[Array, "B E"]
+    text: Float[Array, "B E"]
+    logit_scale: Float[Array, ""]
+
+
+class ClipModel(nn.Module):
+    """CLIP (Radford et al. 2021, Fig. 3). `apply(..., method="encode_image")` runs one tower alone."""
+
+    config: ClipConfig
+
+    def setup(self):
+        config = self.config
+        self.vision = _VISION_TOWERS[config.vision.tower](config.vision)
+        self.text = _TEXT_TOWERS[config.text.tower](config.text)
+        self.vision_projection = self._projection(config.vision.transformer.embed_dim)
+        self.text_projection = self._projection(config.text.transformer.embed_dim)
+        self.log_scale = self.param("logit_scale", lambda key: jnp.log(jnp.float32(config.init_logit_scale)))
+
+    def _projection(self, width: int) -> Dense:
+        return Dense(self.config.embed_dim, ("embed", None), normal(width**-0.5), use_bias=False)
+
+    def encode_image(self, pixels: Float[Array, "B height width 3"]) -> Float[Array, "B E"]:
+        """Args: pixels: as `normalize_pixels` gives them. Returns: projected features, not normalised, float32."""
+        return constrain_activations(self.vision_projection(self.vision(pixels)))
+
+    def encode_text(self, ids: Int[Array, "B T"]) -> Float[Array, "B E"]:
+        """Args: ids: captions, `T` up to `context_length`. Returns: projected features, not normalised, float32."""
+        return constrain_activations(self.text_projection(self.text(ids)))
+
+    def __call__(self, pixels: Float[Array, "B height width 3"], ids: Int[Array, "B T"]) -> ClipOutput:
+        return ClipOutput(self.encode_image(pixels), self.encode_text(ids), jnp.exp(self.log_scale))
+
+
+def normalize(features: Float[Array, "... E"]) -> Float[Array, "... E"]:
+    """Features over their Euclidean length."""
+    return features / jnp.linalg.norm(features, axis=-1, keepdims=True)

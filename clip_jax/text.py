@@ -1,0 +1,72 @@
+"""The text towers: a causal transformer (Radford et al. 2021, §2.4) and a bag of words (§2.3)."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax.linen.initializers import normal
+from jaxtyping import Array, Float, Int
+
+from clip_jax import initializers
+from clip_jax.config import TextConfig
+from dalle_jax.nn.attention import causal_attention
+from dalle_jax.nn.transformer import Transformer, layer_norm, same_everywhere, uniform_kinds
+
+
+def end_positions(ids: Int[Array, "B T"], end_id: int) -> Int[Array, "B"]:
+    """Position of the first end-of-text token of each caption; 0 where there is none."""
+    return jnp.argmax(ids == end_id, axis=-1)
+
+
+class TokenEmbedding(nn.Module):
+    """Table of vectors of the vocabulary's ids."""
+
+    config: TextConfig
+
+    @nn.compact
+    def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        init = nn.with_logical_partitioning(normal(0.02), ("vocab", "embed"))
+        shape = (self.config.vocab_size, self.config.transformer.embed_dim)
+        return jnp.take(self.param("embedding", init, shape, jnp.float32), ids, axis=0)
+
+
+class TextTransformer(nn.Module):
+    """Causal blocks over token and position embeddings; the feature stands at the end-of-text token.
+
+    Nothing attends to what follows it, so padding needs no mask, and ids may be cut after the longest caption's end
+    token: `T` is any length up to `context_length`.
+    """
+
+    config: TextConfig
+
+    @nn.compact
+    def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B D"]:
+        """Args: ids: captions. Returns: features before the projection, float32."""
+        config, sizes = self.config, self.config.transformer
+        positions_init = nn.with_logical_partitioning(normal(0.01), (None, "embed"))
+        shape = (config.context_length, sizes.embed_dim)
+        positions = self.param("position_embedding", positions_init, shape, jnp.float32)
+        x = TokenEmbedding(config, name="token_embedding")(ids) + positions[: ids.shape[1]]
+        blocks = initializers.text_blocks(sizes)
+        attend = same_everywhere(causal_attention)
+        x, _ = Transformer(sizes, blocks, uniform_kinds(sizes), attend, name="transformer")(x)
+        ends = end_positions(ids, config.end_id)
+        x = jnp.take_along_axis(x, ends[:, None, None], axis=1)[:, 0]
+        return layer_norm(sizes.norm_epsilon, "norm_final")(x)
+
+
+class BagOfWords(nn.Module):
+    """The mean of the embeddings up to the end-of-text token, normalised: the caption without its order.
+
+    The paper calls this encoder CBOW and gives no more of it. The start and end tokens stay in the mean: each occurs
+    once in every caption, so they tell its length and nothing else, and an empty caption still has a feature.
+    """
+
+    config: TextConfig
+
+    @nn.compact
+    def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B D"]:
+        """Args: ids: captions. Returns: features before the projection, float32."""
+        ends = end_positions(ids, self.config.end_id)
+        inside = jnp.arange(ids.shape[1]) <= ends[:, None]
+        x = TokenEmbedding(self.config, name="token_embedding")(ids)
+        mean = jnp.sum(jnp.where(inside[..., None], x, 0), axis=1) / (ends[:, None] + 1)
+        return layer_norm(self.config.transformer.norm_epsilon, "norm_final")(mean)
