@@ -14,8 +14,9 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from dalle_jax.decoder.config import AttentionForm, DecoderConfig
 from dalle_jax.nn.attention import (
@@ -109,7 +110,7 @@ class Decoder(nn.Module):
         attend = DecoderAttention(config)
         init_fns = BlockInit.gpt2(config.num_layers)
         self.transformer = Transformer(config.transformer, init_fns, config.schedule, attend)
-        self.final_norm = layer_norm(config.norm_epsilon, None)
+        self.final_norm = layer_norm(config.norm_epsilon)
         head_init = nn.initializers.normal(0.02)
         # Logits are computed in float32 whatever the config's dtype (App. D).
         self.text_head = Dense(config.text_vocab_size, ("embed", "vocab"), head_init)
@@ -163,3 +164,15 @@ class Decoder(nn.Module):
         """Row plus column embedding of every image position."""
         places = self.row_position[:, None] + self.column_position[None, :]
         return places.reshape(self.config.image_length, self.config.embed_dim)
+
+
+def init_params(config: DecoderConfig, key: Key[Array, ""]) -> Any:
+    """Fresh parameters, in the boxes that carry their logical axes."""
+    text = jnp.zeros((1, config.text_length), jnp.int32)
+    image_tokens = jnp.zeros((1, config.image_length), jnp.int32)
+    return Decoder(config).init(key, text, image_tokens)["params"]
+
+
+def abstract_params(config: DecoderConfig) -> Any:
+    """Shapes, dtypes and boxes of the parameters; computes nothing and needs no memory."""
+    return jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
@@ -105,6 +106,7 @@ def make_caches(config: DecoderConfig, text_kv: Any, candidates: int) -> Any:
         layout = CacheLayout(pattern, config.grid_size, config.grid_size, config.conv_kernel)
         prompts = text.k.shape[-4]
         image = layout.empty(candidates, prompts, config.num_heads, config.head_dim, text.k.dtype)
+        image = KeyValue(*(nn.with_logical_constraint(x, ("batch", *(None,) * (x.ndim - 1))) for x in image))
         if leading:
             image = KeyValue(*(jnp.broadcast_to(x, (leading, *x.shape)) for x in image))
         return LayerCache(text, image)

@@ -1,7 +1,7 @@
 """The decoder's task: maximum likelihood of caption and picture tokens (DALL·E Eq. 1, stage two)."""
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from dalle_jax.data.grid import picture_grid
 from dalle_jax.decoder.config import DecoderConfig
-from dalle_jax.decoder.model import PAD, Decoder, Output
+from dalle_jax.decoder.model import PAD, Decoder, Output, abstract_params, init_params
 from dalle_jax.decoder.sampling import SamplingConfig, candidate_keys, draw, no_prime, prefill
 from dalle_jax.errors import UserError
 from dalle_jax.nn.attention import attended_pairs
@@ -21,6 +21,7 @@ from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task
 PREVIEW_CAPTIONS = 8
 
 
+@runtime_checkable
 class ImageTokens(Protocol):
     """What the decoder needs of a codec, ours or another: pictures to tokens and back."""
 
@@ -94,9 +95,7 @@ class DecoderTask(Task):
 
     def init(self, key: jax.Array) -> tuple[Params, ModelState]:
         """Fresh parameters; there is no other state."""
-        text = jnp.zeros((1, self.config.text_length), jnp.int32)
-        image_tokens = jnp.zeros((1, self.config.image_length), jnp.int32)
-        return self.model.init(key, text, image_tokens)["params"], {}
+        return init_params(self.config, key), {}
 
     def prepare(self, batch: Batch) -> Batch:
         """Turns pictures into tokens (the most likely code, no noise) and counts the text's targets.
@@ -173,7 +172,4 @@ def training_flops(config: DecoderConfig, batch_size: int) -> float:
 
 def count_parameters(config: DecoderConfig) -> int:
     """Parameters of the model, from shapes alone."""
-    text = jax.ShapeDtypeStruct((1, config.text_length), jnp.int32)
-    image_tokens = jax.ShapeDtypeStruct((1, config.image_length), jnp.int32)
-    shapes = jax.eval_shape(Decoder(config).init, jax.random.key(0), text, image_tokens)
-    return sum(x.size for x in jax.tree.leaves(nn.unbox(shapes)))
+    return sum(x.size for x in jax.tree.leaves(nn.unbox(abstract_params(config))))

@@ -89,6 +89,7 @@ class BlockInit:
 
 
 @runtime_checkable
+@runtime_checkable
 class Attend(Protocol):
     """How the positions of one layer attend to each other.
 
@@ -173,7 +174,7 @@ class Mlp(nn.Module):
         )(h)
 
 
-def layer_norm(epsilon: float, name: str) -> nn.LayerNorm:
+def layer_norm(epsilon: float, name: str | None = None) -> nn.LayerNorm:
     """LayerNorm computed in float32, its gain and bias replicated over the mesh."""
     return nn.LayerNorm(epsilon=epsilon, dtype=jnp.float32, name=name)
 

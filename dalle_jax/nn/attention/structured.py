@@ -5,6 +5,8 @@ reshape or a shift of the grid brings together. One softmax runs over both parts
 operations that are independently normalized", DALL·E footnote 7).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,7 +58,9 @@ def structured_attention(
     return jnp.concatenate([attended_text, jnp.swapaxes(attended, 1, 2)], axis=1)
 
 
-def _two_part_attention(q: Array, text_kv: tuple[Array, Array], local_kv: tuple[Array, Array], mask: Array) -> Array:
+def _two_part_attention(
+    q: Array, text_kv: tuple[Array, Array], local_kv: tuple[Array, Array], mask: Bool[np.ndarray, "..."]
+) -> Array:
     """Attention with one softmax over text keys and a group's own keys.
 
     Args:
@@ -133,15 +137,11 @@ def _full(q: Array, text_kv: tuple[Array, Array], image_kv: tuple[Array, Array])
     length = q.shape[2]
     size = -(-length // FULL_CHUNKS)
 
-    @jax.checkpoint
-    def attend(chunk, text_kv, prefix_kv, mask):
-        one_group = tuple(x[:, :, None] for x in prefix_kv)
-        return _two_part_attention(chunk[:, :, None], text_kv, one_group, mask)
-
     chunks = []
     for start in range(0, length, size):
         stop = min(start + size, length)
         mask = np.arange(start, stop)[:, None] >= np.arange(stop)[None, :]
-        prefix_kv = tuple(x[:, :, :stop] for x in image_kv)
-        chunks.append(attend(q[:, :, start:stop], text_kv, prefix_kv, mask))
+        prefix_kv = tuple(x[:, :, None, :stop] for x in image_kv)
+        attend = jax.checkpoint(functools.partial(_two_part_attention, mask=mask))
+        chunks.append(attend(q[:, :, None, start:stop], text_kv, prefix_kv))
     return jnp.concatenate(chunks, axis=2)

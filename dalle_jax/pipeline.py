@@ -1,0 +1,368 @@
+"""Captions to ranked pictures: sample many, score them, keep the best (DALL·E §2.6)."""
+
+import contextlib
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from jaxtyping import Float, Int, UInt8
+
+from dalle_jax.codec import load_codec
+from dalle_jax.config import from_config_dict
+from dalle_jax.data.config import Augment
+from dalle_jax.data.tokenizer import Tokenizer
+from dalle_jax.data.transforms import make_transform
+from dalle_jax.decoder.config import DecoderConfig, DecoderStage
+from dalle_jax.decoder.model import abstract_params
+from dalle_jax.decoder.sampling import (
+    Prime,
+    SamplingConfig,
+    candidate_keys,
+    draw,
+    no_prime,
+    prefill,
+    with_empty_captions,
+)
+from dalle_jax.decoder.task import ImageTokens
+from dalle_jax.errors import UserError
+from dalle_jax.nn.attention import CacheLayout
+from dalle_jax.training.checkpoint import load_params
+from dalle_jax.training.config import MeshConfig
+from dalle_jax.training.mesh import make_mesh
+from dalle_jax.training.sharding import ShardingRules, batch_sharding, param_shardings
+from dalle_jax.training.workdir import read_workdir
+
+ScoreFn = Callable[[jax.Array, str], jax.Array]
+"""`(uint8 images [batch, height, width, 3], caption) -> float32 [batch]`, higher is better; CLIP's `score`."""
+
+
+class Samples(NamedTuple):
+    """What was kept, best first (in candidate order without a score). No `prompts` axis for a single string."""
+
+    images: UInt8[np.ndarray, "prompts keep height width 3"]
+    scores: Float[np.ndarray, "prompts keep"]
+    """NaN without a `score_fn`."""
+    tokens: Int[np.ndarray, "prompts keep G"]
+    indices: Int[np.ndarray, "prompts keep"]
+    """Which candidate each picture was: with the seed, its name."""
+
+
+class Chunk(NamedTuple):
+    """Some candidates of some prompts, as they were drawn."""
+
+    tokens: Int[np.ndarray, "C P G"]
+    scores: Float[np.ndarray, "C P"]
+
+
+@runtime_checkable
+class ChunkStore(Protocol):
+    """Where finished chunks are kept, so that a stopped run need not draw them again."""
+
+    def get(self, prompts: slice, candidates: slice) -> Chunk | None:
+        """A chunk of an earlier run with the same settings, if there is one."""
+        ...
+
+    def put(self, prompts: slice, candidates: slice, chunk: Chunk) -> None:
+        """Keeps a chunk."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a request is cut: every call of the sampler draws `candidates` of `prompts`, the last ones padded."""
+
+    prompts: int
+    candidates: int
+
+
+class Dalle:
+    """A trained codec, tokenizer and decoder, ready to draw."""
+
+    def __init__(
+        self,
+        codec: ImageTokens,
+        tokenizer: Tokenizer,
+        config: DecoderConfig,
+        params: Any,
+        mesh: Mesh,
+        rules: ShardingRules | None = None,
+    ):
+        """Use `load` for a work directory.
+
+        Args:
+          codec: pictures to tokens and back.
+          tokenizer: of the captions the decoder was trained on.
+          config: of the decoder.
+          params: the decoder's parameters, on the mesh.
+          mesh: candidates are spread over the axes that the rules give to `batch`.
+          rules: by default those of `ShardingRules()`.
+        """
+        self.codec, self.tokenizer, self.config, self.mesh = codec, tokenizer, config, mesh
+        self.rules = rules or ShardingRules()
+        self.params = _cast_kernels(params, config.dtype)
+        self.step: int | None = None
+        """Of the decoder's checkpoint, where it was loaded from one."""
+
+    def encode(self, images: UInt8[np.ndarray, "B height width 3"]) -> Int[np.ndarray, "B G"]:
+        """Pictures to tokens, raster order; pictures of another size are resized and cropped as in evaluation."""
+        return np.asarray(self.codec.encode(jnp.asarray(self._fit(images))))
+
+    def decode(self, tokens: Int[np.ndarray, "B G"]) -> UInt8[np.ndarray, "B height width 3"]:
+        """Tokens to pictures."""
+        return np.asarray(self.codec.decode(jnp.asarray(tokens)))
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        num_samples: int = 512,
+        keep: int | None = None,
+        score_fn: ScoreFn | None = None,
+        seed: int = 0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance_scale: float = 1.0,
+        prime: UInt8[np.ndarray, "height width 3"] | None = None,
+        prime_rows: int = 0,
+        max_sequences: int | None = None,
+        store: ChunkStore | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Samples:
+        """Draws `num_samples` pictures of every prompt and keeps the `keep` that score best.
+
+        Args:
+          prompts: one caption, or several.
+          num_samples: candidates of each prompt; the paper draws 512.
+          keep: how many to return; by default the published 32 with a `score_fn` (or all, if fewer), else all.
+          score_fn: ranks candidates, usually `clip.score`.
+          seed: candidate i of any prompt gets noise from (seed, i) alone.
+          temperature: divides the logits; 0 takes the most likely codes.
+          top_k: draw among this many most likely codes.
+          top_p: draw among the most likely codes that hold this probability.
+          guidance_scale: above 1 follows the caption more closely; needs a decoder trained with caption dropout.
+          prime: a picture whose first rows of tokens every candidate starts with.
+          prime_rows: how many rows of tokens to take from `prime`.
+          max_sequences: sequences drawn at once, all prompts together; by default as many as memory holds.
+          store: keeps chunks as they are drawn.
+          on_progress: called with (sequences done, sequences in all).
+
+        Raises:
+          UserError: for an empty or too long prompt, a `keep` over `num_samples`, a `keep` without a way to choose,
+            or rows of a picture that is not given.
+        """
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        keep = _check_keep(num_samples, keep, score_fn)
+        sampling = SamplingConfig(temperature, top_k, top_p, guidance_scale)
+        text = self._encode_prompts(texts)
+        primed = self._prime(prime, prime_rows)
+        plan = self._plan(len(texts), num_samples, sampling, max_sequences)
+        best = _Best(len(texts), keep)
+        done = 0
+        for where, candidates, tokens, scores in self._chunks(
+            texts, text, num_samples, plan, seed, sampling, primed, score_fn, store
+        ):
+            best.add(where, candidates, tokens, scores)
+            done += tokens.shape[0] * tokens.shape[1]
+            if on_progress is not None:
+                on_progress(done, len(texts) * num_samples)
+        samples = best.samples(self.decode)
+        return Samples(*(x[0] for x in samples)) if isinstance(prompts, str) else samples
+
+    def _chunks(
+        self, texts, text, num_samples, plan, seed, sampling, primed, score_fn, store
+    ) -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
+        """Yields (prompts, candidate indices [C], tokens [C, P, G], scores [C, P]) without the padding."""
+        for first in range(0, len(texts), plan.prompts):
+            where = slice(first, min(first + plan.prompts, len(texts)))
+            rows = _pad(text[where], plan.prompts)
+            text_kv = None
+            for start in range(0, num_samples, plan.candidates):
+                indices = np.arange(start, min(start + plan.candidates, num_samples))
+                span = slice(start, start + len(indices))
+                chunk = store.get(where, span) if store is not None else None
+                if chunk is None:
+                    if text_kv is None:
+                        text_kv = self._prefill(rows, sampling)
+                    tokens = self._draw(text_kv, _pad(indices, plan.candidates), plan.prompts, seed, sampling, primed)
+                    chunk = self._finish(tokens, len(indices), texts[where], score_fn)
+                    if store is not None:
+                        store.put(where, span, chunk)
+                yield where, indices, chunk.tokens, chunk.scores
+
+    def _prefill(self, text: np.ndarray, sampling: SamplingConfig) -> Any:
+        with self._on_mesh():
+            text = jnp.asarray(text)
+            return prefill(self.config, self.params, with_empty_captions(text) if sampling.guided else text)
+
+    def _draw(self, text_kv, indices, prompts, seed, sampling, primed) -> jax.Array:
+        with self._on_mesh():
+            keys = candidate_keys(seed, jnp.asarray(indices))
+            keys = jax.device_put(keys, batch_sharding(self.mesh, self.rules))
+            prime = no_prime(self.config, prompts) if primed is None else _for_all(primed, prompts)
+            return draw(self.config, self.params, text_kv, keys, prime, sampling)
+
+    def _finish(self, tokens: jax.Array, count: int, texts: Sequence[str], score_fn: ScoreFn | None) -> Chunk:
+        """Decodes and scores on device; only tokens and scores come to the host."""
+        scores = np.full((count, len(texts)), np.nan, np.float32)
+        if score_fn is not None:
+            for i, caption in enumerate(texts):
+                pictures = self.codec.decode(tokens[:, i])
+                scores[:, i] = np.asarray(score_fn(pictures, caption))[:count]
+        return Chunk(np.asarray(tokens[:count, : len(texts)]), scores)
+
+    def _encode_prompts(self, texts: Sequence[str]) -> np.ndarray:
+        for i, text in enumerate(texts):
+            if not text.strip():
+                raise UserError(f"prompt {i + 1} of {len(texts)} is empty: give it a caption")
+        length = self.config.text_length
+        ids = self.tokenizer.encode(texts, length + 1)
+        for text, row in zip(texts, ids, strict=True):
+            if row[-1] != 0:
+                raise UserError(
+                    f"the prompt '{text[:40]}...' is too long: this model reads {length - 1} text tokens; shorten it"
+                )
+        return ids[:, :length]
+
+    def _prime(self, image: np.ndarray | None, rows: int) -> Prime | None:
+        if image is None and rows == 0:
+            return None
+        if image is None or not 0 < rows <= self.config.grid_size:
+            raise UserError(
+                f"prime and prime_rows go together: a picture, and 1 to {self.config.grid_size} rows of its tokens"
+            )
+        return Prime(jnp.asarray(self.encode(image[None])), jnp.int32(rows * self.config.grid_size))
+
+    def _fit(self, images: np.ndarray) -> np.ndarray:
+        size = self.codec.image_size
+        if images.shape[1:3] == (size, size):
+            return images
+        transform = make_transform(Augment.NONE, size)
+        rng = np.random.default_rng(0)
+        return np.stack([transform(image, rng) for image in images])
+
+    def _plan(self, prompts: int, num_samples: int, sampling: SamplingConfig, limit: int | None) -> Plan:
+        """Chunks that fit: at most `limit` sequences at once, candidates a multiple of the mesh's data devices."""
+        if limit is None:
+            branches = 2 if sampling.guided else 1
+            per_sequence = sequence_bytes(self.config, self.codec.image_size) * branches
+            limit = max(int(_free_bytes(self.mesh) * 0.5 / per_sequence), 1)
+        devices = math.prod(self.mesh.shape[axis] for axis in self.rules.batch)
+        # Never one row alone: XLA's product of one row on a CPU differs in rounding from that row among several.
+        step = max(devices, 2)
+        candidates = min(-(-num_samples // step), max(limit // step, 1)) * step
+        return Plan(prompts=max(min(prompts, limit // candidates), 1), candidates=candidates)
+
+    @contextlib.contextmanager
+    def _on_mesh(self):
+        with jax.set_mesh(self.mesh), self.rules.context():
+            yield
+
+
+class _Best:
+    """The best candidates so far of every prompt; only tokens are held, whatever the number of candidates."""
+
+    def __init__(self, prompts: int, keep: int):
+        self.keep = keep
+        self.rows: list[list[tuple[float, int, np.ndarray]]] = [[] for _ in range(prompts)]
+
+    def add(self, where: slice, indices: np.ndarray, tokens: np.ndarray, scores: np.ndarray) -> None:
+        for p, prompt in enumerate(range(where.start, where.stop)):
+            new = [(float(scores[c, p]), int(i), tokens[c, p]) for c, i in enumerate(indices)]
+            # Best first; candidate order breaks ties and stands alone where there are no scores.
+            merged = sorted(self.rows[prompt] + new, key=lambda row: (-np.nan_to_num(row[0]), row[1]))
+            self.rows[prompt] = merged[: self.keep]
+
+    def samples(self, decode: Callable[[np.ndarray], np.ndarray]) -> Samples:
+        scores, indices, tokens = (
+            np.stack([[row[field] for row in rows] for rows in self.rows]) for field in range(3)
+        )
+        images = np.stack([decode(row) for row in tokens])
+        return Samples(images, scores.astype(np.float32), tokens, indices.astype(np.int32))
+
+
+def load(workdir: epath.PathLike, *, step: int | None = None, mesh: MeshConfig | None = None) -> Dalle:
+    """Loads the codec, tokenizer and decoder of a run (its average weights where it kept them).
+
+    Args:
+      workdir: of `launch.train`.
+      step: of the decoder's checkpoint; None: the newest.
+      mesh: devices to use; None: all of them, candidates spread over them.
+
+    Raises:
+      UserError: where the directory is missing, of another format version, or has no trained decoder.
+    """
+    workdir = epath.Path(workdir)
+    run = read_workdir(workdir)
+    if not run.get("decoder"):
+        raise UserError(f"{workdir} has no decoder: train one with a config that has a `decoder` section")
+    stage = from_config_dict(DecoderStage, run["decoder"], "config.decoder")
+    mesh = mesh or MeshConfig()
+    devices, rules = make_mesh(mesh), ShardingRules.of(mesh)
+    codec = load_codec(stage.codec_from or workdir)
+    tokenizer = Tokenizer.load(workdir / "tokenizer.model")
+    shardings = param_shardings(abstract_params(stage.model), devices, rules)
+    loaded = load_params(workdir / "decoder", step=step, shardings=shardings)
+    dalle = Dalle(codec, tokenizer, stage.model, loaded.params, devices, rules)
+    dalle.step = loaded.step
+    return dalle
+
+
+def sequence_bytes(config: DecoderConfig, image_size: int) -> int:
+    """Memory that drawing one sequence takes: its caches, its logits and its picture with the codec's activations."""
+    slots = sum(
+        CacheLayout(pattern, config.grid_size, config.grid_size, config.conv_kernel).slots
+        for pattern in config.schedule
+    )
+    width = config.num_heads * config.head_dim
+    caches = 2 * slots * width * jnp.dtype(config.dtype).itemsize
+    return caches + 16 * config.codebook_size + 256 * 4 * image_size**2
+
+
+def _check_keep(num_samples: int, keep: int | None, score_fn: ScoreFn | None) -> int:
+    if num_samples < 1:
+        raise UserError(f"num_samples must be 1 or more, not {num_samples}")
+    if keep is None:
+        keep = num_samples if score_fn is None else min(32, num_samples)
+    if not 1 <= keep <= num_samples:
+        raise UserError(f"keep is {keep}, but num_samples is {num_samples}: keep at most what is drawn")
+    if score_fn is None and keep != num_samples:
+        raise UserError(
+            f"nothing ranks the {num_samples} samples to keep {keep}: give a score_fn (clip.score), or leave keep out"
+        )
+    return keep
+
+
+def _pad(rows: np.ndarray, count: int) -> np.ndarray:
+    """Repeats the last row up to a fixed count, so that the last chunk runs the program of the others."""
+    return np.concatenate([rows, np.repeat(rows[-1:], count - len(rows), axis=0)])
+
+
+def _for_all(prime: Prime, prompts: int) -> Prime:
+    return Prime(jnp.broadcast_to(prime.tokens, (prompts, prime.tokens.shape[-1])), prime.length)
+
+
+def _cast_kernels(params: Any, dtype: str) -> Any:
+    """Casts what is multiplied in `dtype` once, not at every step; output heads stay float32."""
+
+    def cast(path, x):
+        names = [entry.key for entry in path]
+        inside = names[0] == "transformer" and "kernel" in names[-1]
+        return x.astype(dtype) if inside else x
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
+def _free_bytes(mesh: Mesh) -> int:
+    """Memory left on one device, times the devices that share the work; host memory where a device does not say."""
+    stats = mesh.devices.flat[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return (stats["bytes_limit"] - stats.get("bytes_in_use", 0)) * mesh.devices.size
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
