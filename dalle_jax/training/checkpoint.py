@@ -323,7 +323,7 @@ def _read(directory: epath.Path, wanted: Mapping[str, Any], progress: bool = Tru
     }
     if progress:
         args["progress"] = ocp.args.JsonRestore()
-    handler = ocp.CompositeCheckpointHandler(multiprocessing_options=alone)
+    handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone))
     with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
         result = reader.restore(directory, args=ocp.args.Composite(**args))
     return {name: result[name] for name in wanted}, result["progress"] if progress else {}
