@@ -87,5 +87,3 @@ class DecoderStage:
     augment: Augment = Augment.DALLE
     codec_from: str | None = None
     """Work directory whose codec makes the tokens; None: the codec of this run."""
-    init_from: str | None = None
-    """Work directory whose decoder the training starts from; it must have the same tokenizer and codec."""

@@ -1,0 +1,165 @@
+"""Draws pictures for captions, ranks them with CLIP and keeps the best.
+
+    python -m launch.generate --workdir=W --prompt="a small red circle" --num_samples=512 --keep=32 --out=DIR
+
+writes DIR/grid.png (a row a prompt, best first), the pictures, and DIR/manifest.json. What has been drawn is kept in
+DIR/drawn as it comes: the same command after a stop goes on from there.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from etils import epath
+from PIL import Image
+from tqdm import tqdm
+
+import clip_jax
+import dalle_jax
+from dalle_jax.config import config_hash, read_json, write_json
+from dalle_jax.data.grid import picture_grid
+from dalle_jax.errors import UserError
+from dalle_jax.pipeline import Chunk, Dalle, Samples
+from launch.flags import start
+from launch.train import use_compilation_cache
+
+WORKDIR = flags.DEFINE_string("workdir", None, "of the trained run")
+PROMPT = flags.DEFINE_multi_string("prompt", [], "a caption; may be given several times")
+PROMPTS = flags.DEFINE_string("prompts", None, "text file, a caption a line")
+OUT = flags.DEFINE_string("out", None, "folder for the results")
+NUM_SAMPLES = flags.DEFINE_integer("num_samples", 512, "candidates of each prompt")
+KEEP = flags.DEFINE_integer("keep", None, "how many to keep; default: 32 where CLIP ranks, else all")
+CLIP = flags.DEFINE_string("clip", None, "work directory of the CLIP that ranks; default: the run's own; 'none': no ranking")
+SEED = flags.DEFINE_integer("seed", 0, "candidate i gets its noise from (seed, i) alone")
+TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "divides the logits; 0: most likely codes")
+TOP_K = flags.DEFINE_integer("top_k", None, "draw among this many most likely codes")
+TOP_P = flags.DEFINE_float("top_p", None, "draw among the most likely codes with this probability in all")
+GUIDANCE = flags.DEFINE_float("guidance_scale", 1.0, "above 1 follows the caption more closely")
+PRIME = flags.DEFINE_string("prime", None, "picture whose first rows of tokens are kept")
+PRIME_ROWS = flags.DEFINE_integer("prime_rows", 0, "how many rows of tokens to keep of --prime")
+MAX_SEQUENCES = flags.DEFINE_integer("max_sequences", None, "drawn at once; default: as many as memory holds")
+STEP = flags.DEFINE_integer("step", None, "of the decoder's checkpoint; default: the newest")
+
+
+class FolderStore:
+    """Chunks as files, under the hash of all that decides what is drawn."""
+
+    def __init__(self, folder: epath.Path, settings: dict):
+        self.folder = folder / "drawn" / config_hash(settings)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def _path(self, prompts: slice, candidates: slice) -> Path:
+        name = f"prompts_{prompts.start}-{prompts.stop}_candidates_{candidates.start}-{candidates.stop}.npz"
+        return Path(self.folder / name)
+
+    def get(self, prompts: slice, candidates: slice) -> Chunk | None:
+        path = self._path(prompts, candidates)
+        if not path.exists():
+            return None
+        with np.load(path) as arrays:
+            return Chunk(arrays["tokens"], arrays["scores"])
+
+    def put(self, prompts: slice, candidates: slice, chunk: Chunk) -> None:
+        path = self._path(prompts, candidates)
+        unfinished = path.with_suffix(".tmp")
+        with open(unfinished, "wb") as file:
+            np.savez_compressed(file, tokens=chunk.tokens, scores=chunk.scores)
+        unfinished.replace(path)
+
+
+def main() -> None:
+    """Loads the models, draws, ranks and writes."""
+    use_compilation_cache()
+    prompts = read_prompts()
+    if WORKDIR.value is None or OUT.value is None:
+        raise UserError("--workdir (the trained run) and --out (folder for the results) are needed")
+    dalle = dalle_jax.load(WORKDIR.value, step=STEP.value)
+    clip, ranked_by = load_ranker()
+    settings = {
+        "workdir": str(WORKDIR.value),
+        "decoder_step": dalle.step,
+        "config_hash": config_hash(read_json(epath.Path(WORKDIR.value) / "config.json")["config"]),
+        "clip": ranked_by,
+        "seed": SEED.value,
+        "prompts": prompts,
+        "prime": PRIME.value,
+        "prime_rows": PRIME_ROWS.value,
+        "sampling": {
+            "temperature": TEMPERATURE.value,
+            "top_k": TOP_K.value,
+            "top_p": TOP_P.value,
+            "guidance_scale": GUIDANCE.value,
+        },
+    }
+    out = epath.Path(OUT.value)
+    with tqdm(total=len(prompts) * NUM_SAMPLES.value, unit="picture", disable=not sys.stderr.isatty()) as bar:
+        samples = dalle.generate(
+            prompts,
+            num_samples=NUM_SAMPLES.value,
+            keep=KEEP.value,
+            score_fn=clip.score if clip is not None else None,
+            seed=SEED.value,
+            **settings["sampling"],
+            prime=np.asarray(Image.open(PRIME.value).convert("RGB")) if PRIME.value else None,
+            prime_rows=PRIME_ROWS.value,
+            max_sequences=MAX_SEQUENCES.value,
+            store=FolderStore(out, settings),
+            on_progress=lambda done, total: bar.update(done - bar.n),
+        )
+    write_results(out, dalle, prompts, samples, settings | {"num_samples": NUM_SAMPLES.value})
+    print(f"{len(prompts)} prompt(s), {samples.images.shape[1]} of {NUM_SAMPLES.value} kept: {out / 'grid.png'}")
+
+
+def read_prompts() -> list[str]:
+    """The captions of --prompt and --prompts, in that order."""
+    prompts = list(PROMPT.value)
+    if PROMPTS.value:
+        try:
+            lines = Path(PROMPTS.value).read_text().splitlines()
+        except FileNotFoundError:
+            raise UserError(f"--prompts={PROMPTS.value}: there is no such file") from None
+        prompts += [line for line in lines if line.strip()]
+    if not prompts:
+        raise UserError('no caption given: --prompt="..." or --prompts=FILE')
+    return prompts
+
+
+def load_ranker() -> tuple["clip_jax.Clip | None", str | None]:
+    """CLIP and where it came from: what --clip names, else the run's own, else none."""
+    if CLIP.value == "none":
+        return None, None
+    own = epath.Path(WORKDIR.value) / "clip"
+    if CLIP.value is None and not own.exists():
+        return None, None
+    where = CLIP.value or WORKDIR.value
+    return clip_jax.load(where), str(where)
+
+
+def write_results(out: epath.Path, dalle: Dalle, prompts: list[str], samples: Samples, settings: dict) -> None:
+    """The grid, a PNG a picture, and the manifest that says how each was made."""
+    out.mkdir(parents=True, exist_ok=True)
+    count, keep = samples.images.shape[:2]
+    sheet = picture_grid(samples.images.reshape(-1, *samples.images.shape[2:]), columns=keep)
+    Image.fromarray(sheet).save(Path(out / "grid.png"))
+    pictures = []
+    for p in range(count):
+        for rank in range(keep):
+            name = f"{p:04d}_{rank:03d}.png"
+            Image.fromarray(samples.images[p, rank]).save(Path(out / name))
+            score = float(samples.scores[p, rank])
+            pictures.append(
+                {
+                    "file": name,
+                    "prompt": prompts[p],
+                    "rank": rank,
+                    "candidate": int(samples.indices[p, rank]),
+                    "score": score if np.isfinite(score) else None,
+                    "tokens": samples.tokens[p, rank].tolist(),
+                }
+            )
+    write_json(out / "manifest.json", settings | {"pictures": pictures})
+
+
+if __name__ == "__main__":
+    start(main)

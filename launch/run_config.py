@@ -1,0 +1,52 @@
+"""The config of a whole run: the sections that every stage shares, and the stages it trains."""
+
+import dataclasses
+
+from clip_jax import ClipStage
+from dalle_jax.codec import CodecStage
+from dalle_jax.data.config import DataConfig, TokenizerConfig
+from dalle_jax.decoder.config import DecoderStage
+from dalle_jax.errors import UserError
+from dalle_jax.training.config import MeshConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """What `configs/X.py` describes. The stages present are trained, in this order: codec, decoder, CLIP."""
+
+    data: DataConfig
+    seed: int = 0
+    mesh: MeshConfig = MeshConfig()
+    tokenizer: TokenizerConfig | None = None
+    codec: CodecStage | None = None
+    decoder: DecoderStage | None = None
+    clip: ClipStage | None = None
+    init_from: str | None = None
+    """Work directory of a trained run to fine-tune: every stage begins with its weights, captions are read with its
+    tokenizer, and its codec is used where this run trains none."""
+
+    def __post_init__(self):
+        if not (self.codec or self.decoder or self.clip):
+            raise UserError("the config trains nothing: give it a section 'codec', 'decoder' or 'clip'")
+        if (self.decoder or self.clip) and self.tokenizer is None:
+            raise UserError("config.tokenizer is missing: the decoder and CLIP read captions")
+        tokenizer = self.tokenizer
+        if self.decoder is not None and tokenizer is not None:
+            model = self.decoder.model
+            _same("decoder.model.text_vocab_size", model.text_vocab_size, "tokenizer.vocab_size", tokenizer.vocab_size)
+            _same("decoder.model.text_length", model.text_length, "tokenizer.text_length", tokenizer.text_length)
+        if self.clip is not None and tokenizer is not None:
+            vocab_size = self.clip.model.text.vocab_size
+            _same("clip.model.text.vocab_size", vocab_size, "tokenizer.vocab_size", tokenizer.vocab_size)
+        if self.codec is not None:
+            grid_size = self.codec.model.grid_size(self.data.image_size)  # ValueError where it does not divide
+            if self.decoder is not None and self.decoder.codec_from is None:
+                model = self.decoder.model
+                _same("decoder.model.grid_size", model.grid_size, "the codec's grid", grid_size)
+                size = self.codec.model.codebook_size
+                _same("decoder.model.codebook_size", model.codebook_size, "codec.model.codebook_size", size)
+
+
+def _same(name: str, value: int, other_name: str, other: int) -> None:
+    if value != other:
+        raise UserError(f"config.{name} is {value}, but {other_name} is {other}: set them alike")

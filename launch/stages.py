@@ -1,0 +1,159 @@
+"""One stage of a run after the other: tokenizer, codec, decoder, CLIP."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+from etils import epath
+
+from clip_jax import ClipTask
+from dalle_jax.codec import CodecTask, load_codec
+from dalle_jax.data.batches import Batches
+from dalle_jax.data.captions import all_captions
+from dalle_jax.data.config import Augment, TextConfig
+from dalle_jax.data.records import Source
+from dalle_jax.data.sources import EVAL, TRAIN, open_source
+from dalle_jax.data.tokenizer import Tokenizer, train_tokenizer
+from dalle_jax.decoder.task import DecoderTask
+from dalle_jax.errors import UserError
+from dalle_jax.training.config import TrainConfig
+from dalle_jax.training.loop import train
+from dalle_jax.training.task import Task
+from launch.run_config import RunConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class StagePlan:
+    """What the loop needs to train one stage."""
+
+    task: Task
+    train: TrainConfig
+    augment: Augment
+    image_size: int
+    text: TextConfig | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """What else a person may ask for while a run trains."""
+
+    profile_steps: tuple[int, int] | None = None
+    wandb: str = ""
+
+
+def prepare_tokenizer(run: RunConfig, workdir: epath.Path) -> Tokenizer | None:
+    """The run's tokenizer, in this order: the one in its work directory, one that is named, a new one.
+
+    Raises:
+      UserError: the one that is named differs from that of the run that is fine-tuned, whose weights know no other; or
+        the captions cannot give the vocabulary that is asked for.
+    """
+    if run.tokenizer is None:
+        return None
+    path = workdir / "tokenizer.model"
+    if path.exists():
+        return _check_vocab(Tokenizer(path), run)
+    named = Tokenizer(run.tokenizer.path) if run.tokenizer.path else None
+    base = Tokenizer(epath.Path(run.init_from) / "tokenizer.model") if run.init_from else None
+    if named is not None and base is not None and named.fingerprint != base.fingerprint:
+        raise UserError(
+            f"config.tokenizer.path={run.tokenizer.path} is not the tokenizer that {run.init_from} was trained with, "
+            "and its weights know no other: leave config.tokenizer.path out to use it"
+        )
+    tokenizer = base or named
+    if tokenizer is None:
+        tokenizer = train_tokenizer(all_captions(open_source(run.data, TRAIN)), run.tokenizer.vocab_size)
+    _check_vocab(tokenizer, run)
+    if jax.process_index() == 0:
+        tokenizer.save(path)
+    return tokenizer
+
+
+def _check_vocab(tokenizer: Tokenizer, run: RunConfig) -> Tokenizer:
+    assert run.tokenizer is not None
+    if tokenizer.vocab_size != run.tokenizer.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} pieces, but config.tokenizer.vocab_size is "
+            f"{run.tokenizer.vocab_size}: set it, and the vocab_size of the models, to {tokenizer.vocab_size}"
+        )
+    return tokenizer
+
+
+def plan_codec(run: RunConfig, workdir: epath.Path) -> StagePlan:
+    """The codec sees pictures alone."""
+    assert run.codec is not None
+    task = CodecTask(run.codec, run.data.image_size)
+    return StagePlan(task, run.codec.train, run.codec.augment, run.data.image_size, None)
+
+
+def plan_decoder(run: RunConfig, workdir: epath.Path) -> StagePlan:
+    """The decoder stands on a trained codec: one that is named, this run's, or that of the run it is tuned from."""
+    assert run.decoder is not None and run.tokenizer is not None
+    where = run.decoder.codec_from or (workdir if run.codec else run.init_from)
+    if where is None:
+        raise UserError("the decoder needs a codec: set config.decoder.codec_from to a work directory with one")
+    task = DecoderTask(run.decoder.model, load_codec(where))
+    text = TextConfig(length=run.tokenizer.text_length, dropout=run.tokenizer.bpe_dropout)
+    return StagePlan(task, run.decoder.train, run.decoder.augment, run.data.image_size, text)
+
+
+def plan_clip(run: RunConfig, workdir: epath.Path) -> StagePlan:
+    """CLIP's captions end with a token of their own and are not augmented (CLIP §2.3)."""
+    assert run.clip is not None
+    text = TextConfig(length=run.clip.model.text.context_length, end=True)
+    return StagePlan(ClipTask(run.clip), run.clip.train, run.clip.augment, run.clip.model.vision.image_size, text)
+
+
+PLANS: dict[str, Callable[[RunConfig, epath.Path], StagePlan]] = {
+    "codec": plan_codec,
+    "decoder": plan_decoder,
+    "clip": plan_clip,
+}
+"""By section of the config, in the order of training."""
+
+
+def stages_of(run: RunConfig) -> list[str]:
+    """The stages that a config trains, in order."""
+    return [name for name in PLANS if getattr(run, name) is not None]
+
+
+def train_stage(name: str, run: RunConfig, workdir: epath.Path, tokenizer: Tokenizer | None, watch: Watch) -> None:
+    """Trains a stage to its end, or goes on where it was stopped."""
+    plan = PLANS[name](run, workdir)
+    train(
+        plan.task,
+        plan.train,
+        mesh_config=run.mesh,
+        batches=make_batches(run, plan, tokenizer, TRAIN),
+        eval_batches=make_batches(run, plan, tokenizer, EVAL),
+        workdir=workdir / name,
+        seed=run.seed,
+        init_from=epath.Path(run.init_from) / name if run.init_from else None,
+        profile_steps=watch.profile_steps,
+        wandb=watch.wandb,
+    )
+
+
+def make_batches(
+    run: RunConfig, plan: StagePlan, tokenizer: Tokenizer | None, split: str, source: Source | None = None
+) -> Batches:
+    """Batches of one split, as the stage wants them; held-out ones are not augmented."""
+    held_out = split != TRAIN
+    text = plan.text
+    if text is not None and held_out:
+        text = dataclasses.replace(text, dropout=0.0)
+    return Batches(
+        source or open_source(run.data, split),
+        batch_size=plan.train.batch_size,
+        image_size=plan.image_size,
+        augment=plan.augment.held_out if held_out else plan.augment,
+        seed=run.seed,
+        tokenizer=tokenizer if text is not None else None,
+        text=text,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=run.data.workers,
+        prefetch=run.data.prefetch,
+        max_bad_fraction=run.data.max_bad_fraction,
+        max_pixels=run.data.max_pixels,
+    )
