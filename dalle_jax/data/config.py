@@ -16,10 +16,16 @@ class SourceKind(enum.Enum):
 class Augment(enum.Enum):
     """How a picture becomes a square of `image_size`; `dalle_jax.data.transforms` has one function for each."""
 
-    NONE = "none"  # inference preprocessing: short side resized, centre crop
+    NONE = "none"  # DALL·E's inference preprocessing: short side resized with Lanczos, centre crop
     DVAE = "dvae"  # DALL·E Listing 1: random square, random scale, random crop, mirrored half of the time
     DALLE = "dalle"  # DALL·E Listing 2: near-central square, slight random scale and crop, never mirrored
     CLIP = "clip"  # short side resized, random crop
+    CLIP_INFERENCE = "clip_inference"  # CLIP's inference preprocessing: short side resized with bicubic, centre crop
+
+    @property
+    def held_out(self) -> "Augment":
+        """What the held-out pictures of a model trained under this get: its inference preprocessing."""
+        return Augment.CLIP_INFERENCE if self in (Augment.CLIP, Augment.CLIP_INFERENCE) else Augment.NONE
 
 
 @dataclasses.dataclass(frozen=True)

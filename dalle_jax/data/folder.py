@@ -91,7 +91,7 @@ def _read_table(path: str, caption_field: str, image_field: str) -> dict[str, ca
             )
         if caption_field and caption_field not in row:
             near = closest(caption_field, map(str, row))
-            raise UserError(f"{path}, line {line}: there is no field '{caption_field}'{near} (config.data.caption_field)")
+            raise UserError(f"{path}, line {line}: no field '{caption_field}'{near} (config.data.caption_field)")
         texts, fault = captions.from_mapping(row, caption_field)
         before, fault_before = table.get(file, ((), None))
         # A readable caption is worth more than the fault of another row.

@@ -114,4 +114,4 @@ def _not_a_tar(path: str, offset: int, header: bytes) -> UserError:
     if offset == 0 and header[:2] in compressions:
         return UserError(f"{path} is compressed with {compressions[header[:2]]}: unpack it to a plain .tar first, "
                          "which is what can be read in any order")
-    return UserError(f"{path} is damaged or no tar: there is no member at byte {offset}; fetch it again or leave it out")
+    return UserError(f"{path} is damaged or no tar: no member starts at byte {offset}; fetch it again or leave it out")

@@ -1,0 +1,184 @@
+"""Deterministic batches: batch n is a function of (seed, n), whatever the number of processes and workers."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import grain
+import jax
+import numpy as np
+from absl import flags
+
+from dalle_jax.data.config import Augment, DataConfig, TextConfig
+from dalle_jax.data.counts import ReadCounts
+from dalle_jax.data.prefetch import prefetch, to_global
+from dalle_jax.data.records import BadSample, Source
+from dalle_jax.data.samples import SampleReader
+from dalle_jax.data.tokenizer import Tokenizer
+from dalle_jax.errors import UserError
+
+_MAX_THREADS = 8
+_PROBES = 64
+
+
+class Batches:
+    """An endless sequence of training batches, and the passes over a held-out split.
+
+    `batches[n]` is `{"image": uint8 [B / process_count, S, S, 3], "text": int32 [.., T], "label": int32 [..]}`: the
+    rows of global batch n that this process brings (`text` where there is a tokenizer, `label` where the source has
+    labels). Samples are drawn without replacement within an epoch, in a new order each epoch; a batch may straddle
+    two. Element j of the stream depends on (seed, j) alone, so that a run resumed at step n reads what it would have
+    read.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        batch_size: int,
+        image_size: int,
+        augment: Augment,
+        seed: int,
+        tokenizer: Tokenizer | None = None,
+        text: TextConfig | None = None,
+        process_index: int = 0,
+        process_count: int = 1,
+        workers: int = 0,
+        prefetch_size: int = DataConfig.prefetch,
+        max_bad_fraction: float = DataConfig.max_bad_fraction,
+        max_pixels: int = DataConfig.max_pixels,
+    ):
+        """Args:
+          source: what to read.
+          batch_size: global.
+          image_size: S, pixels a side.
+          augment: how pictures become square.
+          seed: of order, augmentation, choice of caption and BPE dropout.
+          tokenizer: None: pictures alone, captions are not looked at.
+          text: how captions are encoded; given with the tokenizer.
+          process_index: which part of each batch this process brings (`prefetch.process_rows`).
+          process_count: number of parts.
+          workers: processes that decode; 0: threads of this one.
+          prefetch_size: batches that wait on the device.
+          max_bad_fraction: reading stops with a `UserError` where more of the samples than this are bad.
+          max_pixels: larger pictures are bad samples.
+
+        Raises:
+          UserError: where the batch does not divide over the processes, the source is empty, or captions are asked
+            for and there are none.
+        """
+        if batch_size < 1 or batch_size % process_count:
+            raise UserError(f"batch_size={batch_size} does not divide over {process_count} processes: use a multiple")
+        if not len(source):
+            raise UserError(f"{source.name} is empty: there is nothing to read")
+        if (tokenizer is None) != (text is None):
+            raise ValueError("`tokenizer` and `text` go together")
+        if tokenizer is not None:
+            _require_captions(source)
+        self.source = source
+        self.batch_size = batch_size
+        self._seed = seed
+        self._part = (process_index, process_count)
+        self._workers = workers
+        self._prefetch_size = prefetch_size
+        self._counts = ReadCounts(source, max_bad_fraction)
+        self._reader = SampleReader(source, image_size, augment, max_pixels, tokenizer, text)
+        shuffled = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+        self._dataset = self._batched(shuffled.random_map(self._reader))
+
+    @property
+    def bad_counts(self) -> dict[str, int]:
+        """Bad samples by reason, of the batches that this process has been handed so far."""
+        return {reason.value: count for reason, count in self._counts.bad.items()}
+
+    @property
+    def captions_cut(self) -> int:
+        """Captions that were longer than the text, among the same batches."""
+        return self._counts.cut
+
+    def __getitem__(self, n: int) -> dict[str, np.ndarray]:
+        """Batch n, this process's rows."""
+        batch = self._dataset[n]
+        self._counts.add({name: batch.pop(name) for name in ReadCounts.FIELDS})
+        return batch
+
+    def iterate(
+        self, start: int = 0, *, sharding: jax.sharding.Sharding | None = None
+    ) -> Iterator[dict[str, jax.Array]]:
+        """Yields global batches `start`, `start` + 1, ... without end.
+
+        Args:
+          start: the step to resume at.
+          sharding: of the batch axis; None: this process's rows on its first device.
+        """
+        return self._deliver(self._dataset[start:], sharding, self._workers)
+
+    def epoch(
+        self, num_batches: int | None = None, *, sharding: jax.sharding.Sharding | None = None
+    ) -> Iterator[dict[str, jax.Array]]:
+        """Yields a finite pass of full batches in the source's order, the same ones at every call.
+
+        The samples after the last full batch are left out; a source smaller than one batch gives one batch, filled up
+        from its start again. Held-out losses are thus means over equal batches of one shape.
+
+        Args:
+          num_batches: at the most; the samples are then spread evenly over the source instead of being its first.
+          sharding: as in `iterate`.
+        """
+        full = max(1, len(self.source) // self.batch_size)
+        count = full if num_batches is None else min(num_batches, full)
+        positions = np.arange(count * self.batch_size)
+        if count < full:
+            positions = positions * len(self.source) // len(positions)
+        order = grain.MapDataset.source((positions % len(self.source)).tolist())
+        # Threads are enough for a short pass, and worker processes take seconds to start.
+        return self._deliver(self._batched(order.seed(self._seed).random_map(self._reader)), sharding, workers=0)
+
+    def _batched(self, samples: grain.MapDataset) -> grain.MapDataset:
+        # Batching before the batches are dealt out: every process walks the same global stream.
+        index, count = self._part
+        return samples.batch(self.batch_size // count)[index::count]
+
+    def _deliver(
+        self, dataset: grain.MapDataset, sharding: jax.sharding.Sharding | None, workers: int
+    ) -> Iterator[dict[str, jax.Array]]:
+        global_size = self.batch_size
+        if sharding is None:
+            sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            global_size //= self._part[1]
+
+        def place(batch: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, jax.Array]]:
+            counts = {name: batch.pop(name) for name in ReadCounts.FIELDS}
+            return counts, to_global(batch, global_size, sharding)
+
+        with contextlib.closing(prefetch(_read_ahead(dataset, workers), place, self._prefetch_size)) as placed:
+            for counts, batch in placed:
+                self._counts.add(counts)
+                yield batch
+
+
+def _read_ahead(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
+    """Batches in order, made by threads of this process or by worker processes."""
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain hands its flags to the workers; outside `app.run` nobody parsed them
+        one = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+        return dataset.to_iter_dataset(one).mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    threads = min(os.cpu_count() or 1, _MAX_THREADS)
+    return dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
+
+
+def _require_captions(source: Source) -> None:
+    """Looks at samples all over the source: a data set without any caption is a mistake, not a bad sample."""
+    probes = min(len(source), _PROBES)
+    for i in range(probes):
+        try:
+            record = source[i * len(source) // probes]
+        except BadSample:
+            continue
+        if record.captions or record.captions_fault:
+            return
+    raise UserError(
+        f"{source.name} has no captions (none at {probes} samples looked at): put a .txt of the same name beside each "
+        "picture, or name the caption's field with config.data.caption_field"
+    )

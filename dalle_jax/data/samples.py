@@ -1,0 +1,81 @@
+"""One sample of a batch: a record read, its picture made square, its caption made tokens."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from dalle_jax.data import transforms
+from dalle_jax.data.config import Augment, TextConfig
+from dalle_jax.data.counts import REASONS, describe
+from dalle_jax.data.decode import decode
+from dalle_jax.data.records import BadReason, BadSample, Record, Source
+from dalle_jax.data.tokenizer import Tokenizer, fit
+from dalle_jax.errors import UserError
+
+NO_LABEL = -1
+
+_ATTEMPTS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleReader:
+    """Makes sample `index` of a source, or another in its place. Picklable, for worker processes."""
+
+    source: Source
+    image_size: int
+    augment: Augment
+    max_pixels: int
+    tokenizer: Tokenizer | None = None
+    text: TextConfig | None = None
+
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Reads, augments and encodes one sample; all that is random comes from `rng`.
+
+        A bad sample is replaced by another that `rng` draws, so that which one takes its place is a function of the
+        run's seed and of the position, as everything else is.
+
+        Returns:
+          `image` uint8 [S, S, 3]; `text` int32 [T] where there is a tokenizer; `label` int32 where the source has
+          labels; and for the counts: `bad` int32 [reasons], `bad_index` int64 (of the first bad sample met, -1 if
+          none), `cut` int32 (1 where the caption was cut); see `ReadCounts`.
+
+        Raises:
+          UserError: where no readable sample is found in a hundred attempts.
+        """
+        bad = np.zeros(len(REASONS), np.int32)
+        bad_index = -1
+        for _ in range(_ATTEMPTS):
+            try:
+                sample = self._sample(self.source[index], rng)
+            except BadSample as error:
+                bad[REASONS.index(error.reason)] += 1
+                bad_index = index if bad_index < 0 else bad_index
+                index = int(rng.integers(len(self.source)))
+            else:
+                return sample | {"bad": bad, "bad_index": np.int64(bad_index)}
+        raise UserError(f"{_ATTEMPTS} samples of {self.source.name} in a row cannot be used "
+                        f"({describe(dict(zip(REASONS, bad.tolist(), strict=True)))}): check the data")
+
+    def _sample(self, record: Record, rng: np.random.Generator) -> dict[str, Any]:
+        sample: dict[str, Any] = {"cut": np.int32(0)}
+        if self.tokenizer is not None and self.text is not None:
+            sample |= self._encode(record, self.tokenizer, self.text, rng)
+        image = decode(
+            record.image,
+            max_pixels=self.max_pixels,
+            shrink_to=transforms.shrink_to(self.augment, self.image_size),
+        )
+        sample["image"] = transforms.transform(self.augment)(image, self.image_size, rng)
+        if self.source.has_labels:
+            sample["label"] = np.int32(NO_LABEL if record.label is None else record.label)
+        return sample
+
+    @staticmethod
+    def _encode(record: Record, tokenizer: Tokenizer, text: TextConfig, rng: np.random.Generator) -> dict[str, Any]:
+        if not record.captions:
+            raise BadSample(record.captions_fault or BadReason.NO_CAPTION)
+        caption = record.captions[int(rng.integers(len(record.captions)))]
+        pieces = tokenizer.pieces(caption, dropout=text.dropout, seed=int(rng.integers(2**31)))
+        ids = fit(pieces, text.length, end=text.end)
+        return {"text": ids, "cut": np.int32(1 + len(pieces) + text.end > text.length)}

@@ -1,0 +1,128 @@
+"""From a picture of any size to a square one: the two published augmentations of DALL·E, CLIP's, and what both models
+do at inference.
+
+All take uint8 [height, width, 3] and give uint8 [size, size, 3]. A picture is never enlarged more than it must be:
+where its short side is below `size`, it is brought to exactly `size` with a bicubic filter (the published code assumes
+that this does not happen), and a scale that would be drawn at random is `size`.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from dalle_jax.data.config import Augment
+from dalle_jax.data.decode import Picture
+
+Square = UInt8[np.ndarray, "size size 3"]
+Box = tuple[float, float, float, float]
+
+
+def dvae_augment(image: Picture, size: int, rng: np.random.Generator) -> Square:
+    """DALL·E's augmentation for the codec (Listing 1).
+
+    A random square of the short side s, scaled to t x t with t uniform from min(s, 9/8 size) to min(s, 12/8 size),
+    then a random crop, mirrored half of the time. The paper's AREA filter is Pillow's box filter here; they differ in
+    how corners are aligned, by less than a pixel.
+    """
+    height, width, _ = image.shape
+    short = min(height, width)
+    top, left = rng.integers(height - short + 1), rng.integers(width - short + 1)
+    target = _uniform(rng, max(size, min(short, round(9 / 8 * size))), max(size, min(short, round(12 / 8 * size))))
+    square = _scaled_crop(image, int(top), int(left), short, target, size, rng)
+    return np.ascontiguousarray(square[:, ::-1]) if rng.random() < 0.5 else square
+
+
+def dalle_augment(image: Picture, size: int, rng: np.random.Generator) -> Square:
+    """DALL·E's augmentation for the decoder (Listing 2).
+
+    A near-central square of the short side s, scaled to t x t with t uniform from size to min(s, 9/8 size), then a
+    random crop. Never mirrored: the picture may hold writing, and the caption may say left or right.
+    """
+    height, width, _ = image.shape
+    short = min(height, width)
+    top, left = _near_centre(rng, height - short), _near_centre(rng, width - short)
+    target = _uniform(rng, size, max(size, min(short, round(9 / 8 * size))))
+    return _scaled_crop(image, top, left, short, target, size, rng)
+
+
+def clip_augment(image: Picture, size: int, rng: np.random.Generator) -> Square:
+    """CLIP's augmentation (section 2.3): the short side resized to `size`, then a random square crop."""
+    new_height, new_width = _short_side_to(image, size)
+    top, left = rng.integers(new_height - size + 1), rng.integers(new_width - size + 1)
+    height, width, _ = image.shape
+    # Resizing the region that the crop covers equals cropping the resized picture, and touches no other pixel.
+    scale_y, scale_x = height / new_height, width / new_width
+    box = (left * scale_x, top * scale_y, (left + size) * scale_x, (top + size) * scale_y)
+    return _resize(image, size, size, Image.Resampling.BICUBIC, box)
+
+
+def dalle_inference(image: Picture, size: int) -> Square:
+    """What DALL·E's codec is given at inference: Lanczos to a short side of `size`, centre crop."""
+    height, width, _ = image.shape
+    ratio = size / min(height, width)
+    resized = _resize(image, round(ratio * height), round(ratio * width), Image.Resampling.LANCZOS)
+    return centre_crop(resized, size)
+
+
+def clip_inference(image: Picture, size: int) -> Square:
+    """What CLIP is given at inference: bicubic to a short side of `size`, centre crop."""
+    return centre_crop(_resize(image, *_short_side_to(image, size), Image.Resampling.BICUBIC), size)
+
+
+def centre_crop(image: Picture, size: int) -> Square:
+    """The central square of a picture that is no smaller than `size` on either side."""
+    height, width, _ = image.shape
+    top, left = round((height - size) / 2), round((width - size) / 2)  # to even, as torchvision rounds
+    return np.ascontiguousarray(image[top : top + size, left : left + size])
+
+
+def transform(augment: Augment) -> Callable[[Picture, int, np.random.Generator], Square]:
+    """The function of `(image, size, rng)` that an `Augment` names."""
+    return {
+        Augment.NONE: lambda image, size, rng: dalle_inference(image, size),
+        Augment.DVAE: dvae_augment,
+        Augment.DALLE: dalle_augment,
+        Augment.CLIP: clip_augment,
+        Augment.CLIP_INFERENCE: lambda image, size, rng: clip_inference(image, size),
+    }[augment]
+
+
+def shrink_to(augment: Augment, size: int) -> int | None:
+    """The short side below which decoding a JPEG at reduced size would change the augmentation; None: not at all."""
+    largest = {Augment.DVAE: round(12 / 8 * size), Augment.DALLE: round(9 / 8 * size), Augment.CLIP: size}
+    return largest.get(augment)
+
+
+def _uniform(rng: np.random.Generator, low: int, high: int) -> int:
+    return int(rng.integers(low, high + 1))
+
+
+def _near_centre(rng: np.random.Generator, slack: int) -> int:
+    low = 3 * slack // 8
+    return int(rng.integers(low, max(low + 1, 5 * slack // 8)))
+
+
+def _scaled_crop(
+    image: Picture, top: int, left: int, side: int, target: int, size: int, rng: np.random.Generator
+) -> Square:
+    """Scales the square at (top, left) to target x target and takes a random size x size crop of that, in one go."""
+    scale = side / target
+    down, right = rng.integers(target - size + 1), rng.integers(target - size + 1)
+    y, x = top + down * scale, left + right * scale
+    filter_ = Image.Resampling.BOX if target <= side else Image.Resampling.BICUBIC
+    return _resize(image, size, size, filter_, (x, y, x + size * scale, y + size * scale))
+
+
+def _short_side_to(image: Picture, size: int) -> tuple[int, int]:
+    """(height, width) as torchvision's `Resize(size)` computes them: the long side is cut to an integer."""
+    height, width, _ = image.shape
+    return (size, size * width // height) if height <= width else (size * height // width, size)
+
+
+def _resize(image: Picture, height: int, width: int, filter_: Image.Resampling, box: Box | None = None) -> Picture:
+    if box is not None:
+        # Rounding may put an edge of the box outside the picture by a hair, which Pillow refuses.
+        box = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], image.shape[1]), min(box[3], image.shape[0]))
+    return np.asarray(Image.fromarray(image).resize((width, height), filter_, box))
