@@ -206,24 +206,18 @@ class LoadedParams(NamedTuple):
     step: int
 
 
-def load_params(
-    stage_dir: epath.PathLike,
-    step: int | None = None,
-    *,
-    sharding: jax.sharding.Sharding | None = None,
-    like: Any = None,
-) -> LoadedParams:
+def load_params(stage_dir: epath.PathLike, step: int | None = None, *, shardings: Any = None) -> LoadedParams:
     """Reads a trained model: the running average where one is kept, else the parameters.
 
     Args:
       stage_dir: the stage's folder in a work directory.
       step: of the checkpoint; None: the newest that is whole.
-      sharding: of every array; None: numpy arrays on the host.
-      like: abstract parameters of the model they are for, with shardings or without; names and shapes are compared,
-        and arrays go where these say. The model state is then replicated over the same mesh.
+      shardings: None: numpy arrays on the host. One `Sharding`: of every array. Or a tree like the parameters, of
+        `Sharding`s, or of abstract arrays that carry them, whose shapes are then compared too; the model state is
+        replicated over the same mesh.
 
     Raises:
-      UserError: there is no such checkpoint, it cannot be read, or it is not like `like`.
+      UserError: there is no such checkpoint, it cannot be read, or it is of another model.
     """
     _quiet_orbax()
     directory, steps = epath.Path(stage_dir) / "checkpoints", saved_steps(stage_dir)
@@ -234,7 +228,7 @@ def load_params(
     failure = ""
     for candidate in reversed(steps) if step is None else [step]:
         try:
-            return _load(directory / str(candidate), candidate, sharding, like)
+            return _load(directory / str(candidate), candidate, shardings)
         except UserError:
             raise
         except Exception as error:  # As in `Checkpoints.restore`.
@@ -250,34 +244,38 @@ def saved_steps(stage_dir: epath.PathLike) -> list[int]:
 
 
 def check_same(wanted: Any, found: Any, where: str) -> None:
-    """Compares two trees of arrays by name and shape.
+    """Compares two trees of arrays by name, and by shape where both have one.
 
     Raises:
       UserError: naming the first parameters that are missing, unknown or of another shape.
     """
-    wanted_shapes, found_shapes = _shapes(wanted), _shapes(found)
-    faults = [f"'{name}' is missing" for name in wanted_shapes if name not in found_shapes]
-    faults += [f"'{name}' is unknown to the model" for name in found_shapes if name not in wanted_shapes]
+    shape_of = {name: getattr(leaf, "shape", None) for name, leaf in named_leaves(wanted).items()}
+    shape_found = {name: leaf.shape for name, leaf in named_leaves(found).items()}
+    faults = [f"'{name}' is missing" for name in shape_of if name not in shape_found]
+    faults += [f"'{name}' is unknown to the model" for name in shape_found if name not in shape_of]
     faults += [
-        f"'{name}' is {found_shapes[name]} and should be {shape}"
-        for name, shape in wanted_shapes.items()
-        if found_shapes.get(name, shape) != shape
+        f"'{name}' is {tuple(shape_found[name])} and should be {tuple(shape)}"
+        for name, shape in shape_of.items()
+        if shape is not None and name in shape_found and tuple(shape_found[name]) != tuple(shape)
     ]
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise UserError(f"{where} does not fit the model: {'; '.join(faults[:3])}{more}; is its config another one?")
 
 
-def _load(directory: epath.Path, step: int, sharding: jax.sharding.Sharding | None, like: Any) -> LoadedParams:
+def _load(directory: epath.Path, step: int, shardings: Any) -> LoadedParams:
     name = "ema" if (directory / "ema").exists() else "params"
     found = _metadata(directory, name)
-    if like is not None:
-        check_same(like, found, f"{directory}/{name}")
-        of_like = next((leaf.sharding for leaf in jax.tree.leaves(like) if leaf.sharding is not None), None)
-        sharding = jax.sharding.NamedSharding(of_like.mesh, jax.sharding.PartitionSpec()) if of_like else None
-    wanted = {name: like if like is not None else _place(found, sharding)}
+    if shardings is None or isinstance(shardings, jax.sharding.Sharding):
+        elsewhere, wanted = shardings, {name: _place(found, shardings)}
+    else:
+        check_same(shardings, found, f"{directory}/{name}")
+        tree = jax.tree.map(lambda x: getattr(x, "sharding", x), shardings)
+        mesh = jax.tree.leaves(tree)[0].mesh
+        elsewhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        wanted = {name: jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), found, tree)}
     if (directory / "model_state").exists():
-        wanted["model_state"] = _place(_metadata(directory, "model_state"), sharding)
+        wanted["model_state"] = _place(_metadata(directory, "model_state"), elsewhere)
     trees, _ = _read(directory, wanted, progress=False)
     return LoadedParams(trees[name], trees.get("model_state", {}), step)
 
@@ -327,10 +325,6 @@ def _read(directory: epath.Path, wanted: Mapping[str, Any], progress: bool = Tru
     with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
         result = reader.restore(directory, args=ocp.args.Composite(**args))
     return {name: result[name] for name in wanted}, result["progress"] if progress else {}
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(leaf.shape) for name, leaf in named_leaves(tree).items()}
 
 
 @contextlib.contextmanager

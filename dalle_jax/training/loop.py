@@ -2,10 +2,9 @@
 
 import contextlib
 import dataclasses
-import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -32,14 +31,22 @@ from dalle_jax.training.step import TrainStep, compile_step, make_train_step
 from dalle_jax.training.task import Batch, Task
 
 
+@runtime_checkable
 class BatchSource(Protocol):
     """Batches by number: batch n is a function of n alone, so that the position in the data is the step."""
 
     bad_counts: Mapping[str, int]
     """Samples replaced so far because they could not be read, by reason."""
 
-    def iterate(self, start: int, sharding: NamedSharding) -> Iterator[Batch]:
+    captions_cut: int
+    """Captions so far that were longer than the text."""
+
+    def iterate(self, start: int, *, sharding: NamedSharding) -> Iterator[Batch]:
         """Batches start, start + 1, ... as global arrays of `sharding`, without end."""
+        ...
+
+    def epoch(self, num_batches: int | None, *, sharding: NamedSharding) -> Iterator[Batch]:
+        """A pass over held-out data, of `num_batches` at the most; the same batches at every call."""
         ...
 
 
@@ -70,7 +77,7 @@ def train(
       batches: training data.
       workdir: the stage's folder; gets `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `previews/`, `profile/`.
       seed: of the parameters and of every step.
-      eval_batches: held-out data: batches 0 to `config.eval_batches` of it are the ones evaluated, every time.
+      eval_batches: held-out data, of which the same `config.eval_batches` batches are evaluated every time.
       init_from: a stage's folder of another run whose parameters this one begins with (fine-tuning).
       profile_steps: first and last step of a profiler trace.
       wandb: project of Weights & Biases; empty: none.
@@ -130,7 +137,7 @@ def _prepare(
     # 2. A fresh state, with the parameters of another run where one is named.
     state = init_state(task, optimizer, config.ema_decay is not None, seed, shardings)
     if init_from is not None:
-        loaded = load_params(init_from, like=abstract.params)
+        loaded = load_params(init_from, shardings=abstract.params)
         state = state.replace(params=loaded.params)
         if state.ema is not None:
             state = state.replace(ema=jax.tree.map(lambda x: x.copy(), loaded.params))
@@ -164,7 +171,7 @@ class _Loop:
         first, num_steps = int(state.step), self.config.num_steps
         if first >= num_steps:
             return state
-        with _closing(self.batches.iterate(first, self.sharding)) as stream:
+        with _closing(self.batches.iterate(first, sharding=self.sharding)) as stream:
             for done in range(first + 1, num_steps + 1):
                 profile(done)
                 with self.clock.measure("data"):
@@ -227,8 +234,8 @@ class _Loop:
 
     def _held_out(self, count: int) -> Iterator[Batch]:
         assert self.eval_batches is not None
-        with _closing(self.eval_batches.iterate(0, self.sharding)) as stream:
-            yield from itertools.islice(stream, count)
+        with _closing(self.eval_batches.epoch(count, sharding=self.sharding)) as stream:
+            yield from stream
 
     def _write_row(self, step: int, metrics: Mapping[str, float], seconds: Mapping[str, float]) -> None:
         """Adds to a row what the host knows: speed, share of time in data, bad samples."""
@@ -245,7 +252,8 @@ class _Loop:
                 row["useful_flops_per_second"] = flops * steps_per_second
         bad = dict(self.batches.bad_counts)
         row["bad_samples"] = float(sum(bad.values()))
-        row |= {f"bad_samples/{reason}": float(count) for reason, count in bad.items()}
+        row |= {f"bad_samples/{reason}": float(count) for reason, count in bad.items() if count}
+        row["captions_cut"] = float(self.batches.captions_cut)
         self._write(step, row)
 
     def _write(self, step: int, row: Mapping[str, float]) -> None:

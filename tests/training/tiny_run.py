@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import itertools
 import os
 import signal
 
@@ -47,7 +48,7 @@ class TinyTask(Task):
         x = batch["x"] + self.noise * jax.random.normal(key, batch["x"].shape)
         error = jnp.mean((self.apply(params, x) - jnp.roll(batch["x"], 1, axis=1)) ** 2)
         if self.bad_step is not None:
-            error = jnp.where(step + 1 == self.bad_step, jnp.nan, error)
+            error *= jnp.where(step + 1 == self.bad_step, jnp.nan, 1.0)
         state = {"mean": 0.9 * model_state["mean"] + 0.1 * batch["x"].mean(0)}
         return error, (state, {"inputs": jnp.mean(x)})
 
@@ -67,12 +68,15 @@ class TinyBatches:
 
     def __init__(self, batch_size=16, seed=0, at=lambda n: None):
         self.batch_size, self.seed, self.at = batch_size, seed, at
-        self.bad_counts = {"truncated": 2}
+        self.bad_counts, self.captions_cut = {"truncated": 2}, 1
 
     def host_batch(self, n):
         return {"x": np.random.default_rng((self.seed, n)).standard_normal((self.batch_size, WIDTH), np.float32)}
 
-    def iterate(self, start, sharding):
+    def epoch(self, num_batches=None, *, sharding):
+        return itertools.islice(self.iterate(0, sharding=sharding), num_batches)
+
+    def iterate(self, start=0, *, sharding):
         n = start
         while True:
             self.at(n)

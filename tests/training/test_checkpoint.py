@@ -1,0 +1,173 @@
+"""Which checkpoints are kept, and what happens where one is damaged or the disk is full."""
+
+import errno
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from dalle_jax.errors import UserError
+from dalle_jax.training.checkpoint import Checkpoints, load_params, saved_steps
+from dalle_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
+from dalle_jax.training.mesh import make_mesh
+from dalle_jax.training.sharding import replicated
+from dalle_jax.training.state import TrainState
+
+
+def make_state(step):
+    return TrainState(
+        step=jnp.int32(step), params={"w": jnp.full((8, 4), float(step))}, opt_state=(jnp.float32(step), ()),
+        model_state={}, ema=None, key=jax.random.key(0),
+    )  # fmt: skip
+
+
+def abstract(sharding):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), make_state(0))
+
+
+def open_checkpoints(stage_dir, mode="min", **keep):
+    keep = {"keep_last": 2, "keep_best": 1, "keep_every": 0} | keep
+    config = TrainConfig(batch_size=1, num_steps=1, optimizer=OptimizerConfig(learning_rate=1.0), **keep)
+    return Checkpoints(stage_dir, config, best_metric="loss", best_mode=mode)
+
+
+def save_all(stage_dir, steps, metrics=None, **keep):
+    checkpoints = open_checkpoints(stage_dir, **keep)
+    for step in steps:
+        checkpoints.save(step, make_state(step), {"window": [step]}, (metrics or {}).get(step))
+    checkpoints.close()
+
+
+def damage(stage_dir, step):
+    """Flips one byte in what the arrays of a checkpoint are read from."""
+    file = max((stage_dir / "checkpoints" / str(step) / "params" / "d").iterdir(), key=lambda path: path.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def test_keeps_last_best_and_every(tmp_path):
+    losses = {step: {"loss": loss} for step, loss in {2: 0.9, 3: 0.1, 5: 0.5, 8: 0.8}.items()}
+    save_all(tmp_path / "a", range(1, 9), losses)
+    assert saved_steps(tmp_path / "a") == [3, 7, 8]  # The best, and the last two although one is worse.
+    save_all(tmp_path / "b", range(1, 9), losses, mode="max", keep_last=1, keep_every=3)
+    assert saved_steps(tmp_path / "b") == [2, 3, 6, 8]
+
+
+def test_knows_what_improves_after_a_restart(tmp_path):
+    save_all(tmp_path, [1, 2], {1: {"loss": 0.5}})
+    checkpoints = open_checkpoints(tmp_path)
+    assert checkpoints.improves({"loss": 0.4})
+    assert not checkpoints.improves({"loss": 0.6})
+    assert not checkpoints.improves({"loss": float("nan")})
+    checkpoints.close()
+
+
+def test_restores_onto_any_mesh(tmp_path):
+    save_all(tmp_path, [4])
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp", "tensor"))
+    wanted = abstract(replicated(mesh))
+    wanted = wanted.replace(params={"w": jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=spread)})
+    checkpoints = open_checkpoints(tmp_path)
+    restored = checkpoints.restore(wanted)
+    checkpoints.close()
+    assert restored.state.params["w"].sharding == spread
+    np.testing.assert_array_equal(restored.state.params["w"], np.full((8, 4), 4.0))
+    assert int(restored.state.step) == 4
+    assert restored.state.ema is None and restored.state.model_state == {}
+    assert restored.progress == {"window": [4]}
+
+
+@pytest.mark.parametrize("kind", ["byte", "item"])
+def test_damaged_newest_falls_back_and_says_so(kind, tmp_path, capsys):
+    save_all(tmp_path, [1, 2, 3], keep_last=3)
+    for step in (2, 3):
+        if kind == "byte":
+            damage(tmp_path, step)
+        else:
+            (tmp_path / "checkpoints" / str(step) / "optimizer" / "manifest.ocdbt").unlink()
+    checkpoints = open_checkpoints(tmp_path)
+    restored = checkpoints.restore(abstract(jax.sharding.SingleDeviceSharding(jax.devices()[0])))
+    assert int(restored.state.step) == 1
+    said = capsys.readouterr().err
+    assert "checkpoint 3" in said and "checkpoint 2" in said and "going back to 1" in said
+    # The run comes by the same steps again, and can save them.
+    checkpoints.save(3, make_state(3), {})
+    checkpoints.close()
+    assert saved_steps(tmp_path) == [1, 3]
+    assert (tmp_path / "checkpoints" / "3.damaged").exists()
+    assert load_params(tmp_path).step == 3
+
+
+def test_nothing_readable_is_an_error_and_moves_nothing(tmp_path):
+    save_all(tmp_path, [1])
+    damage(tmp_path, 1)
+    checkpoints = open_checkpoints(tmp_path)
+    with pytest.raises(UserError, match="none of the checkpoints"):
+        checkpoints.restore(abstract(jax.sharding.SingleDeviceSharding(jax.devices()[0])))
+    checkpoints.close()
+    with pytest.raises(UserError, match="no checkpoint in .* can be read"):
+        load_params(tmp_path)
+    assert saved_steps(tmp_path) == [1]
+
+
+def test_half_written_checkpoint_is_swept_away(tmp_path):
+    save_all(tmp_path, [1])
+    (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
+    checkpoints = open_checkpoints(tmp_path)
+    assert checkpoints.steps == [1]
+    checkpoints.save(2, make_state(2), {})
+    checkpoints.close()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        # What TensorStore's C++ makes of it, as seen on a full tmpfs.
+        ValueError("RESOURCE_EXHAUSTED: Error writing \"a/0.0\": No space left on device [os_error_code='28']"),
+    ],
+    ids=["python", "tensorstore"],
+)
+def test_full_disk_is_one_line_and_leaves_the_checkpoint_before(fault, tmp_path, monkeypatch):
+    checkpoints = open_checkpoints(tmp_path, keep_last=1)
+    checkpoints.save(1, make_state(1), {})
+    checkpoints.wait()
+
+    async def fail(*args, **kwargs):
+        raise fault
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "async_save", fail)
+    with pytest.raises(UserError, match="the disk is full while saving to .*checkpoint 1 is intact") as error:
+        checkpoints.save(2, make_state(2), {})
+        checkpoints.wait()
+    assert "\n" not in str(error.value)
+    assert load_params(tmp_path).step == 1
+
+
+def test_another_model_is_named_not_called_damage(tmp_path):
+    save_all(tmp_path, [1])
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = abstract(sharding).replace(params={"w": jax.ShapeDtypeStruct((8, 5), jnp.float32, sharding=sharding)})
+    checkpoints = open_checkpoints(tmp_path)
+    with pytest.raises(UserError, match=r"'w' is \(8, 4\) and should be \(8, 5\)"):
+        checkpoints.restore(wanted)
+    checkpoints.close()
+
+
+def test_load_params(tmp_path):
+    save_all(tmp_path, [1, 2])
+    on_host = load_params(tmp_path)
+    assert on_host.step == 2 and isinstance(on_host.params["w"], np.ndarray) and on_host.model_state == {}
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    for shardings in (spread, {"w": spread}, {"w": jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=spread)}):
+        assert load_params(tmp_path, 1, shardings=shardings).params["w"].sharding == spread
+    with pytest.raises(UserError, match="no checkpoint of step 7 .* it has 1, 2"):
+        load_params(tmp_path, 7)
+    with pytest.raises(UserError, match="'v' is missing; 'w' is unknown to the model"):
+        load_params(tmp_path, shardings={"v": spread})

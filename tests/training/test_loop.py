@@ -1,0 +1,203 @@
+"""The loop as a person meets it: killed and resumed, on another mesh, with a loss that is not a number."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from dalle_jax.errors import UserError
+from dalle_jax.training.checkpoint import load_params, saved_steps
+from dalle_jax.training.config import MeshConfig
+from dalle_jax.training.loop import train
+from dalle_jax.training.signals import Preempted
+from dalle_jax.training.trees import named_leaves
+from tests.training.tiny_run import TinyBatches, TinyTask, tiny_config
+
+ROOT = Path(__file__).parents[2]
+SPEEDS = ("_per_second", "time_in_data")
+
+
+def tiny_train(workdir, config=None, task=None, batches=None, mesh=None, **arguments):
+    return train(
+        task or TinyTask(),
+        config or tiny_config(),
+        mesh_config=mesh or MeshConfig(),
+        batches=batches or TinyBatches(),
+        eval_batches=TinyBatches(seed=1),
+        workdir=workdir,
+        seed=7,
+        devices=None if mesh else jax.devices()[:1],
+        **arguments,
+    )
+
+
+def script(workdir, *arguments):
+    command = [sys.executable, "-m", "tests.training.tiny_run", f"--workdir={workdir}", *arguments]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def rows(workdir):
+    """What was logged, without the speeds."""
+    parsed = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{name: value for name, value in row.items() if not name.endswith(SPEEDS)} for row in parsed]
+
+
+def assert_same_bits(a, b):
+    a, b = named_leaves(a), named_leaves(b)
+    assert a.keys() == b.keys()
+    for name in a:
+        value, other = (jax.random.key_data(x) if name == "key" else x for x in (a[name], b[name]))
+        assert np.asarray(value).tobytes() == np.asarray(other).tobytes(), name
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """A whole run: its folder and its last state."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, tiny_train(workdir)
+
+
+def test_whole_run_leaves_what_it_says(uninterrupted):
+    workdir, state = uninterrupted
+    assert int(state.step) == 20
+    assert saved_steps(workdir)[-1] == 20
+    logged = {row["step"]: row for row in rows(workdir) if "loss" in row}
+    assert list(logged) == [4, 8, 12, 16, 20]
+    expected = {"loss", "inputs", "learning_rate", "grad_norm", "param_norm", "bad_samples", "captions_cut"}
+    assert expected <= logged[20].keys()
+    assert logged[20]["bad_samples/truncated"] == 2
+    assert logged[20]["loss"] < logged[4]["loss"]
+    assert [row["step"] for row in rows(workdir) if "eval/loss" in row] == [8, 16, 20]
+    assert sorted(path.name for path in (workdir / "previews").iterdir()) == ["step_0000010.png", "step_0000020.png"]
+    assert Image.open(workdir / "previews" / "step_0000010.png").size == (8, 8)
+    speeds = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-2])
+    assert speeds["useful_flops_per_second"] == pytest.approx(6 * 16 * 2 * 8 * 16 * speeds["steps_per_second"])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a whole run in a process of its own."""
+    workdir = tmp_path_factory.mktemp("process")
+    assert script(workdir).returncode == 0
+    return workdir
+
+
+@pytest.mark.entry
+@pytest.mark.parametrize("name, code", [("SIGKILL", -signal.SIGKILL), ("SIGTERM", 0)])
+def test_killed_and_resumed_is_the_uninterrupted_run(name, code, whole, tmp_path):
+    broken = tmp_path / "broken"
+    # Any step will do, after the first save or before it; a failing one is named by the assertion.
+    step = int(np.random.default_rng().integers(3, 19))
+    stopped = script(broken, f"--kill_at={step}", f"--signal={name}")
+    assert stopped.returncode == code, (step, stopped.stderr)
+    if name == "SIGTERM":
+        assert saved_steps(broken)[-1] == step + 1
+        assert f"stopped after step {step + 1} and saved" in stopped.stderr
+    assert script(broken).returncode == 0
+    assert_same_bits(load_params(whole, 20), load_params(broken, 20))
+    for item in ("params", "optimizer"):
+        assert_same_bits(read_item(whole, item), read_item(broken, item))
+    if name == "SIGKILL" or (step + 1) % 8:  # An evaluation due at the very step of a SIGTERM is left out.
+        assert rows(whole) == rows(broken), step
+
+
+def read_item(workdir, item):
+    from dalle_jax.training import checkpoint
+
+    directory = checkpoint.epath.Path(workdir) / "checkpoints" / "20"
+    return checkpoint._read(directory, {item: checkpoint._metadata(directory, item)})[0][item]
+
+
+def test_sigterm_in_this_process(tmp_path, uninterrupted):
+    def at(n):
+        if n == 6:
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted) as stopped:
+        tiny_train(tmp_path, batches=TinyBatches(at=at))
+    assert stopped.value.code == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert saved_steps(tmp_path) == [5, 7]
+    assert_same_bits(tiny_train(tmp_path), uninterrupted[1])
+    assert rows(tmp_path) == rows(uninterrupted[0])
+
+
+def test_finished_run_is_left_alone(uninterrupted):
+    workdir, state = uninterrupted
+    before = rows(workdir)
+    assert_same_bits(tiny_train(workdir), state)
+    assert rows(workdir) == before
+
+
+def test_goes_on_longer_and_on_another_mesh(tmp_path, uninterrupted):
+    short = tiny_config(10)
+    tiny_train(tmp_path, short)
+    state = tiny_train(tmp_path, mesh=MeshConfig(2, 2, 2))
+    assert state.params["in"]["kernel"].sharding.spec == jax.sharding.PartitionSpec("fsdp", "tensor")
+    for name, value in named_leaves(state.params).items():
+        # Ten steps on eight devices after ten on one: other orders of float32 sums, and Adam behind them.
+        np.testing.assert_allclose(value, named_leaves(uninterrupted[1].params)[name], rtol=1e-3, atol=1e-4)
+
+
+def test_non_finite_loss_stops_before_it_is_saved(tmp_path):
+    with pytest.raises(UserError) as error:
+        tiny_train(tmp_path, task=TinyTask(bad_step=14))
+    assert "stopped at step 14: grad_norm is nan, loss is nan" in str(error.value)
+    assert "checkpoint is of step 10" in str(error.value)
+    restored = load_params(tmp_path)
+    assert restored.step == 10
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(restored.params))
+    assert [row["step"] for row in rows(tmp_path) if "loss" in row] == [4, 8, 12]
+
+
+@pytest.mark.entry
+def test_non_finite_loss_is_one_line_and_a_code(tmp_path):
+    done = script(tmp_path, "--bad_step=3")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: training stopped at step 3: grad_norm is nan")
+    assert "Traceback" not in done.stderr
+
+
+def test_init_from_another_run(tmp_path, uninterrupted):
+    source = load_params(uninterrupted[0])
+    state = tiny_train(tmp_path / "tuned", tiny_config(0), init_from=uninterrupted[0])
+    assert_same_bits(state.params, source.params)
+    assert_same_bits(state.ema, source.params)
+    assert_same_bits(state.model_state, source.model_state)
+
+    class Wider(TinyTask):
+        def init(self, key):
+            params, model_state = super().init(key)
+            params["norm"] = {"scale": np.ones(9, np.float32), "shift": np.ones(3, np.float32)}
+            return params, model_state
+
+    with pytest.raises(UserError) as error:
+        tiny_train(tmp_path / "wider", task=Wider(), init_from=uninterrupted[0])
+    assert "'norm/shift' is missing" in str(error.value)
+    assert "'norm/scale' is (8,) and should be (9,)" in str(error.value)
+    with pytest.raises(UserError, match="there is no checkpoint in"):
+        tiny_train(tmp_path / "none", init_from=tmp_path / "nowhere")
+
+
+def test_nothing_moves_in_the_hot_path(tmp_path):
+    class OnOneDevice(TinyTask):
+        def prepare(self, batch):
+            return {"x": jnp.asarray(np.asarray(batch["x"]))}
+
+    with pytest.raises(Exception, match="Disallowed .* transfer"):
+        tiny_train(tmp_path, tiny_config(3), task=OnOneDevice(), mesh=MeshConfig())
+
+
+def test_profiler_window(tmp_path):
+    tiny_train(tmp_path, tiny_config(4), profile_steps=(2, 3))
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
