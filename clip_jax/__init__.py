@@ -1,10 +1,13 @@
 """CLIP: contrastive training of a picture tower and a text tower, zero-shot classification, and scores for ranking."""
 
 from clip_jax.config import ClipConfig, ClipStage, TextConfig, TextTower, VisionConfig, VisionTower, tower_config
+from clip_jax.handle import Clip
+from clip_jax.loading import load
 from clip_jax.model import ClipModel, ClipOutput
 from clip_jax.task import ClipTask
 
 __all__ = [
+    "Clip",
     "ClipConfig",
     "ClipModel",
     "ClipOutput",
@@ -14,5 +17,6 @@ __all__ = [
     "TextTower",
     "VisionConfig",
     "VisionTower",
+    "load",
     "tower_config",
 ]

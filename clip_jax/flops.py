@@ -4,22 +4,22 @@ from clip_jax.config import ClipConfig, TextConfig, TextTower, VisionConfig
 from dalle_jax.nn.transformer import TransformerConfig
 
 
-def transformer_flops(config: TransformerConfig, length: int, causal: bool = False) -> float:
+def transformer_flops(config: TransformerConfig, length: int, causal: bool = False) -> int:
     """Forward pass of a stack over one sequence: projections, MLPs, and attention over the pairs that attend."""
     width = config.num_heads * config.head_dim
     products = 4 * config.embed_dim * width + 2 * config.embed_dim * config.mlp_dim
-    pairs = length * (length + 1) / 2 if causal else length**2
+    pairs = length * (length + 1) // 2 if causal else length**2
     return 2 * config.num_layers * (length * products + 2 * pairs * width)
 
 
-def image_flops(config: VisionConfig, embed_dim: int) -> float:
+def image_flops(config: VisionConfig, embed_dim: int) -> int:
     """Forward pass of one picture, patch embedding and projection included."""
     width = config.transformer.embed_dim
     patches = 2 * config.num_patches * config.patch_size**2 * 3 * width
     return patches + transformer_flops(config.transformer, config.num_patches + 1) + 2 * width * embed_dim
 
 
-def text_flops(config: TextConfig, embed_dim: int, length: int | None = None) -> float:
+def text_flops(config: TextConfig, embed_dim: int, length: int | None = None) -> int:
     """Forward pass of one caption of `length` positions (default: all); a bag of words has its projection only."""
     projection = 2 * config.transformer.embed_dim * embed_dim
     if config.tower is TextTower.BAG_OF_WORDS:
@@ -27,7 +27,7 @@ def text_flops(config: TextConfig, embed_dim: int, length: int | None = None) ->
     return projection + transformer_flops(config.transformer, length or config.context_length, causal=True)
 
 
-def forward_flops(config: ClipConfig, batch_size: int) -> float:
+def forward_flops(config: ClipConfig, batch_size: int) -> int:
     """Forward pass of a batch of pairs: both towers, and the logits of both directions."""
     pair = image_flops(config.vision, config.embed_dim) + text_flops(config.text, config.embed_dim)
     return batch_size * (pair + 2 * 2 * batch_size * config.embed_dim)

@@ -15,9 +15,9 @@ class ContrastiveLoss(NamedTuple):
     """The loss, and which counterpart of the batch wins."""
 
     loss: Float[Array, ""]
-    best_text: Int[Array, "B"]
+    best_text: Int[Array, " B"]
     """Row of the caption that each picture scores highest."""
-    best_image: Int[Array, "B"]
+    best_image: Int[Array, " B"]
     """Row of the picture that each caption scores highest."""
 
 
@@ -45,8 +45,11 @@ def contrastive_loss(
 
 
 def _one_direction(
-    queries: Float[Array, "B E"], keys: Float[Array, "B E"], positives: Float[Array, "B"], logit_scale: Float[Array, ""]
-) -> tuple[Float[Array, ""], Int[Array, "B"]]:
+    queries: Float[Array, "B E"],
+    keys: Float[Array, "B E"],
+    positives: Float[Array, " B"],
+    logit_scale: Float[Array, ""],
+) -> tuple[Float[Array, ""], Int[Array, " B"]]:
     gathered = nn.with_logical_constraint(keys, (None, None))
     logits = constrain_activations(logit_scale * queries @ gathered.T)
     return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - positives), jnp.argmax(logits, axis=-1)

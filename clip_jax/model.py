@@ -1,8 +1,10 @@
 """The dual encoder: both towers, their projections into one space, and the learned scale."""
 
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax.linen.initializers import normal
 from jaxtyping import Array, Float, Int
@@ -11,6 +13,7 @@ from clip_jax.config import ClipConfig, TextTower, VisionTower
 from clip_jax.text import BagOfWords, TextTransformer
 from clip_jax.vision import VisionTransformer
 from dalle_jax.nn.transformer import Dense, constrain_activations
+from dalle_jax.training.task import Params
 
 _VISION_TOWERS = {VisionTower.VIT: VisionTransformer}
 _TEXT_TOWERS = {TextTower.TRANSFORMER: TextTransformer, TextTower.BAG_OF_WORDS: BagOfWords}
@@ -50,6 +53,18 @@ class ClipModel(nn.Module):
 
     def __call__(self, pixels: Float[Array, "B height width 3"], ids: Int[Array, "B T"]) -> ClipOutput:
         return ClipOutput(self.encode_image(pixels), self.encode_text(ids), jnp.exp(self.log_scale))
+
+
+def init_params(config: ClipConfig, key: jax.Array) -> Params:
+    """Fresh parameters, in the boxes that carry their logical axes."""
+    size, text = config.vision.image_size, config.text
+    pixels, ids = jnp.zeros((1, size, size, 3)), jnp.full((1, text.context_length), text.end_id, jnp.int32)
+    return ClipModel(config).init(key, pixels, ids)["params"]
+
+
+def abstract_params(config: ClipConfig) -> Params:
+    """Shapes and dtypes of the parameters, unboxed; nothing is computed."""
+    return nn.meta.unbox(jax.eval_shape(partial(init_params, config), jax.random.key(0)))
 
 
 def normalize(features: Float[Array, "... E"]) -> Float[Array, "... E"]:

@@ -11,7 +11,7 @@ from clip_jax.accumulation import accumulated_gradients
 from clip_jax.config import ClipConfig, ClipStage
 from clip_jax.flops import forward_flops
 from clip_jax.losses import contrastive_loss
-from clip_jax.model import ClipModel, normalize
+from clip_jax.model import ClipModel, init_params, normalize
 from clip_jax.preview import similarity_sheet
 from clip_jax.vision import normalize_pixels
 from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task
@@ -32,10 +32,7 @@ class ClipTask(Task):
         self._matches = jax.jit(self._match)
 
     def init(self, key: jax.Array) -> tuple[Params, ModelState]:
-        vision, text = self.config.vision, self.config.text
-        pixels = jnp.zeros((1, vision.image_size, vision.image_size, 3))
-        ids = jnp.full((1, text.context_length), text.end_id, jnp.int32)
-        return self.model.init(key, pixels, ids)["params"], {}
+        return init_params(self.config, key), {}
 
     def loss(
         self, params: Params, model_state: ModelState, batch: Batch, *, key: jax.Array, step: jax.Array
@@ -74,7 +71,7 @@ class ClipTask(Task):
 
     def step_flops(self, batch_size: int) -> float:
         """Three times the forward pass (each product has two in the backward pass); see `clip_jax.flops`."""
-        return 3 * forward_flops(self.config, batch_size)
+        return 3.0 * forward_flops(self.config, batch_size)
 
     def evaluate(self, params: Params, model_state: ModelState, batches: Iterable[Batch]) -> dict[str, float]:
         """Held-out loss and retrieval, each the mean over `batches`, which hold equally many pairs.

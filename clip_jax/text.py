@@ -11,7 +11,7 @@ from dalle_jax.nn.attention import causal_attention
 from dalle_jax.nn.transformer import Transformer, layer_norm, same_everywhere, uniform_kinds
 
 
-def end_positions(ids: Int[Array, "B T"], end_id: int) -> Int[Array, "B"]:
+def end_positions(ids: Int[Array, "B T"], end_id: int) -> Int[Array, " B"]:
     """Position of the first end-of-text token of each caption; 0 where there is none."""
     return jnp.argmax(ids == end_id, axis=-1)
 

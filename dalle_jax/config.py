@@ -35,7 +35,7 @@ def to_config_dict(value: Any) -> ConfigDict:
     return config
 
 
-def from_config_dict(cls: type[T], mapping: Mapping[str, Any], path: str = "config") -> T:
+def from_config_dict(cls: type[T], mapping: Mapping[str, Any] | ConfigDict, path: str = "config") -> T:
     """Builds the frozen dataclass `cls` from a mapping.
 
     Args:

@@ -1,0 +1,162 @@
+"""A trained CLIP in the hand: pictures and captions in, features, scores and probabilities out."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jaxtyping import Array, Float, Int
+
+from clip_jax.config import ClipConfig
+from clip_jax.model import ClipModel, normalize
+from clip_jax.pictures import Picture, preprocess, preprocess_on_device
+from clip_jax.vision import normalize_pixels
+from clip_jax.zero_shot import class_directions, class_probabilities
+from dalle_jax.errors import UserError
+
+Images = jax.Array | np.ndarray | Sequence[Picture]
+"""uint8 [B, height, width, 3], on a device or on the host, or a list of such arrays, Pillow images and paths."""
+
+Tokenize = Callable[[Sequence[str]], Int[np.ndarray, "n T"]]
+"""Captions to ids of `context_length` positions, each with the end-of-text token in it."""
+
+_TEXT_STEP = 8  # Captions are cut to multiples of this many positions: so few lengths are so few programs.
+
+
+class Clip:
+    """Both towers of a trained CLIP. Use `clip_jax.load` for one from a work directory.
+
+    Results live where the pictures live: NumPy arrays and lists give NumPy arrays, and pictures on a device (or spread
+    over a mesh) give arrays on it, without a transfer to the host. On the host, pictures and captions of any number
+    run in batches padded to a few sizes, so that few programs are compiled; on a device, one for each shape.
+    """
+
+    def __init__(self, config: ClipConfig, params: Any, tokenize: Tokenize, *, batch_size: int = 64):
+        """Args:
+        config: of the model.
+        params: its parameters, unboxed.
+        tokenize: captions to ids.
+        batch_size: the most pictures or captions that run at once.
+        """
+        self.config, self.batch_size = config, batch_size
+        self.logit_scale = float(np.exp(np.asarray(params["logit_scale"])))
+        """Factor on cosines."""
+        self._params, self._tokenize = params, tokenize
+        self._placed: dict[Sharding, Any] = {}
+        self._text_feature = functools.lru_cache(maxsize=1024)(lambda text: self.encode_text([text])[0])
+        self._directions = functools.lru_cache(maxsize=8)(functools.partial(class_directions, self.encode_text))
+        model = ClipModel(config)
+
+        @jax.jit
+        def image_features(params, images):
+            pixels = normalize_pixels(preprocess_on_device(images, config.vision.image_size), config.vision)
+            return model.apply({"params": params}, pixels, method="encode_image")
+
+        @jax.jit
+        def text_features(params, ids):
+            return model.apply({"params": params}, ids, method="encode_text")
+
+        self._image_features, self._text_features = image_features, text_features
+
+    def encode_image(self, images: Images) -> Float[Array, "B E"] | Float[np.ndarray, "B E"]:
+        """Features of pictures of any size (resized and cropped as in evaluation), projected, not normalised."""
+        if isinstance(images, jax.Array):
+            if images.dtype != jnp.uint8 or images.ndim != 4:
+                raise UserError(f"pictures on a device are uint8 [B, height, width, 3], not {images.aval.str_short()}")
+            return self._image_features(self._params_on(images.sharding), images)
+        squares = preprocess(images, self.config.vision.image_size)
+        params = self._params_on(SingleDeviceSharding(jax.devices()[0]))
+        parts = [
+            self._image_features(params, _pad(squares[part], self.batch_size))[: part.stop - part.start]
+            for part in _parts(len(squares), self.batch_size)
+        ]
+        return self._gather(parts)
+
+    def encode_text(self, texts: Sequence[str]) -> Float[np.ndarray, "B E"]:
+        """Features of captions, projected, not normalised.
+
+        Captions of similar length run together, cut where all of them have ended: a causal tower need not compute what
+        follows the end token.
+        """
+        if isinstance(texts, str):
+            raise UserError(f"encode_text takes a list of captions, not the one string '{texts[:40]}'")
+        if not texts:
+            return self._gather([])
+        ids = self._tokenize(texts)
+        lengths = np.argmax(ids == self.config.text.end_id, axis=-1) + 1
+        order = np.argsort(lengths, kind="stable")
+        params = self._params_on(SingleDeviceSharding(jax.devices()[0]))
+        parts = []
+        for part in _parts(len(order), self.batch_size):
+            rows = order[part]
+            length = min(-(-lengths[rows].max() // _TEXT_STEP) * _TEXT_STEP, ids.shape[1])
+            padded = _pad(ids[rows, :length], self.batch_size)
+            parts.append(self._text_features(params, padded)[: len(rows)])
+        features = self._gather(parts)
+        return features[np.argsort(order)]
+
+    def score(self, images: Images, text: str | Sequence[str]) -> Float[Array, " B"] | Float[np.ndarray, " B"]:
+        """How well pictures fit captions: cosine times the learned scale, float32.
+
+        Args:
+          images: pictures of any size.
+          text: one caption for all of them, or one for each.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        if len(texts) not in (1, len(images)):
+            raise UserError(f"{len(images)} pictures and {len(texts)} captions: give one caption, or one a picture")
+        captions = np.stack([self._text_feature(caption) for caption in texts])
+        if isinstance(images, jax.Array):
+            return _scores(self.encode_image(images), captions, self.logit_scale)
+        return np.asarray(_scores(self.encode_image(images), captions, self.logit_scale))
+
+    def zero_shot(
+        self, images: Images, class_names: Sequence[str], templates: Sequence[str] = ("a photo of a {}.",)
+    ) -> Float[np.ndarray, "B classes"]:
+        """Probabilities of classes: prompts ensembled in embedding space, softmax of scaled cosines.
+
+        Args:
+          images: pictures of any size.
+          class_names: what fills the templates.
+          templates: captions with `{}` where the name goes.
+        """
+        directions = self.class_directions(class_names, templates)
+        return class_probabilities(np.asarray(self.encode_image(images)), directions, self.logit_scale)
+
+    def class_directions(
+        self, class_names: Sequence[str], templates: Sequence[str] = ("a photo of a {}.",)
+    ) -> Float[np.ndarray, "classes E"]:
+        """The zero-shot classifier's unit vectors, computed once for the last few questions asked."""
+        return self._directions(tuple(class_names), tuple(templates))
+
+    def _params_on(self, sharding: Sharding) -> Any:
+        """The parameters on the devices of a sharding, a full copy on each, placed there once."""
+        if isinstance(sharding, NamedSharding):
+            sharding = NamedSharding(sharding.mesh, PartitionSpec())
+        if sharding not in self._placed:
+            self._placed[sharding] = jax.device_put(self._params, sharding)
+        return self._placed[sharding]
+
+    def _gather(self, parts: Sequence[jax.Array]) -> np.ndarray:
+        empty = np.zeros((0, self.config.embed_dim), np.float32)
+        return np.concatenate([empty, *(np.asarray(part) for part in parts)])
+
+
+@jax.jit
+def _scores(
+    image: Float[Array, "B E"], text: Float[Array, "captions E"], logit_scale: Float[Array, ""]
+) -> Float[Array, " B"]:
+    return logit_scale * jnp.sum(normalize(image) * normalize(text), axis=-1)
+
+
+def _parts(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def _pad(rows: np.ndarray, largest: int) -> np.ndarray:
+    """Repeats the last row up to a power of two, at least 2: one row alone may differ in rounding on a CPU."""
+    count = min(max(2, 1 << (len(rows) - 1).bit_length()), max(2, largest))
+    return np.concatenate([rows, np.repeat(rows[-1:], count - len(rows), axis=0)])
