@@ -28,7 +28,7 @@ from dalle_jax.training.state import (
     with_shardings,
 )
 from dalle_jax.training.step import TrainStep, compile_step, make_train_step
-from dalle_jax.training.task import Batch, Task
+from dalle_jax.training.task import Batch, Metrics, Task
 
 
 @runtime_checkable
@@ -182,7 +182,7 @@ class _Loop:
                 self._look_and_save(done, state, batch)
         return state
 
-    def _step(self, state: TrainState, batch: Batch, compiling: bool):
+    def _step(self, state: TrainState, batch: Any, compiling: bool) -> tuple[TrainState, Metrics]:
         if compiling:
             with self.clock.measure("compile"):
                 return jax.block_until_ready(self.program(state, batch))

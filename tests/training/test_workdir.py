@@ -1,0 +1,75 @@
+"""A work directory continues its own run and refuses another."""
+
+import json
+
+import pytest
+
+from dalle_jax.config import FORMAT_VERSION, to_config_dict
+from dalle_jax.errors import UserError
+from dalle_jax.training.config import OptimizerConfig, TrainConfig
+from dalle_jax.training.workdir import differing_keys, open_workdir, read_workdir
+
+
+def config(learning_rate=1e-3, seed=0, data=1, **train):
+    optimizer = OptimizerConfig(learning_rate=learning_rate)
+    values = {"batch_size": 8, "num_steps": 10} | train
+    return {
+        "seed": seed,
+        "mesh": {"data": data},
+        "decoder": {"train": to_config_dict(TrainConfig(optimizer=optimizer, **values))},
+    }
+
+
+def test_begins_then_resumes(tmp_path):
+    first = open_workdir(tmp_path / "run", config())
+    assert not first.resumed
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert record.keys() == {"format_version", "commit", "config"}
+    assert record["format_version"] == FORMAT_VERSION and record["commit"]
+    assert record["config"]["decoder"]["train"]["optimizer"]["schedule"] == "cosine"
+    again = open_workdir(tmp_path / "run", config())
+    assert again.resumed and again.config == first.config == read_workdir(tmp_path / "run")
+
+
+def test_length_intervals_and_mesh_may_change(tmp_path):
+    open_workdir(tmp_path, config())
+    longer = config(num_steps=20, log_every=1, eval_every=2, checkpoint_every=3, data=8)
+    assert open_workdir(tmp_path, longer).resumed
+    assert read_workdir(tmp_path)["decoder"]["train"]["num_steps"] == 20
+
+
+def test_another_config_is_refused_by_key(tmp_path):
+    open_workdir(tmp_path, config())
+    before = (tmp_path / "config.json").read_text()
+    with pytest.raises(UserError) as error:
+        open_workdir(tmp_path, config(learning_rate=2e-3, seed=1, num_steps=99))
+    message = str(error.value)
+    assert "decoder.train.optimizer.learning_rate (0.001 there, 0.002 now)" in message
+    assert "seed (0 there, 1 now)" in message
+    assert "num_steps" not in message
+    assert (tmp_path / "config.json").read_text() == before
+
+
+def test_unknown_format_is_refused(tmp_path):
+    open_workdir(tmp_path, config())
+    record = json.loads((tmp_path / "config.json").read_text()) | {"format_version": FORMAT_VERSION + 1}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    for opens in (lambda: open_workdir(tmp_path, config()), lambda: read_workdir(tmp_path)):
+        with pytest.raises(UserError, match=f"format version {FORMAT_VERSION + 1}"):
+            opens()
+
+
+def test_broken_or_foreign_folders(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        open_workdir(tmp_path, config())
+    (tmp_path / "orphan" / "codec" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match="no config.json"):
+        open_workdir(tmp_path / "orphan", config())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write into the work directory"):
+        open_workdir(tmp_path / "file" / "run", config())
+
+
+def test_keys_that_only_one_side_has_differ():
+    assert differing_keys({"a": {"b": 1}, "c": None}, {"a": {"b": 1, "d": 2}}) == ["a.d", "c"]
