@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import grain
 import jax
@@ -11,7 +12,7 @@ from absl import flags
 
 from dalle_jax.data.config import Augment, DataConfig, TextConfig
 from dalle_jax.data.counts import ReadCounts
-from dalle_jax.data.prefetch import prefetch, to_global
+from dalle_jax.data.prefetch import compute_ahead, to_global
 from dalle_jax.data.records import BadSample, Source
 from dalle_jax.data.samples import SampleReader
 from dalle_jax.data.tokenizer import Tokenizer
@@ -44,7 +45,7 @@ class Batches:
         process_index: int = 0,
         process_count: int = 1,
         workers: int = 0,
-        prefetch_size: int = DataConfig.prefetch,
+        prefetch: int = DataConfig.prefetch,
         max_bad_fraction: float = DataConfig.max_bad_fraction,
         max_pixels: int = DataConfig.max_pixels,
     ):
@@ -59,7 +60,7 @@ class Batches:
           process_index: which part of each batch this process brings (`prefetch.process_rows`).
           process_count: number of parts.
           workers: processes that decode; 0: threads of this one.
-          prefetch_size: batches that wait on the device.
+          prefetch: batches that wait on the device.
           max_bad_fraction: reading stops with a `UserError` where more of the samples than this are bad.
           max_pixels: larger pictures are bad samples.
 
@@ -80,7 +81,7 @@ class Batches:
         self._seed = seed
         self._part = (process_index, process_count)
         self._workers = workers
-        self._prefetch_size = prefetch_size
+        self._prefetch = prefetch
         self._counts = ReadCounts(source, max_bad_fraction)
         self._reader = SampleReader(source, image_size, augment, max_pixels, tokenizer, text)
         shuffled = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
@@ -98,7 +99,7 @@ class Batches:
 
     def __getitem__(self, n: int) -> dict[str, np.ndarray]:
         """Batch n, this process's rows."""
-        batch = self._dataset[n]
+        batch: Any = self._dataset[n]
         self._counts.add({name: batch.pop(name) for name in ReadCounts.FIELDS})
         return batch
 
@@ -151,7 +152,7 @@ class Batches:
             counts = {name: batch.pop(name) for name in ReadCounts.FIELDS}
             return counts, to_global(batch, global_size, sharding)
 
-        with contextlib.closing(prefetch(_read_ahead(dataset, workers), place, self._prefetch_size)) as placed:
+        with contextlib.closing(compute_ahead(_read_ahead(dataset, workers), place, self._prefetch)) as placed:
             for counts, batch in placed:
                 self._counts.add(counts)
                 yield batch

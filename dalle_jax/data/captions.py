@@ -1,10 +1,10 @@
 """Captions as people store them: text files, JSON objects, columns of a table."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dalle_jax.data.records import BadReason
+from dalle_jax.data.records import BadReason, BadSample, Source
 
 CAPTION_FIELDS = ("caption", "captions", "text")
 """Where a caption is looked for when the config names no field, in this order."""
@@ -13,7 +13,7 @@ Captions = tuple[tuple[str, ...], BadReason | None]
 """The captions of one picture, and why there are none where they cannot be read."""
 
 
-def from_text(data: bytes) -> Captions:
+def captions_from_text(data: bytes) -> Captions:
     """Reads a `.txt` file: every line that is not blank is one caption."""
     try:
         return clean(data.decode("utf-8-sig").splitlines())
@@ -21,18 +21,18 @@ def from_text(data: bytes) -> Captions:
         return (), BadReason.CAPTION_ENCODING
 
 
-def from_json(data: bytes, field: str = "") -> Captions:
-    """Reads the captions in a JSON object; see `from_mapping`. Anything but an object has none."""
+def captions_from_json(data: bytes, field: str = "") -> Captions:
+    """Reads the captions in a JSON object; see `captions_from_mapping`. Anything but an object has none."""
     try:
         value = json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
         return (), BadReason.CAPTION_ENCODING
     except json.JSONDecodeError:
         return (), BadReason.NO_CAPTION
-    return from_mapping(value, field) if isinstance(value, dict) else ((), None)
+    return captions_from_mapping(value, field) if isinstance(value, dict) else ((), None)
 
 
-def from_mapping(mapping: Mapping[str, Any], field: str = "") -> Captions:
+def captions_from_mapping(mapping: Mapping[str, Any], field: str = "") -> Captions:
     """Reads the captions under `field`, or under the first usual name that holds any.
 
     The value may be one caption, a list of them, or a list of objects with a caption each (COCO in TFDS).
@@ -56,6 +56,19 @@ def clean(texts: list[str]) -> Captions:
     except UnicodeEncodeError:
         return (), BadReason.CAPTION_ENCODING
     return captions, None
+
+
+def all_captions(source: Source, limit: int = 2_000_000) -> Iterator[str]:
+    """Captions to train a tokenizer on: those of every record, or of `limit` records spread evenly over the source.
+
+    Bad samples are passed over.
+    """
+    count = min(len(source), limit)
+    for i in range(count):
+        try:
+            yield from source.captions(i * len(source) // count)
+        except BadSample:
+            continue
 
 
 def _strings(value: Any) -> list[str]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from dalle_jax.data import captions
+from dalle_jax.data.captions import Captions, captions_from_mapping, captions_from_text
 from dalle_jax.data.records import BadReason, BadSample, Record, Source
 from dalle_jax.data.webdataset import IMAGE_SUFFIXES
 from dalle_jax.errors import UserError, closest
@@ -35,7 +35,7 @@ class Folder(Source):
         if not path or not os.path.isdir(self._root):
             raise UserError(f"config.data.path='{path}' is not a folder: name the folder with the pictures")
         table = next((name for name in TABLES if os.path.exists(os.path.join(self._root, name))), None)
-        self._captions: dict[str, captions.Captions] | None = None
+        self._captions: dict[str, Captions] | None = None
         if table:
             self.name = f"folder {path} ({table})"
             self._captions = _read_table(os.path.join(self._root, table), caption_field, image_field)
@@ -71,16 +71,16 @@ def _pictures(root: str) -> Iterator[str]:
                 yield os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
 
 
-def _captions_beside(path: str) -> captions.Captions:
+def _captions_beside(path: str) -> Captions:
     try:
         with open(os.path.splitext(path)[0] + ".txt", "rb") as text:
-            return captions.from_text(text.read())
+            return captions_from_text(text.read())
     except FileNotFoundError:
         return (), None
 
 
-def _read_table(path: str, caption_field: str, image_field: str) -> dict[str, captions.Captions]:
-    table: dict[str, captions.Captions] = {}
+def _read_table(path: str, caption_field: str, image_field: str) -> dict[str, Captions]:
+    table: dict[str, Captions] = {}
     for line, row in _rows(path):
         file = next((row[name] for name in ((image_field,) if image_field else _IMAGE_FIELDS) if row.get(name)), None)
         if not isinstance(file, str):
@@ -92,7 +92,7 @@ def _read_table(path: str, caption_field: str, image_field: str) -> dict[str, ca
         if caption_field and caption_field not in row:
             near = closest(caption_field, map(str, row))
             raise UserError(f"{path}, line {line}: no field '{caption_field}'{near} (config.data.caption_field)")
-        texts, fault = captions.from_mapping(row, caption_field)
+        texts, fault = captions_from_mapping(row, caption_field)
         before, fault_before = table.get(file, ((), None))
         # A readable caption is worth more than the fault of another row.
         merged = before + texts

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -14,7 +14,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-def prefetch(items: Iterable[T], function: Callable[[T], U], size: int) -> Iterator[U]:
+def compute_ahead(items: Iterable[T], function: Callable[[T], U], size: int) -> Generator[U, None, None]:
     """Yields `function(item)` of every item, computed up to `size` items ahead in a thread.
 
     What the thread raises is raised here, in its place in the order. Closing the iterator ends the thread.

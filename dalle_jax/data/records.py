@@ -66,6 +66,14 @@ class Source(abc.ABC):
     def key(self, index: int) -> str:
         """The record's key, without reading its picture."""
 
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The record's captions; cheaper than `self[index]` where a source can leave the picture unread.
+
+        Raises:
+          BadSample: where they cannot be read.
+        """
+        return self[index].captions
+
     def key_hashes(self) -> np.ndarray:
         """uint64 [len]: `hash_key` of every key."""
         return np.fromiter((hash_key(self.key(i)) for i in range(len(self))), np.uint64, len(self))
@@ -88,6 +96,9 @@ class Subset(Source):
 
     def key(self, index: int) -> str:
         return self._source.key(int(self._indices[index]))
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self._source.captions(int(self._indices[index]))
 
 
 def hash_key(key: str) -> int:

@@ -66,7 +66,7 @@ class SampleReader:
             max_pixels=self.max_pixels,
             shrink_to=transforms.shrink_to(self.augment, self.image_size),
         )
-        sample["image"] = transforms.transform(self.augment)(image, self.image_size, rng)
+        sample["image"] = transforms.make_transform(self.augment, self.image_size)(image, rng)
         if self.source.has_labels:
             sample["label"] = np.int32(NO_LABEL if record.label is None else record.label)
         return sample

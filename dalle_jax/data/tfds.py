@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from dalle_jax.data import captions
+from dalle_jax.data.captions import captions_from_mapping
 from dalle_jax.data.records import BadReason, BadSample, Record, Source
 from dalle_jax.errors import UserError, closest
 
@@ -63,7 +63,7 @@ class Tfds(Source):
 
     def __getitem__(self, index: int) -> Record:
         example = self._features.deserialize_example_np(self._records[index], decoders=self._decoders)
-        texts, fault = captions.from_mapping(example, self._caption)
+        texts, fault = captions_from_mapping(example, self._caption)
         label = None if self._label is None else int(example[self._label])
         return Record(example[self._image], texts, self.key(index), label, fault)
 

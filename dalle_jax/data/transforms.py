@@ -78,15 +78,14 @@ def centre_crop(image: Picture, size: int) -> Square:
     return np.ascontiguousarray(image[top : top + size, left : left + size])
 
 
-def transform(augment: Augment) -> Callable[[Picture, int, np.random.Generator], Square]:
-    """The function of `(image, size, rng)` that an `Augment` names."""
-    return {
-        Augment.NONE: lambda image, size, rng: dalle_inference(image, size),
-        Augment.DVAE: dvae_augment,
-        Augment.DALLE: dalle_augment,
-        Augment.CLIP: clip_augment,
-        Augment.CLIP_INFERENCE: lambda image, size, rng: clip_inference(image, size),
-    }[augment]
+def make_transform(augment: Augment, size: int) -> Callable[[Picture, np.random.Generator], Square]:
+    """The function of `(image, rng)` that an `Augment` names."""
+    if augment is Augment.NONE:
+        return lambda image, rng: dalle_inference(image, size)
+    if augment is Augment.CLIP_INFERENCE:
+        return lambda image, rng: clip_inference(image, size)
+    random = {Augment.DVAE: dvae_augment, Augment.DALLE: dalle_augment, Augment.CLIP: clip_augment}[augment]
+    return lambda image, rng: random(image, size, rng)
 
 
 def shrink_to(augment: Augment, size: int) -> int | None:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-from dalle_jax.data import captions, tar
+from dalle_jax.data import tar
+from dalle_jax.data.captions import Captions, captions_from_json, captions_from_text
 from dalle_jax.data.records import BadReason, BadSample, Record, Source
 from dalle_jax.errors import UserError
 
@@ -64,33 +65,34 @@ class WebDataset(Source):
         return self._keys[index].decode("utf-8", "surrogateescape")
 
     def __getitem__(self, index: int) -> Record:
+        image, text, json, label = self._read(index, (_IMAGE, _TEXT, _JSON, _CLASS))
+        texts, fault = self._choose(text, json)
+        return Record(image, texts, self.key(index), int(label) if label.strip().isdigit() else None, fault)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self._choose(*self._read(index, (_TEXT, _JSON)))[0]
+
+    def _read(self, index: int, parts: Sequence[int]) -> list[bytes]:
+        """The bytes of some members of a sample; none where it has no such member."""
+        path = self._paths[self._shards[index]]
+        spans = self._spans[index, parts].tolist()
         try:
-            parts = self._read(index)
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                found = [b"" if offset == _ABSENT else os.pread(descriptor, size, offset) for offset, size in spans]
+            finally:
+                os.close(descriptor)
         except OSError as error:
             raise BadSample(BadReason.MISSING, str(error)) from error
-        texts, fault = self._captions(parts[_TEXT], parts[_JSON])
-        label = parts[_CLASS].strip()
-        return Record(parts[_IMAGE], texts, self.key(index), int(label) if label.isdigit() else None, fault)
-
-    def _read(self, index: int) -> list[bytes]:
-        path = self._paths[self._shards[index]]
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            parts = [
-                b"" if offset == _ABSENT else os.pread(descriptor, size, offset)
-                for offset, size in self._spans[index].tolist()
-            ]
-        finally:
-            os.close(descriptor)
-        if any(len(part) < size for part, (_, size) in zip(parts, self._spans[index].tolist(), strict=True)):
+        if any(len(data) < size for data, (_, size) in zip(found, spans, strict=True)):
             raise BadSample(BadReason.MISSING, f"{path} is shorter than it was when the run started")
-        return parts
+        return found
 
-    def _captions(self, text: bytes, json: bytes) -> captions.Captions:
-        from_text = (lambda: captions.from_text(text)) if text else None
-        from_json = (lambda: captions.from_json(json, self._caption_field)) if json else None
+    def _choose(self, text: bytes, json: bytes) -> Captions:
+        from_text = (lambda: captions_from_text(text)) if text else None
+        from_json = (lambda: captions_from_json(json, self._caption_field)) if json else None
         order = (from_json, from_text) if self._caption_field else (from_text, from_json)
-        result: captions.Captions = ((), None)
+        result: Captions = ((), None)
         for read in filter(None, order):
             found = read()
             if found[0]:

@@ -1,0 +1,72 @@
+"""Trains a text tokenizer on captions.
+
+    python -m launch.tokenizer --data='data/*.tar' --vocab_size=16384 --out=tokenizer.model
+
+`--data` is a pattern of webdataset tars, a folder of pictures with captions, a text file with a caption a line, the
+name or directory of a TFDS data set, or `shapes`. A run trains a tokenizer of its own where its config names none; one
+trained here can be shared by several, with `--config.tokenizer.path=tokenizer.model`.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+
+from absl import flags
+
+from dalle_jax.data.captions import all_captions
+from dalle_jax.data.config import DataConfig, SourceKind
+from dalle_jax.data.sources import open_source
+from dalle_jax.data.tokenizer import train_tokenizer
+from dalle_jax.errors import UserError
+from launch.flags import start
+
+DATA = flags.DEFINE_string("data", None, "tars, folder, text file, TFDS name or directory, or 'shapes'", required=True)
+VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 16_384, "entries, special ones and characters included")
+OUT = flags.DEFINE_string("out", None, "where to write the model", required=True)
+CAPTION_FIELD = flags.DEFINE_string("caption_field", "", "of .json members, tables and TFDS; default: the usual names")
+SPLIT = flags.DEFINE_string("split", "train", "of a TFDS data set, or what {split} in --data stands for")
+
+
+def texts(data: str) -> Iterator[str]:
+    """The captions that `--data` names.
+
+    Raises:
+      UserError: where there are none to be read.
+    """
+    if os.path.isfile(data) and not data.endswith(".tar"):
+        with open(data, encoding="utf-8", errors="ignore") as file:
+            yield from (line.strip() for line in file)
+        return
+    config = DataConfig(
+        source=guess_source(data),
+        path=data,
+        split=SPLIT.value,
+        eval_fraction=0.0,  # the data are wholly for training here; name a held-out split's data apart
+        caption_field=CAPTION_FIELD.value,
+    )
+    yield from all_captions(open_source(config))
+
+
+def guess_source(data: str) -> SourceKind:
+    """What kind of data a path names."""
+    if data == "shapes":
+        return SourceKind.SHAPES
+    if os.path.isdir(data):
+        names = os.listdir(data)
+        if "dataset_info.json" in names:
+            return SourceKind.TFDS
+        return SourceKind.WEBDATASET if any(name.endswith(".tar") for name in names) else SourceKind.FOLDER
+    if ".tar" in data:
+        return SourceKind.WEBDATASET
+    if os.sep in data:
+        raise UserError(f"--data='{data}' does not exist: name tars, a folder, a text file, a TFDS name or 'shapes'")
+    return SourceKind.TFDS
+
+
+def main() -> None:
+    tokenizer = train_tokenizer(texts(DATA.value), VOCAB_SIZE.value, OUT.value)
+    print(f"{OUT.value}: {tokenizer.vocab_size} pieces, fingerprint {tokenizer.fingerprint}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    start(main)
