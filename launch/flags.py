@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from absl import flags
+from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from dalle_jax.errors import UserError, run_main
@@ -31,6 +31,7 @@ def start(main: Callable[[], int | None]) -> None:
 
 
 def _parse() -> None:
+    app.define_help_flags()  # `app.run` would; they print the script's docstring and its options
     try:
         rest = flags.FLAGS(sys.argv)
     except flags.Error as error:
@@ -42,6 +43,3 @@ def _parse() -> None:
         raise UserError(f"unknown config key in an override: {error}") from error
     if len(rest) > 1:
         raise UserError(f"what is '{rest[1]}'? options are written --name=value; --help lists them")
-    if flags.FLAGS["help"].value:
-        print(flags.FLAGS.main_module_help())
-        sys.exit(0)
