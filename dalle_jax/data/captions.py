@@ -22,13 +22,13 @@ def captions_from_text(data: bytes) -> Captions:
 
 
 def captions_from_json(data: bytes, field: str = "") -> Captions:
-    """Reads the captions in a JSON object; see `captions_from_mapping`. Anything but an object has none."""
+    """Reads the captions in a JSON object; see `captions_from_mapping`. Anything else has none."""
     try:
         value = json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
         return (), BadReason.CAPTION_ENCODING
     except json.JSONDecodeError:
-        return (), BadReason.NO_CAPTION
+        return (), None
     return captions_from_mapping(value, field) if isinstance(value, dict) else ((), None)
 
 

@@ -89,16 +89,11 @@ class WebDataset(Source):
         return found
 
     def _choose(self, text: bytes, json: bytes) -> Captions:
-        from_text = (lambda: captions_from_text(text)) if text else None
-        from_json = (lambda: captions_from_json(json, self._caption_field)) if json else None
-        order = (from_json, from_text) if self._caption_field else (from_text, from_json)
-        result: Captions = ((), None)
-        for read in filter(None, order):
-            found = read()
-            if found[0]:
-                return found
-            result = result if result[1] else found
-        return result
+        from_text = captions_from_text(text)
+        if from_text[0] and not self._caption_field:
+            return from_text
+        from_json = captions_from_json(json, self._caption_field)
+        return from_json if from_json[0] or from_text == ((), None) else from_text
 
 
 def _scan_shard(path: str) -> _Shard:
