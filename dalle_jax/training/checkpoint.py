@@ -10,7 +10,7 @@ import errno
 import logging
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -328,7 +328,7 @@ def _read(directory: epath.Path, wanted: Mapping[str, Any], progress: bool = Tru
 
 
 @contextlib.contextmanager
-def _full_disk(directory: epath.Path) -> Iterator[None]:
+def _full_disk(directory: epath.Path) -> Generator[None, None, None]:
     """Turns the several faces of a full disk into one line. Orbax deletes nothing before the new save is whole."""
     try:
         yield

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from dalle_jax.training.checkpoint import Checkpoints, load_params
 from dalle_jax.training.config import MeshConfig, TrainConfig
+from dalle_jax.training.determinism import warn_unless_deterministic
 from dalle_jax.training.mesh import make_mesh
 from dalle_jax.training.metrics import Writer, open_writers
 from dalle_jax.training.optimizer import make_optimizer
@@ -93,6 +94,8 @@ def train(
     """
     mesh, rules = make_mesh(mesh_config, devices), ShardingRules.of(mesh_config)
     check_batch(config.batch_size, config.micro_batches, mesh, rules)
+    if config.deterministic:
+        warn_unless_deterministic(mesh.devices.flat[0].platform)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(rules.context())
@@ -272,7 +275,7 @@ def _due(done: int, every: int) -> bool:
 
 
 @contextlib.contextmanager
-def _closing(stream: Iterator[Batch]) -> Iterator[Iterator[Batch]]:
+def _closing(stream: Iterator[Batch]) -> Generator[Iterator[Batch], None, None]:
     """Ends a stream's workers with the block; a plain iterator has none."""
     try:
         yield stream
@@ -283,7 +286,7 @@ def _closing(stream: Iterator[Batch]) -> Iterator[Iterator[Batch]]:
 
 
 @contextlib.contextmanager
-def _profiler(directory: epath.Path, steps: tuple[int, int] | None) -> Iterator[Callable[[int], None]]:
+def _profiler(directory: epath.Path, steps: tuple[int, int] | None) -> Generator[Callable[[int], None], None, None]:
     """A function to call before each step, which traces the steps from the first to the second of `steps`."""
     running = False
 

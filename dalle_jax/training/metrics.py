@@ -75,8 +75,7 @@ class TensorBoard(Writer):
         directory.mkdir(parents=True, exist_ok=True)
         self._writer = event_file_writer.EventsWriter(str(directory / "events"))
         # Tells TensorBoard to drop what older files hold from the next step on.
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._write(step + 1, session_log=start)
+        self._write(step + 1, session_log={"status": "START"})
 
     def scalars(self, step: int, row: Row) -> None:
         for name, value in row.items():
@@ -88,7 +87,8 @@ class TensorBoard(Writer):
         self._writer.flush()
 
     def _write(self, step: int, **content: Any) -> None:
-        self._writer.write_event(event_pb2.Event(wall_time=time.time(), step=step, **content))
+        event = event_pb2.Event(wall_time=time.time(), step=step, **content)  # pyrefly: ignore[missing-attribute]
+        self._writer.write_event(event)
 
     def close(self) -> None:
         self._writer.close()
@@ -150,7 +150,7 @@ class WeightsAndBiases(Writer):
 
     def __init__(self, project: str, name: str, directory: epath.PathLike):
         try:
-            import wandb
+            import wandb  # pyrefly: ignore[missing-import]
         except ImportError:
             raise UserError("Weights & Biases was asked for but is not installed: pip install wandb") from None
         self._wandb = wandb

@@ -117,7 +117,7 @@ def _scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformation:
         return adam
     bound = config.second_moment_clip
 
-    def update(updates, state: optax.ScaleByAdamState, params=None):
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         count = optax.safe_increment(state.count)
         mu = optax.tree.update_moment(updates, state.mu, config.b1, 1)

@@ -4,7 +4,7 @@ import contextlib
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 
 import jax
 
@@ -29,7 +29,7 @@ class Clock:
         self._spent: dict[str, float] = defaultdict(float)
 
     @contextlib.contextmanager
-    def measure(self, kind: str) -> Iterator[None]:
+    def measure(self, kind: str) -> Generator[None, None, None]:
         start = time.perf_counter()
         try:
             yield

@@ -13,8 +13,7 @@ from dalle_jax.training.task import ModelState, Params, Task
 from dalle_jax.training.trees import unbox
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """What a training step takes and gives.
 
     Leaves are arrays; or, of the same structure, abstract arrays or shardings.

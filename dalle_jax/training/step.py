@@ -131,12 +131,13 @@ def _constrain(batch: Batch, sharding: NamedSharding | None) -> Batch:
 
 def _average(config: TrainConfig, step: jax.Array, ema: Params | None, params: Params) -> Params | None:
     """The average after update `step` (counted from 1): moved at multiples of `ema_every`, else left."""
-    if ema is None:
-        return None
     decay = config.ema_decay
+    if ema is None or decay is None:
+        return None
+    rest = 1 - decay
 
     def move(ema):
-        return jax.tree.map(lambda average, value: decay * average + (1 - decay) * value, ema, params)
+        return jax.tree.map(lambda average, value: decay * average + rest * value, ema, params)
 
     if config.ema_every == 1:
         return move(ema)
