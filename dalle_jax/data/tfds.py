@@ -81,8 +81,11 @@ def open_builder(path: str) -> tfds.core.DatasetBuilder:
             return tfds.builder_from_directory(os.path.expanduser(path))
         return tfds.builder(path)
     except tfds.core.registered.DatasetNotFoundError:
-        near = closest(path, tfds.list_builders())
+        near = closest(path, tfds.list_builders(with_community_datasets=False))
         raise UserError(f"there is no directory and no TFDS data set '{path}'{near}") from None
+    except ModuleNotFoundError as error:
+        raise UserError(f"the code of the TFDS data set '{path}' needs {error.name}: pip install "
+                        '"dalle-jax[tfds]", or name the directory of the prepared data set, which does not') from error
     except tfds.core.dataset_info.DatasetInfoFileError:
         raise UserError(f"{path} holds no prepared TFDS data set: name the directory with dataset_info.json in it, "
                         "such as .../coco_captions/1.1.0") from None

@@ -1,0 +1,161 @@
+"""Tars: where their members lie, which of them are a sample, and what is said of broken ones."""
+
+import gzip
+import os
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+
+from dalle_jax.data import paths, tar
+from dalle_jax.data.captions import all_captions
+from dalle_jax.data.records import BadReason, BadSample
+from dalle_jax.data.webdataset import WebDataset
+from dalle_jax.errors import UserError
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_scan_finds_what_tarfile_finds(write_tar, format):
+    members = {"a.jpg": b"x" * 700, "b/c.txt": b"", "./d.png": b"y", "deep/" * 25 + "e" * 60 + ".json": b"z" * 512}
+    if format != tarfile.USTAR_FORMAT:
+        members |= {"n" * 150 + ".txt": b"long", "näme☃.txt": b"unicode"}
+    path = write_tar("x.tar", members, format)
+    with tarfile.open(path) as reference:
+        wanted = [(m.name.removeprefix("./"), m.offset_data, m.size) for m in reference]
+    assert [tuple(member) for member in tar.scan(path)] == wanted
+
+
+def test_scan_passes_over_folders_and_links(tmp_path, write_tar):
+    path = write_tar("x.tar", {"a.txt": b"1"})
+    (tmp_path / "folder").mkdir()
+    with tarfile.open(path, "a") as file:
+        file.add(tmp_path / "folder", "folder")
+        link = tarfile.TarInfo("link.txt")
+        link.type, link.linkname = tarfile.SYMTYPE, "a.txt"
+        file.addfile(link)
+    assert [member.name for member in tar.scan(path)] == ["a.txt"]
+
+
+def test_real_tars_match_tarfile(cifar_glob):
+    path = paths.expand(cifar_glob, ".tar")[0]
+    with tarfile.open(path) as reference:
+        wanted = [(m.name, m.offset_data, m.size) for m in reference]
+    assert [tuple(member) for member in tar.scan(path)] == wanted
+
+
+@pytest.mark.parametrize("keep", [100, 512 + 300, 512 * 3 + 512 + 10])
+def test_a_tar_cut_short_is_named_with_its_offset(write_tar, png, keep):
+    path = write_tar("cut.tar", {"a.png": b"p" * 700, "b.png": png(1), "b.txt": b"two"}, tarfile.USTAR_FORMAT)
+    os.truncate(path, keep)
+    with pytest.raises(UserError, match=rf"cut\.tar is cut short: the member at byte {512 * 3 if keep > 1024 else 0} "):
+        WebDataset([path])
+
+
+def test_a_tar_cut_in_half_is_an_error(write_tar, png):
+    path = write_tar("half.tar", {f"{i}.png": png(i, 30, 30) for i in range(10)})
+    os.truncate(path, os.path.getsize(path) // 2)
+    with pytest.raises(UserError, match=r"half\.tar is cut short: .* fetch it again"):
+        WebDataset([write_tar("whole.tar", {"a.png": png()}), path])
+
+
+def test_compressed_and_damaged_tars_are_named(tmp_path, write_tar, png):
+    path = write_tar("x.tar", {"a.png": png(), "b.png": png(1)}, tarfile.USTAR_FORMAT)
+    data = open(path, "rb").read()
+    (tmp_path / "z.tar").write_bytes(gzip.compress(data))
+    with pytest.raises(UserError, match=r"z\.tar is compressed with gzip: unpack it"):
+        WebDataset([str(tmp_path / "z.tar")])
+    second = next(m.offset for m in tar.scan(path) if m.name == "b.png") - 512
+    (tmp_path / "y.tar").write_bytes(data[: second + 3] + b"!" + data[second + 4 :])
+    with pytest.raises(UserError, match=rf"y\.tar is damaged or no tar: no member starts at byte {second}"):
+        WebDataset([str(tmp_path / "y.tar")])
+
+
+def test_samples_in_any_order(write_tar, png):
+    first = write_tar("0.tar", {"000.jpg": png(0), "000.txt": b"zero", "001.txt": b"one\n\n uno \n", "001.png": png(1)})
+    second = write_tar("1.tar", {"002.json": b'{"caption": "two"}', "002.webp": png(2), "003.JPEG": png(3)})
+    source = WebDataset([first, second])
+    assert len(source) == 4 and not source.has_labels
+    assert [source.key(i) for i in range(4)] == ["000", "001", "002", "003"]
+    assert [source[i].captions for i in (3, 1, 0, 2)] == [(), ("one", "uno"), ("zero",), ("two",)]
+    assert [source[i].image for i in range(4)] == [png(i) for i in range(4)]
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy[2] == source[2]
+    assert list(all_captions(source)) == ["zero", "one", "uno", "two"]
+    assert list(all_captions(source, limit=2)) == ["zero", "two"]
+
+
+def test_caption_field_chooses_among_the_jsons(write_tar, png):
+    json = b'{"caption": "old", "blip": ["new", "newer"]}'
+    path = write_tar("0.tar", {"a.png": png(), "a.txt": b"alt text", "a.json": json, "b.png": png(), "b.txt": b"only"})
+    assert WebDataset([path])[0].captions == ("alt text",)
+    source = WebDataset([path], caption_field="blip")
+    assert source[0].captions == ("new", "newer")
+    assert source[1].captions == ("only",)
+
+
+def test_captions_that_are_not_text(write_tar, png):
+    members = {
+        "a.png": png(), "a.txt": b"caf\xe9",
+        "b.png": png(), "b.txt": b" \n",
+        "c.png": png(), "c.json": b'{"caption": "\\ud83d"}',
+        "d.png": png(), "d.json": b"{broken",
+        "e.png": png(), "e.txt": b"\xff\xfe", "e.json": b'{"caption": "readable"}',
+        "f.png": png(), "f.json": b'["a list"]',
+    }  # fmt: skip
+    source = WebDataset([write_tar("0.tar", members)])
+    found = [(source[i].captions, source[i].captions_fault) for i in range(len(source))]
+    encoding = ((), BadReason.CAPTION_ENCODING)
+    assert found == [encoding, ((), None), encoding, ((), None), (("readable",), None), ((), None)]
+
+
+def test_labels_and_what_is_no_sample(write_tar, png):
+    path = write_tar("0.tar", {"x/a.png": png(), "x/a.cls": b"7\n", "b.txt": b"no picture", "._a.png": b"macOS"})
+    source = WebDataset([path])
+    assert source.has_labels and source[0].label == 7 and source.key(0) == "x/a" and len(source) == 1
+    with pytest.raises(UserError, match="no member is a picture"):
+        WebDataset([write_tar("1.tar", {"b.txt": b"alone"})])
+
+
+def test_a_tar_that_shrinks_or_goes_gives_bad_samples(write_tar, png):
+    path = write_tar("0.tar", {"a.png": png(0), "b.png": png(1)})
+    source = WebDataset([path])
+    os.truncate(path, 1200)
+    with pytest.raises(BadSample) as shrunk:
+        source[1]
+    os.remove(path)
+    with pytest.raises(BadSample) as gone:
+        source[0]
+    assert shrunk.value.reason == gone.value.reason == BadReason.MISSING
+
+
+def test_patterns(tmp_path):
+    for name in ("00.tar", "01.tar", "02.tar", "a,b.tar"):
+        (tmp_path / name).touch()
+
+    def names(pattern):
+        return [os.path.basename(path) for path in paths.expand(pattern.replace("@", str(tmp_path)), ".tar")]
+
+    assert names("@/{00..02}.tar") == ["00.tar", "01.tar", "02.tar"]
+    assert names("@/0{2,0}.tar") == ["02.tar", "00.tar"]
+    assert names("@/0[01].tar") == ["00.tar", "01.tar"]
+    assert names("@/00.tar, @/{01..02}.tar") == ["00.tar", "01.tar", "02.tar"]
+    assert names("@") == ["00.tar", "01.tar", "02.tar", "a,b.tar"]
+    assert paths.expand_braces("{9..11}") == ["9", "10", "11"]
+    assert paths.expand_braces("{a,b}{1..2}") == ["a1", "a2", "b1", "b2"]
+    with pytest.raises(UserError, match=r"2 of the files .* do not exist, the first is '.*/03\.tar'"):
+        names("@/{00..04}.tar")
+    with pytest.raises(UserError, match="matches no .tar file"):
+        names("@/*.tarr")
+    with pytest.raises(UserError, match="cannot read the brace range '{a..b}'"):
+        names("@/{a..b}.tar")
+    with pytest.raises(UserError, match="config.data.path is empty"):
+        names("")
+
+
+def test_the_real_sets_read(emoji_glob, cifar_glob):
+    emoji, photographs = (WebDataset(paths.expand(glob, ".tar")) for glob in (emoji_glob, cifar_glob))
+    assert (len(emoji), len(photographs)) == (3421, 15_000)
+    assert photographs.has_labels and photographs[17].label in range(10)
+    for index in np.linspace(0, 3420, 20).astype(int):
+        assert emoji[int(index)].captions and emoji[int(index)].image[:4] == b"\x89PNG"
