@@ -90,5 +90,19 @@ def test_nothing_is_none(size):
     assert judge(np.full((1, 64, 64, 3), 246, np.uint8))[0].background == "white"
 
 
+def test_clutter_is_none():
+    rng = np.random.default_rng(0)
+    clutter = np.full((20, 64, 64, 3), 246, np.uint8)
+    for image in clutter:
+        for y, x in rng.integers(0, 15, (60, 2)):
+            image[4 * y : 4 * y + 4, 4 * x : 4 * x + 4] = rng.integers(0, 256, 3)
+    assert all(scene.objects[0].shape == NONE for scene in judge(clutter))
+
+
+def test_a_background_must_cover_the_picture():
+    noise = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
+    assert all(scene.background == NONE for scene in judge(noise)), "the mean of noise is gray"
+
+
 def test_a_background_of_no_known_color_is_none():
     assert judge(np.full((1, 64, 64, 3), (255, 0, 0), np.uint8))[0].background == NONE
