@@ -67,7 +67,7 @@ def from_config_dict(cls: type[T], mapping: Mapping[str, Any] | ConfigDict, path
 
 def to_json(value: Any) -> str:
     """Canonical JSON of a config: keys sorted, so that equal configs give equal text."""
-    return json.dumps(_plain(value), indent=2, sort_keys=True, default=str)
+    return json.dumps(_plain(value), indent=2, sort_keys=True, default=_json_value)
 
 
 def config_hash(value: Any) -> str:
@@ -114,6 +114,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, config_dict.FieldReference):
         return _plain(value.get())
     return value
+
+
+def _json_value(value: Any) -> Any:
+    return value.get() if isinstance(value, config_dict.FieldReference) else str(value)
 
 
 def _placeholder(hint: Any) -> Any:
