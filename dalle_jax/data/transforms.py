@@ -16,6 +16,7 @@ from dalle_jax.data.config import Augment
 from dalle_jax.data.decode import Picture
 
 Square = UInt8[np.ndarray, "size size 3"]
+Resized = UInt8[np.ndarray, "_ _ 3"]  # not of the height and width that a function's argument has
 Box = tuple[float, float, float, float]
 
 
@@ -120,7 +121,7 @@ def _short_side_to(image: Picture, size: int) -> tuple[int, int]:
     return (size, size * width // height) if height <= width else (size * height // width, size)
 
 
-def _resize(image: Picture, height: int, width: int, filter_: Image.Resampling, box: Box | None = None) -> Picture:
+def _resize(image: Picture, height: int, width: int, filter_: Image.Resampling, box: Box | None = None) -> Resized:
     if box is not None:
         # Rounding may put an edge of the box outside the picture by a hair, which Pillow refuses.
         box = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], image.shape[1]), min(box[3], image.shape[0]))
