@@ -1,0 +1,35 @@
+"""Pictures to tokens and back: the discrete VAE of DALL·E, its relaxations, and smaller siblings for CPUs."""
+
+from dalle_jax.codec.codec_task import CodecStage, CodecTask
+from dalle_jax.codec.config import (
+    Body,
+    CodecConfig,
+    ConvConfig,
+    CosineRamp,
+    GumbelConfig,
+    PatchConfig,
+    Reconstruction,
+    Relaxation,
+    VqConfig,
+)
+from dalle_jax.codec.frozen import FrozenCodec, load_codec
+from dalle_jax.codec.model import Codec, decode, encode
+
+__all__ = [
+    "Body",
+    "Codec",
+    "CodecConfig",
+    "CodecStage",
+    "CodecTask",
+    "ConvConfig",
+    "CosineRamp",
+    "FrozenCodec",
+    "GumbelConfig",
+    "PatchConfig",
+    "Reconstruction",
+    "Relaxation",
+    "VqConfig",
+    "decode",
+    "encode",
+    "load_codec",
+]
