@@ -32,7 +32,7 @@ def dvae_augment(image: Picture, size: int, rng: np.random.Generator) -> Square:
     top, left = rng.integers(height - short + 1), rng.integers(width - short + 1)
     target = _uniform(rng, max(size, min(short, round(9 / 8 * size))), max(size, min(short, round(12 / 8 * size))))
     square = _scaled_crop(image, int(top), int(left), short, target, size, rng)
-    return np.ascontiguousarray(square[:, ::-1]) if rng.random() < 0.5 else square
+    return square[:, ::-1] if rng.random() < 0.5 else square
 
 
 def dalle_augment(image: Picture, size: int, rng: np.random.Generator) -> Square:
@@ -76,7 +76,7 @@ def centre_crop(image: Picture, size: int) -> Square:
     """The central square of a picture that is no smaller than `size` on either side."""
     height, width, _ = image.shape
     top, left = round((height - size) / 2), round((width - size) / 2)  # to even, as torchvision rounds
-    return np.ascontiguousarray(image[top : top + size, left : left + size])
+    return image[top : top + size, left : left + size]
 
 
 def make_transform(augment: Augment, size: int) -> Callable[[Picture, np.random.Generator], Square]:
@@ -107,12 +107,12 @@ def _near_centre(rng: np.random.Generator, slack: int) -> int:
 def _scaled_crop(
     image: Picture, top: int, left: int, side: int, target: int, size: int, rng: np.random.Generator
 ) -> Square:
-    """Scales the square at (top, left) to target x target and takes a random size x size crop of that, in one go."""
-    scale = side / target
-    down, right = rng.integers(target - size + 1), rng.integers(target - size + 1)
-    y, x = top + down * scale, left + right * scale
+    """Scales the square at (top, left) to target x target and takes a random size x size crop of that."""
+    # Not in one resize of what the crop covers: a box filter's hard edges fall elsewhere by the slightest rounding.
     filter_ = Image.Resampling.BOX if target <= side else Image.Resampling.BICUBIC
-    return _resize(image, size, size, filter_, (x, y, x + size * scale, y + size * scale))
+    square = _resize(image, target, target, filter_, (left, top, left + side, top + side))
+    down, right = rng.integers(target - size + 1), rng.integers(target - size + 1)
+    return square[down : down + size, right : right + size]
 
 
 def _short_side_to(image: Picture, size: int) -> tuple[int, int]:

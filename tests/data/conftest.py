@@ -52,9 +52,8 @@ def list_source(png) -> Callable[..., ListSource]:
 
     def make(records):
         if isinstance(records, int):
-            records = [
-                Record(png(i), (f"picture number {i}", f"the {i}th of them"), f"key-{i}", label=i) for i in range(records)
-            ]
+            captions = [(f"picture number {i}", f"the {i}th of them") for i in range(records)]
+            records = [Record(png(i), texts, f"key-{i}", label=i) for i, texts in enumerate(captions)]
         return ListSource(records)
 
     return make

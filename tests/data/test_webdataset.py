@@ -4,6 +4,7 @@ import gzip
 import os
 import pickle
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def test_a_tar_cut_in_half_is_an_error(write_tar, png):
 
 def test_compressed_and_damaged_tars_are_named(tmp_path, write_tar, png):
     path = write_tar("x.tar", {"a.png": png(), "b.png": png(1)}, tarfile.USTAR_FORMAT)
-    data = open(path, "rb").read()
+    data = Path(path).read_bytes()
     (tmp_path / "z.tar").write_bytes(gzip.compress(data))
     with pytest.raises(UserError, match=r"z\.tar is compressed with gzip: unpack it"):
         WebDataset([str(tmp_path / "z.tar")])

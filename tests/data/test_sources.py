@@ -1,0 +1,104 @@
+"""From a config to a source: kinds, splits, what is held out."""
+
+import os
+
+import numpy as np
+import pytest
+
+from dalle_jax.data.config import Augment, DataConfig, ShapesConfig, SourceKind, TokenizerConfig
+from dalle_jax.data.records import hash_key
+from dalle_jax.data.sources import hold_out, open_source
+from dalle_jax.errors import UserError
+
+
+@pytest.fixture
+def pictures(tmp_path, png):
+    for split, count in (("train", 40), ("val", 3)):
+        (tmp_path / split).mkdir()
+        for i in range(count):
+            (tmp_path / split / f"{split}{i}.png").write_bytes(png(i))
+    return tmp_path
+
+
+def keys(source):
+    return [source.key(i) for i in range(len(source))]
+
+
+def folder_config(path, **values):
+    return DataConfig(source=SourceKind.FOLDER, path=str(path), **values)
+
+
+def test_the_held_out_part_is_decided_by_keys_alone(list_source):
+    source = list_source(2000)
+    train, held_out = hold_out(source, 0.1, "train"), hold_out(source, 0.1, "eval")
+    assert sorted(keys(train) + keys(held_out)) == sorted(keys(source))
+    assert 150 < len(held_out) < 250
+    fewer = list_source(source.records[:1000])
+    assert set(keys(hold_out(fewer, 0.1, "eval"))) == set(keys(held_out)) & set(keys(fewer))
+    assert held_out[3] == source[int(held_out.key(3).split("-")[1])]
+    assert held_out.captions(3) == held_out[3].captions
+    assert held_out.has_labels
+
+
+def test_hash_of_a_key_never_changes():
+    # Another value would move samples of trained models from one side of the split to the other.
+    assert hash_key("000000001") == 14147795688876801660
+
+
+def test_few_samples(list_source):
+    source = list_source(3)
+    assert len(hold_out(source, 0.0001, "eval")) == 1 and len(hold_out(source, 0.0001, "train")) == 2
+    with pytest.raises(UserError, match=r"1 sample\(s\), too few to hold out"):
+        hold_out(list_source(1), 0.5, "train")
+
+
+def test_splits_of_a_path(pictures):
+    config = folder_config(pictures / "{split}", eval_split="val")
+    assert len(open_source(config)) == 40 and len(open_source(config, "eval")) == 3
+    assert keys(open_source(config, "val")) == keys(open_source(config, "eval"))
+    config = folder_config(pictures / "train", eval_fraction=0.25)
+    sizes = len(open_source(config, "train")), len(open_source(config, "eval"))
+    assert sum(sizes) == 40 and 3 <= sizes[1] <= 18
+    assert len(open_source(folder_config(pictures / "train", eval_fraction=0.0))) == 40
+
+
+def test_split_errors(pictures):
+    with pytest.raises(UserError, match="nothing of folder .* is held out"):
+        open_source(folder_config(pictures / "train", eval_fraction=0.0), "eval")
+    with pytest.raises(UserError, match=r"has no split 'unseen': write \{split\} in the path"):
+        open_source(folder_config(pictures / "train"), "unseen")
+
+
+def test_tars_by_config(write_tar, png):
+    path = write_tar("x-0.tar", {f"{i}.png": png(i) for i in range(30)})
+    config = DataConfig(source=SourceKind.WEBDATASET, path=os.path.dirname(path) + "/x-*.tar", eval_fraction=0.2)
+    both = keys(open_source(config)) + keys(open_source(config, "eval"))
+    assert sorted(both, key=int) == [str(i) for i in range(30)]
+
+
+def test_shapes_by_config(tmp_path):
+    config = DataConfig(shapes=ShapesConfig(data_dir=str(tmp_path), num_train=6, num_eval=2))
+    assert [len(open_source(config, split)) for split in ("train", "eval", "unseen")] == [6, 2, 2]
+
+
+@pytest.mark.parametrize("key, value", [("eval_fraction", 2.0), ("image_size", 0), ("workers", -1), ("prefetch", 0)])
+def test_config_refuses(key, value):
+    with pytest.raises(ValueError, match=key):
+        DataConfig(**{key: value})
+
+
+def test_tokenizer_config_refuses():
+    with pytest.raises(ValueError, match="bpe_dropout"):
+        TokenizerConfig(bpe_dropout=1.0)
+    with pytest.raises(ValueError, match="text_length"):
+        TokenizerConfig(text_length=1)
+
+
+def test_held_out_pictures_are_not_augmented():
+    assert [augment.held_out for augment in (Augment.DVAE, Augment.DALLE, Augment.NONE)] == [Augment.NONE] * 3
+    assert Augment.CLIP.held_out is Augment.CLIP_INFERENCE
+
+
+def test_hold_out_extremes(list_source):
+    assert len(hold_out(list_source(50), 1.0, "eval")) == 50
+    assert np.all(hold_out(list_source(9), 0.3, "eval").key_hashes() < 0.3 * 2**64)

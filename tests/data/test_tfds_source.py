@@ -1,0 +1,110 @@
+"""TFDS: prepared ArrayRecord and TFRecord data sets, fields found by type, and what is missing."""
+
+import io
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from dalle_jax.data.config import DataConfig, SourceKind
+from dalle_jax.data.sources import open_source
+from dalle_jax.data.tfds import Tfds, open_builder
+from dalle_jax.errors import UserError
+
+
+class Captioned(tfds.core.GeneratorBasedBuilder):
+    """Pictures with captions as COCO has them, a label and a second text."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    png: bytes = b""
+
+    def _info(self):
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, 3)),
+                    "captions": tfds.features.Sequence({"id": np.int64, "text": tfds.features.Text()}),
+                    "title": tfds.features.Text(),
+                    "kind": tfds.features.ClassLabel(names=["cat", "dog"]),
+                }
+            )
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(12), "test": self._generate_examples(4)}
+
+    def _generate_examples(self, count=0):
+        for i in range(count):
+            captions = [{"id": j, "text": f"caption {j} of {i}"} for j in range(2)]
+            yield i, {"image": io.BytesIO(self.png), "captions": captions, "title": f"title {i}", "kind": i % 2}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, png):
+    Captioned.png = png(5)
+    builder = Captioned(data_dir=str(tmp_path_factory.mktemp("tfds")), file_format="array_record")
+    builder.download_and_prepare()
+    return builder
+
+
+def test_array_record(prepared, png):
+    source = open_source(DataConfig(source=SourceKind.TFDS, path=str(prepared.data_path), eval_split="test"))
+    assert len(source) == 12 and source.has_labels
+    record = source[3]
+    assert record.image == png(5) and record.key == "train/3" == source.key(3)
+    number = record.captions[0].split()[-1]
+    assert record.captions == (f"caption 0 of {number}", f"caption 1 of {number}")
+    assert record.label == int(number) % 2
+    assert pickle.loads(pickle.dumps(source))[3] == record
+
+
+def test_fields_and_slices(prepared):
+    source = Tfds(prepared, "train[:25%]", caption_field="title", label_field="kind")
+    assert len(source) == 3 and source[0].captions[0].startswith("title ")
+
+
+def test_errors(prepared, tmp_path):
+    with pytest.raises(UserError, match=r"has no split 'tests', did you mean 'test'\? \(it has: "):
+        Tfds(prepared, "tests")
+    with pytest.raises(UserError, match=r"no field 'titel', did you mean 'title'\? \(config.data.caption_field"):
+        Tfds(prepared, "train", caption_field="titel")
+    with pytest.raises(UserError, match="holds no prepared TFDS data set"):
+        open_builder(str(tmp_path))
+    with pytest.raises(UserError, match="no TFDS data set 'mnsit', did you mean 'mnist'"):
+        open_builder("mnsit")
+    with pytest.raises(UserError, match="config.data.path is empty"):
+        open_builder("")
+    with pytest.raises(UserError, match=r"'captioned' is not prepared in .*: run python -c"):
+        Tfds(Captioned(data_dir=str(tmp_path)), "train")
+
+
+def test_tfrecord_reads_the_same(prepared, tmp_path):
+    folder = _as_tfrecord(prepared, tmp_path)
+    builder = open_builder(str(folder))
+    assert builder.info.file_format is tfds.core.FileFormat.TFRECORD
+    for split in ("train", "train[5:8]"):
+        ours, reference = Tfds(builder, split), Tfds(prepared, split)
+        assert [ours[i] for i in range(len(ours))] == [reference[i] for i in range(len(reference))]
+    file = next(folder.glob("*train*.tfrecord*"))
+    file.write_bytes(file.read_bytes()[:-7])
+    with pytest.raises(UserError, match=r"\.tfrecord.* is cut short: the record at byte \d+"):
+        Tfds(builder, "train")
+
+
+def _as_tfrecord(builder: tfds.core.DatasetBuilder, tmp_path: Path) -> Path:
+    """The same data set in TFRecord framing, which only TensorFlow writes (checksums, which nobody checks, are 0)."""
+    folder = tmp_path / "captioned" / "1.0.0"
+    folder.mkdir(parents=True)
+    for split in ("train", "test"):
+        raw = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+        (name,) = builder.info.splits[split].filenames
+        framed = b"".join(struct.pack("<QI", len(raw[i]), 0) + raw[i] + bytes(4) for i in range(len(raw)))
+        (folder / name.replace("array_record", "tfrecord")).write_bytes(framed)
+    for file in Path(str(builder.data_path)).glob("*.json"):
+        (folder / file.name).write_text(file.read_text().replace("array_record", "tfrecord"))
+    for file in Path(str(builder.data_path)).glob("*.txt"):
+        (folder / file.name).write_text(file.read_text())
+    return folder
