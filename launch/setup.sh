@@ -1,0 +1,43 @@
+# Sourced by the scripts beside it: finds Python, makes .venv and installs into it what is not there yet.
+# Afterwards $PYTHON is the environment's interpreter. DALLE_JAX_VENV names another folder than .venv.
+
+VENV="${DALLE_JAX_VENV:-.venv}"
+
+# The first interpreter that is 3.11 or newer and can make environments; the versions that the tests run with first.
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:-} python3.13 python3.12 python3.11 python3 python; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      if "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then
+        echo "$candidate"
+        return
+      fi
+      echo "error: $candidate cannot make environments: install its venv package (Debian: apt-get install python3-venv)" >&2
+    fi
+  done
+  echo "error: Python 3.11 or newer is needed; install one (3.13, say) or name one: PYTHON=/path/to/python bash $0" >&2
+  return 2
+}
+
+# install_once NAME REQUIREMENTS...: skipped where the same was installed with the same pyproject and constraints.
+install_once() {
+  local name="$1" stamp wanted
+  shift
+  stamp="$VENV/.installed-$name"
+  wanted="$(cat pyproject.toml constraints.txt <(echo "$*") | cksum)"
+  if [[ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]]; then
+    echo "installing $* into $VENV" >&2
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check -c constraints.txt "$@"
+    echo "$wanted" >"$stamp"
+  fi
+}
+
+make_environment() {
+  if ! "$VENV/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    local base
+    base="$(find_python)" || exit
+    echo "making $VENV with $("$base" --version)" >&2
+    "$base" -m venv --clear "$VENV"
+  fi
+  PYTHON="$VENV/bin/python"
+}

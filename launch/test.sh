@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Set-up, then lint, types, documentation and every test of the default tier.
+#   --parity   install torch and the peers as well, so that the tests against them run
+#   --slow     run the slow tests too
+# Other arguments go to pytest: bash launch/test.sh tests/data -k webdataset
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/setup.sh
+
+parity=false
+tier="not slow and not gpu and not tpu"
+arguments=()
+for argument in "$@"; do
+  case "$argument" in
+    --parity) parity=true ;;
+    --slow) tier="not gpu and not tpu" ;;
+    *) arguments+=("$argument") ;;
+  esac
+done
+
+make_environment
+install_once dev -e ".[dev]"
+if $parity; then
+  # In this order, or torchvision and the peers would bring the CUDA build of torch with them.
+  install_once torch torch
+  install_once torchvision --no-deps torchvision
+  install_once parity -e ".[dev,parity]"
+  install_once peers --no-deps DALL-E dalle-pytorch axial_positional_embedding rotary-embedding-torch g-mlp-pytorch
+fi
+
+failed=()
+check() {
+  local name="$1"
+  shift
+  echo "== $name"
+  "$@" || failed+=("$name")
+}
+check "lint" "$PYTHON" -m ruff check .
+check "format" "$PYTHON" -m ruff format --check .
+check "types" "$PYTHON" -m pyrefly check
+check "documentation" env NO_MKDOCS_2_WARNING=1 "$PYTHON" -m mkdocs build --strict --quiet --site-dir "$VENV/site"
+check "tests" "$PYTHON" -m pytest -m "$tier" ${arguments[@]+"${arguments[@]}"}
+
+if ((${#failed[@]})); then
+  echo "failed: ${failed[*]}" >&2
+  exit 1
+fi
