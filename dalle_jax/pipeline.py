@@ -16,9 +16,8 @@ from jaxtyping import Float, Int, UInt8
 
 from dalle_jax.codec import load_codec
 from dalle_jax.config import from_config_dict
-from dalle_jax.data.config import Augment
 from dalle_jax.data.tokenizer import Tokenizer
-from dalle_jax.data.transforms import make_transform
+from dalle_jax.data.transforms import dalle_inference
 from dalle_jax.decoder.config import DecoderConfig, DecoderStage
 from dalle_jax.decoder.model import abstract_params
 from dalle_jax.decoder.sampling import (
@@ -244,9 +243,7 @@ class Dalle:
         size = self.codec.image_size
         if images.shape[1:3] == (size, size):
             return images
-        transform = make_transform(Augment.NONE, size)
-        rng = np.random.default_rng(0)
-        return np.stack([transform(image, rng) for image in images])
+        return np.stack([dalle_inference(image, size) for image in images])
 
     def _plan(self, prompts: int, num_samples: int, sampling: SamplingConfig, limit: int | None) -> Plan:
         """Chunks that fit: at most `limit` sequences at once, candidates a multiple of the mesh's data devices."""
@@ -306,8 +303,8 @@ def load(workdir: epath.PathLike, *, step: int | None = None, mesh: MeshConfig |
     stage = from_config_dict(DecoderStage, run["decoder"], "config.decoder")
     mesh = mesh or MeshConfig()
     devices, rules = make_mesh(mesh), ShardingRules.of(mesh)
-    codec = load_codec(stage.codec_from or workdir)
-    tokenizer = Tokenizer.load(workdir / "tokenizer.model")
+    codec = load_codec(stage.codec_from or (workdir if run.get("codec") else run["init_from"]))
+    tokenizer = Tokenizer(workdir / "tokenizer.model")
     shardings = param_shardings(abstract_params(stage.model), devices, rules)
     loaded = load_params(workdir / "decoder", step=step, shardings=shardings)
     dalle = Dalle(codec, tokenizer, stage.model, loaded.params, devices, rules)

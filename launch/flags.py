@@ -1,8 +1,11 @@
 """The command line of the scripts: absl flags, every mistake one clear line."""
 
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
+import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
@@ -27,7 +30,19 @@ def define_config() -> Callable[[], ConfigDict]:
 
 def start(main: Callable[[], int | None]) -> None:
     """Parses the command line, runs `main` and ends the process; see `run_main` for the exit codes."""
-    run_main(lambda: _parse() or main())
+
+    def run() -> int | None:
+        _parse()
+        _use_compilation_cache()
+        return main()
+
+    run_main(run)
+
+
+def _use_compilation_cache() -> None:
+    """Keeps compiled programs between runs, in the user's cache folder unless JAX is told another place."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/dalle-jax/programs").expanduser()))
 
 
 def _parse() -> None:

@@ -22,7 +22,6 @@ from dalle_jax.data.grid import picture_grid
 from dalle_jax.errors import UserError
 from dalle_jax.pipeline import Chunk, Dalle, Samples
 from launch.flags import start
-from launch.train import use_compilation_cache
 
 WORKDIR = flags.DEFINE_string("workdir", None, "of the trained run")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "a caption; may be given several times")
@@ -70,7 +69,6 @@ class FolderStore:
 
 def main() -> None:
     """Loads the models, draws, ranks and writes."""
-    use_compilation_cache()
     prompts = read_prompts()
     if WORKDIR.value is None or OUT.value is None:
         raise UserError("--workdir (the trained run) and --out (folder for the results) are needed")

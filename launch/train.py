@@ -5,7 +5,6 @@ config, data and sizes without training.
 """
 
 import dataclasses
-import os
 
 import jax
 from absl import flags
@@ -33,7 +32,6 @@ WANDB = flags.DEFINE_string("wandb", "", "project of Weights & Biases to log to 
 
 def main() -> None:
     """Reads the config, opens the work directory and trains stage after stage."""
-    use_compilation_cache()
     run = from_config_dict(RunConfig, CONFIG())
     if PRINT_CONFIG.value:
         print(to_json(run))
@@ -49,12 +47,6 @@ def main() -> None:
     tokenizer = prepare_tokenizer(run, workdir)
     for name in stages:
         train_stage(name, run, workdir, tokenizer, Watch(_profile_steps(), WANDB.value))
-
-
-def use_compilation_cache() -> None:
-    """Keeps compiled programs between runs, in the user's cache folder unless JAX is told another place."""
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(epath.Path("~/.cache/dalle-jax/programs").expanduser()))
 
 
 def _chosen(stages: list[str]) -> list[str]:

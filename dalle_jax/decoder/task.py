@@ -27,6 +27,7 @@ class ImageTokens(Protocol):
 
     codebook_size: int
     grid_size: int
+    image_size: int
 
     def encode(self, images: Array) -> Array:
         """uint8 [B, height, width, 3] to int32 [B, grid_size ** 2], raster order."""

@@ -1,0 +1,110 @@
+"""The whole road on two CPU cores: a codec, a decoder and a CLIP that train from nothing on drawn scenes.
+
+    bash launch/quickstart.sh
+
+trains the three stages and writes runs/quickstart/report/: pictures for captions whose colour-shape pairs no stage has
+seen, ranked by CLIP, and report.json. The modules are those of the published system; only sizes differ.
+`quickstart.py:tiny` takes two steps of everything, for tests.
+"""
+
+import dataclasses
+
+from clip_jax import ClipConfig, ClipStage, TextConfig, VisionConfig, tower_config
+from dalle_jax.codec import Body, CodecConfig, CodecStage, PatchConfig, Reconstruction, Relaxation
+from dalle_jax.config import to_config_dict
+from dalle_jax.data.config import Augment, DataConfig, ShapesConfig, TokenizerConfig
+from dalle_jax.decoder.config import DecoderConfig, DecoderStage
+from dalle_jax.errors import UserError
+from dalle_jax.nn.attention import Pattern
+from dalle_jax.nn.transformer import Remat
+from dalle_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
+
+IMAGE_SIZE, VOCAB_SIZE, TEXT_LENGTH, CODEBOOK_SIZE = 64, 200, 24, 512
+
+
+def get_config(arg: str = ""):
+    """`""` or `tiny`."""
+    if arg not in ("", "tiny"):
+        raise UserError(f"configs/quickstart.py has no '{arg}' (known: 'tiny')")
+    stages = {"codec": codec(), "decoder": decoder(), "clip": clip()}
+    shapes = ShapesConfig(num_train=20_000, num_eval=1_000)
+    if arg == "tiny":
+        stages = {name: two_steps(stage) for name, stage in stages.items()}
+        shapes = ShapesConfig(num_train=256, num_eval=32)
+    return to_config_dict(
+        {
+            "seed": 0,
+            "init_from": None,
+            "data": DataConfig(image_size=IMAGE_SIZE, shapes=shapes),
+            "mesh": MeshConfig(),
+            "tokenizer": TokenizerConfig(VOCAB_SIZE, TEXT_LENGTH, bpe_dropout=0.0),
+            **stages,
+        }
+    )
+
+
+def codec() -> CodecStage:
+    """8x8 tokens; patches and dense layers, which a CPU multiplies faster than it convolves."""
+    model = CodecConfig(
+        codebook_size=CODEBOOK_SIZE,
+        body=Body.PATCH,
+        relaxation=Relaxation.VQ,
+        reconstruction=Reconstruction.PIXEL,
+        patch=PatchConfig(),
+    )
+    train = _train(OptimizerConfig(learning_rate=2e-3, warmup_steps=50, final_learning_rate=2e-5), 64, 700)
+    return CodecStage(model, train, Augment.NONE)
+
+
+def decoder() -> DecoderStage:
+    """Four layers of the published patterns, with a full one in place of a row: the grid is only 8x8."""
+    model = DecoderConfig(
+        num_layers=4,
+        num_heads=6,
+        head_dim=32,
+        embed_dim=192,
+        mlp_dim=768,
+        text_vocab_size=VOCAB_SIZE,
+        text_length=TEXT_LENGTH,
+        codebook_size=CODEBOOK_SIZE,
+        grid_size=8,
+        patterns=(Pattern.ROW, Pattern.COLUMN, Pattern.FULL, Pattern.CONV),
+        conv_kernel=3,
+        remat=Remat.NONE,
+        dtype="float32",
+    )
+    optimizer = OptimizerConfig(
+        learning_rate=2e-3, warmup_steps=50, final_learning_rate=4e-5, b2=0.98, weight_decay=0.05, clip_norm=1.0
+    )
+    return DecoderStage(model, _train(optimizer, 64, 900), Augment.NONE)
+
+
+def clip() -> ClipStage:
+    """Patches of 8 pixels, captions of the decoder's length."""
+    vision = VisionConfig(image_size=IMAGE_SIZE, patch_size=8, transformer=tower_config(3, 128, head_dim=32))
+    text = TextConfig(VOCAB_SIZE, TEXT_LENGTH, end_id=3, transformer=tower_config(2, 128, head_dim=32))
+    optimizer = OptimizerConfig(
+        learning_rate=1e-3, warmup_steps=50, final_learning_rate=2e-5, b2=0.98, weight_decay=0.1, clip_norm=1.0
+    )
+    return ClipStage(ClipConfig(128, vision, text), _train(optimizer, 128, 500), Augment.NONE)
+
+
+def _train(optimizer: OptimizerConfig, batch_size: int, num_steps: int) -> TrainConfig:
+    return TrainConfig(
+        batch_size=batch_size,
+        num_steps=num_steps,
+        optimizer=optimizer,
+        log_every=25,
+        eval_every=250,
+        eval_batches=4,
+        preview_every=250,
+        checkpoint_every=250,
+    )
+
+
+def two_steps(stage):
+    """The same stage for a test."""
+    train = dataclasses.replace(
+        stage.train, batch_size=8, num_steps=2, log_every=1, eval_every=2, eval_batches=1, preview_every=2
+    )
+    return dataclasses.replace(stage, train=train)
