@@ -10,7 +10,7 @@ from clip_jax.model import abstract_params
 from dalle_jax.config import from_config_dict
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.errors import UserError
-from dalle_jax.training.checkpoint import load_params
+from dalle_jax.training.checkpoint import check_same, load_params
 from dalle_jax.training.workdir import read_workdir
 
 
@@ -40,6 +40,7 @@ def load(path: epath.PathLike, *, step: int | None = None, batch_size: int = 64)
             f"{path / 'tokenizer.model'} has {tokenizer.vocab_size} entries and the CLIP beside it knows "
             f"{config.text.vocab_size}: they are of different runs"
         )
-    loaded = load_params(path / "clip", step=step, like=abstract_params(config))
+    loaded = load_params(path / "clip", step=step)
+    check_same(abstract_params(config), loaded.params, f"checkpoint {loaded.step} of {path / 'clip'}")
     tokenize = functools.partial(tokenizer.encode, length=config.text.context_length, end=True)
     return Clip(config, loaded.params, tokenize, batch_size=batch_size)

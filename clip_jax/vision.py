@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.linen.initializers import Initializer, normal
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Real
 
 from clip_jax import initializers
 from clip_jax.config import VisionConfig
@@ -12,9 +12,9 @@ from dalle_jax.nn.transformer import Dense, Transformer, layer_norm, same_everyw
 
 
 def normalize_pixels(
-    images: UInt8[Array, "B height width 3"], config: VisionConfig
+    images: Real[Array, "B height width 3"], config: VisionConfig
 ) -> Float[Array, "B height width 3"]:
-    """Pixels as the image tower reads them: [0, 1], less the mean, over the standard deviation of each channel."""
+    """Pixels in [0, 255], of any dtype, as the image tower reads them: [0, 1], less the mean, over the deviation."""
     mean, std = jnp.asarray(config.pixel_mean), jnp.asarray(config.pixel_std)
     return (images.astype(jnp.float32) / 255 - mean) / std
 
