@@ -10,17 +10,13 @@ Not trained here at the published size.
 """
 
 from dalle_jax.codec import CodecConfig, CodecStage, ConvConfig, CosineRamp, GumbelConfig
-from dalle_jax.config import to_config_dict
+from dalle_jax.config import choose_preset, to_config_dict
 from dalle_jax.data.config import Augment, DataConfig, ShapesConfig, SourceKind
-from dalle_jax.errors import UserError, closest
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
 
 
 def get_config(arg: str = ""):
-    presets = {"": _published, "tiny": _tiny}
-    if arg not in presets:
-        raise UserError(f"configs/codec_dalle.py has no '{arg}'{closest(arg, presets)} (known: 'tiny')")
-    stage, data = presets[arg]()
+    stage, data = choose_preset({"": _published, "tiny": _tiny}, arg, "configs/codec_dalle.py")()
     return to_config_dict({"seed": 0, "data": data, "mesh": MeshConfig(), "codec": stage})
 
 

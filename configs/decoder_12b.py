@@ -13,7 +13,7 @@ Hardware     256 chips as a 16x16 mesh. 62 heads divide by 2 and 31 alone, so we
 Result       not run at this size; the model is built abstractly and its shardings are tested (tests/configs).
 """
 
-from dalle_jax.config import to_config_dict
+from dalle_jax.config import choose_preset, to_config_dict
 from dalle_jax.data.config import DataConfig, SourceKind, TokenizerConfig
 from dalle_jax.decoder.config import DecoderConfig, DecoderStage
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, Schedule, TrainConfig
@@ -37,8 +37,8 @@ def optimizer() -> OptimizerConfig:
 
 
 def get_config(arg: str = ""):
-    """Takes no argument."""
-    del arg
+    """The published model; there are no variants."""
+    choose_preset({"": None}, arg, "configs/decoder_12b.py")
     decoder = DecoderStage(
         model=DecoderConfig(),
         train=TrainConfig(

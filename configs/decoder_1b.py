@@ -12,7 +12,7 @@ Result       not run at this size.
 """
 
 from configs.decoder_12b import optimizer
-from dalle_jax.config import to_config_dict
+from dalle_jax.config import choose_preset, to_config_dict
 from dalle_jax.data.config import Augment, DataConfig, ShapesConfig, SourceKind, TokenizerConfig
 from dalle_jax.decoder.config import DecoderConfig, DecoderStage
 from dalle_jax.nn.transformer import Remat
@@ -21,7 +21,7 @@ from dalle_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
 
 def get_config(arg: str = ""):
     """`""` or `tiny`."""
-    return _tiny() if arg == "tiny" else _full()
+    return choose_preset({"": _full, "tiny": _tiny}, arg, "configs/decoder_1b.py")()
 
 
 def _full():

@@ -11,10 +11,9 @@ import dataclasses
 
 from clip_jax import ClipConfig, ClipStage, TextConfig, VisionConfig, tower_config
 from dalle_jax.codec import Body, CodecConfig, CodecStage, PatchConfig, Reconstruction, Relaxation
-from dalle_jax.config import to_config_dict
+from dalle_jax.config import choose_preset, to_config_dict
 from dalle_jax.data.config import Augment, DataConfig, ShapesConfig, TokenizerConfig
 from dalle_jax.decoder.config import DecoderConfig, DecoderStage
-from dalle_jax.errors import UserError
 from dalle_jax.nn.attention import Pattern
 from dalle_jax.nn.transformer import Remat
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
@@ -24,13 +23,11 @@ IMAGE_SIZE, VOCAB_SIZE, TEXT_LENGTH, CODEBOOK_SIZE = 64, 200, 24, 512
 
 def get_config(arg: str = ""):
     """`""` or `tiny`."""
-    if arg not in ("", "tiny"):
-        raise UserError(f"configs/quickstart.py has no '{arg}' (known: 'tiny')")
+    shorten, num_train, num_eval = choose_preset(
+        {"": (lambda stage: stage, 20_000, 1_000), "tiny": (two_steps, 256, 32)}, arg, "configs/quickstart.py"
+    )
     stages = {"codec": codec(), "decoder": decoder(), "clip": clip()}
-    shapes = ShapesConfig(num_train=20_000, num_eval=1_000)
-    if arg == "tiny":
-        stages = {name: two_steps(stage) for name, stage in stages.items()}
-        shapes = ShapesConfig(num_train=256, num_eval=32)
+    shapes = ShapesConfig(num_train=num_train, num_eval=num_eval)
     return to_config_dict(
         {
             "seed": 0,
@@ -38,7 +35,7 @@ def get_config(arg: str = ""):
             "data": DataConfig(image_size=IMAGE_SIZE, shapes=shapes),
             "mesh": MeshConfig(),
             "tokenizer": TokenizerConfig(VOCAB_SIZE, TEXT_LENGTH, bpe_dropout=0.0),
-            **stages,
+            **{name: shorten(stage) for name, stage in stages.items()},
         }
     )
 

@@ -35,6 +35,18 @@ def to_config_dict(value: Any) -> ConfigDict:
     return config
 
 
+def choose_preset(presets: Mapping[str, T], arg: str, file: str) -> T:
+    """The entry of a config file's presets that `--config=FILE:ARG` names.
+
+    Raises:
+      UserError: there is none of that name.
+    """
+    if arg not in presets:
+        known = ", ".join(f"'{name}'" for name in presets)
+        raise UserError(f"{file} has no preset '{arg}'{closest(arg, presets)} (known: {known})")
+    return presets[arg]
+
+
 def from_config_dict(cls: type[T], mapping: Mapping[str, Any] | ConfigDict, path: str = "config") -> T:
     """Builds the frozen dataclass `cls` from a mapping.
 

@@ -10,4 +10,4 @@ install_once core -e .
 
 WORKDIR="${WORKDIR:-runs/quickstart}"
 "$PYTHON" -m launch.train --config=configs/quickstart.py --workdir="$WORKDIR" "$@"
-"$PYTHON" -m launch.quickstart --workdir="$WORKDIR"
+"$PYTHON" -m launch.evaluate --model="$WORKDIR"

@@ -1,0 +1,128 @@
+"""Text to emoji: 3,421 glyphs of Noto Color Emoji and their Unicode names, 64x64.
+
+    python -m launch.emoji --out=data/emoji          # makes the set from two public Debian packages
+    python -m launch.train --config=configs/emoji.py --workdir=runs/emoji --config.data.path='data/emoji/*.tar'
+    python -m launch.generate --workdir=runs/emoji --prompt="woman judge: light skin tone" --num_samples=64 --keep=8 --out=out
+
+`emoji.py` is the full run, for one GPU; `emoji.py:cpu` is a reduced one for two cores (about an hour).
+
+Data         flags, faces, people by profession and skin tone, animals, objects: small, but drawn and named by people, and
+             compositional. 5% are held out by a hash of their keys.
+Result       see docs/results.md
+"""
+
+import dataclasses
+
+from clip_jax import ClipConfig, ClipStage, TextConfig, VisionConfig, tower_config
+from dalle_jax.codec import Body, CodecConfig, CodecStage, PatchConfig, Reconstruction, Relaxation
+from dalle_jax.config import choose_preset, to_config_dict
+from dalle_jax.data.config import Augment, DataConfig, SourceKind, TokenizerConfig
+from dalle_jax.decoder.config import DecoderConfig, DecoderStage
+from dalle_jax.nn.transformer import Remat
+from dalle_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
+
+IMAGE_SIZE, VOCAB_SIZE, TEXT_LENGTH = 64, 2048, 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """What differs between the full run and the reduced one."""
+
+    codebook_size: int
+    fine_patch: int
+    embed_dim: int
+    num_layers: int
+    batch_size: int
+    codec_steps: int
+    decoder_steps: int
+    clip_steps: int
+    dtype: str
+
+    @property
+    def grid_size(self) -> int:
+        return IMAGE_SIZE // (2 * self.fine_patch)
+
+
+FULL = Size(2048, 2, 768, 12, 128, 20_000, 30_000, 10_000, "bfloat16")
+CPU = Size(1024, 4, 256, 6, 64, 2_500, 2_500, 800, "float32")
+
+
+def get_config(arg: str = ""):
+    """`""` for a GPU, `cpu` for two cores."""
+    size = choose_preset({"": FULL, "cpu": CPU}, arg, "configs/emoji.py")
+    return to_config_dict(
+        {
+            "seed": 0,
+            "init_from": None,
+            "data": DataConfig(
+                source=SourceKind.WEBDATASET, path="data/emoji/*.tar", image_size=IMAGE_SIZE, eval_fraction=0.05
+            ),
+            "mesh": MeshConfig(),
+            "tokenizer": TokenizerConfig(VOCAB_SIZE, TEXT_LENGTH, bpe_dropout=0.1),
+            "codec": codec(size),
+            "decoder": decoder(size),
+            "clip": clip(size),
+        }
+    )
+
+
+def codec(size: Size) -> CodecStage:
+    """The quickstart's codec, wider: 8x8 tokens on two cores, 16x16 on a GPU."""
+    model = CodecConfig(
+        codebook_size=size.codebook_size,
+        body=Body.PATCH,
+        relaxation=Relaxation.VQ,
+        reconstruction=Reconstruction.PIXEL,
+        patch=PatchConfig(fine_patch=size.fine_patch),
+    )
+    optimizer = OptimizerConfig(learning_rate=2e-3, warmup_steps=100, final_learning_rate=2e-5)
+    return CodecStage(model, _train(optimizer, size.batch_size, size.codec_steps), Augment.DALLE)
+
+
+def decoder(size: Size) -> DecoderStage:
+    """The published pattern of layers; captions are dropped now and then, so that guidance works."""
+    model = DecoderConfig(
+        num_layers=size.num_layers,
+        num_heads=size.embed_dim // 64,
+        head_dim=64,
+        embed_dim=size.embed_dim,
+        mlp_dim=4 * size.embed_dim,
+        text_vocab_size=VOCAB_SIZE,
+        text_length=TEXT_LENGTH,
+        codebook_size=size.codebook_size,
+        grid_size=size.grid_size,
+        conv_kernel=5,
+        dropout=0.1,
+        caption_dropout=0.1,
+        remat=Remat.NONE,
+        dtype=size.dtype,
+    )
+    optimizer = OptimizerConfig(
+        learning_rate=1e-3, warmup_steps=200, final_learning_rate=1e-5, b2=0.96, weight_decay=0.045, clip_norm=4.0
+    )
+    train = dataclasses.replace(_train(optimizer, size.batch_size, size.decoder_steps), ema_decay=0.999)
+    return DecoderStage(model, train, Augment.DALLE)
+
+
+def clip(size: Size) -> ClipStage:
+    """A small CLIP for ranking."""
+    width = size.embed_dim // 2
+    vision = VisionConfig(IMAGE_SIZE, patch_size=8, transformer=tower_config(4, width, head_dim=32))
+    text = TextConfig(VOCAB_SIZE, TEXT_LENGTH, end_id=3, transformer=tower_config(4, width, head_dim=32))
+    optimizer = OptimizerConfig(
+        learning_rate=1e-3, warmup_steps=100, final_learning_rate=1e-5, b2=0.98, weight_decay=0.2, clip_norm=1.0
+    )
+    return ClipStage(ClipConfig(width, vision, text), _train(optimizer, 2 * size.batch_size, size.clip_steps))
+
+
+def _train(optimizer: OptimizerConfig, batch_size: int, num_steps: int) -> TrainConfig:
+    return TrainConfig(
+        batch_size=batch_size,
+        num_steps=num_steps,
+        optimizer=optimizer,
+        log_every=50,
+        eval_every=500,
+        eval_batches=1,
+        preview_every=500,
+        checkpoint_every=500,
+    )
