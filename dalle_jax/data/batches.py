@@ -20,6 +20,7 @@ from dalle_jax.errors import UserError
 
 _MAX_THREADS = 8
 _PROBES = 64
+_STREAM = 1 << 48  # samples, which no run reads to the end; Grain's own "without end" is too long for `len`
 
 
 class Batches:
@@ -84,7 +85,7 @@ class Batches:
         self._prefetch = prefetch
         self._counts = ReadCounts(source, max_bad_fraction)
         self._reader = SampleReader(source, image_size, augment, max_pixels, tokenizer, text)
-        shuffled = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+        shuffled = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(-(-_STREAM // len(source)))
         self._dataset = self._batched(shuffled.random_map(self._reader))
 
     @property

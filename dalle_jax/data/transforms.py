@@ -108,9 +108,9 @@ def _scaled_crop(
     image: Picture, top: int, left: int, side: int, target: int, size: int, rng: np.random.Generator
 ) -> Square:
     """Scales the square at (top, left) to target x target and takes a random size x size crop of that."""
-    # Not in one resize of what the crop covers: a box filter's hard edges fall elsewhere by the slightest rounding.
     filter_ = Image.Resampling.BOX if target <= side else Image.Resampling.BICUBIC
-    square = _resize(image, target, target, filter_, (left, top, left + side, top + side))
+    # The square is cut out before it is scaled: with an offset, rounding would move the hard edges of a box filter.
+    square = _resize(image[top : top + side, left : left + side], target, target, filter_)
     down, right = rng.integers(target - size + 1), rng.integers(target - size + 1)
     return square[down : down + size, right : right + size]
 

@@ -1,0 +1,308 @@
+"""Batches: a function of (seed, n) alone, finite passes, bad samples replaced, counted and in the end refused."""
+
+import threading
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dalle_jax.data import prefetch
+from dalle_jax.data.batches import Batches
+from dalle_jax.data.config import Augment, TextConfig
+from dalle_jax.data.records import BadReason, BadSample, Record
+from dalle_jax.data.tokenizer import train_tokenizer
+from dalle_jax.data.webdataset import WebDataset
+from dalle_jax.errors import UserError
+
+SIZE = 8
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer([f"picture number {i} the {i}th of them" for i in range(60)], 45)
+
+
+@pytest.fixture(scope="module")
+def make(list_source, tokenizer):
+    source = list_source(50)
+
+    def batches(records=source, **options):
+        source = records if hasattr(records, "key") else list_source(records)
+        settings = dict(batch_size=8, image_size=SIZE, augment=Augment.DVAE, seed=3, tokenizer=tokenizer)
+        settings["text"] = TextConfig(24, dropout=0.2) if options.get("tokenizer", tokenizer) else None
+        return Batches(source, **(settings | options))
+
+    return batches
+
+
+def assert_equal(left, right):
+    assert left.keys() == right.keys()
+    for name in left:
+        assert np.array_equal(np.asarray(left[name]), np.asarray(right[name])), name
+
+
+def test_what_is_in_a_batch(make):
+    batch = make()[0]
+    assert {name: (array.shape, array.dtype) for name, array in batch.items()} == {
+        "image": ((8, SIZE, SIZE, 3), np.uint8),
+        "text": ((8, 24), np.int32),
+        "label": ((8,), np.int32),
+    }
+    assert set(make(tokenizer=None)[0]) == {"image", "label"}
+
+
+def test_pictures_stay_with_their_captions_and_labels(make, list_source, tokenizer):
+    batch = make(augment=Augment.NONE)[3]
+    source = list_source(50)
+    for image, text, label in zip(batch["image"], batch["text"], batch["label"], strict=True):
+        assert tokenizer.decode(text) in source[label].captions
+        assert np.array_equal(image, make([source[label]], batch_size=1, augment=Augment.NONE)[0]["image"][0])
+
+
+def test_batch_n_depends_on_seed_and_n_alone(make):
+    batches = make()
+    later = batches[5]
+    assert_equal(make()[5], later)
+    assert not np.array_equal(make(seed=4)[5]["image"], later["image"])
+    assert not np.array_equal(batches[6]["image"], later["image"])
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_processes_bring_their_rows_of_the_same_batch(make, count):
+    for n in (0, 6, 100):  # 6 straddles two epochs
+        parts = [make(process_index=i, process_count=count)[n] for i in range(count)]
+        whole = make()[n]
+        assert_equal({name: np.concatenate([part[name] for part in parts]) for name in whole}, whole)
+
+
+def test_an_epoch_holds_every_sample_once_and_the_next_is_in_another_order(make):
+    batches = make(batch_size=10)
+    epochs = [np.concatenate([batches[n]["label"] for n in range(5 * e, 5 * e + 5)]) for e in range(2)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(50))
+    assert epochs[0].tolist() != epochs[1].tolist()
+
+
+def test_augmentation_and_caption_change_from_epoch_to_epoch(make):
+    batches = make(batch_size=1, records=[Record(np.arange(300, dtype=np.uint8).reshape(10, 10, 3), ("a", "b"), "k")])
+    drawn = [batches[n] for n in range(20)]
+    assert len({batch["image"].tobytes() for batch in drawn}) > 5
+    assert len({batch["text"].tobytes() for batch in drawn}) == 2
+
+
+def test_resuming_is_starting_there(make):
+    batches = make()
+    for start in (0, 7):
+        stream = batches.iterate(start)
+        for n in range(start, start + 4):
+            batch = next(stream)
+            assert all(isinstance(array, jax.Array) for array in batch.values())
+            assert_equal(batch, make()[n])
+        stream.close()
+
+
+@pytest.fixture
+def tar_source(write_tar, png):
+    # Worker processes import what they unpickle, which a source of this test would not survive.
+    members = {f"{i:02}.png": png(i) for i in range(20)} | {f"{i:02}.txt": f"picture {i}".encode() for i in range(20)}
+    members |= {"20.png": png(20)[:100], "20.txt": b"picture number"}
+    return WebDataset([write_tar("x.tar", members)])
+
+
+def test_worker_processes_make_the_same_batches(make, tar_source):
+    batches = make(tar_source, workers=2, max_bad_fraction=1.0)
+    stream = batches.iterate(2)
+    for n in range(2, 8):
+        assert_equal(next(stream), make(tar_source)[n])
+    stream.close()
+    assert batches.bad_counts["truncated"] > 0
+
+
+def test_what_workers_find_wrong_reaches_the_person(make, tar_source):
+    stream = make(tar_source, workers=1, max_bad_fraction=0.0).iterate()
+    with pytest.raises(UserError, match="samples read from webdataset .* are bad"):
+        for _ in range(20):
+            next(stream)
+
+
+def test_global_arrays_on_a_mesh(make):
+    mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    stream = make().iterate(1, sharding=sharding)
+    batch = next(stream)
+    stream.close()
+    assert batch["text"].sharding.is_equivalent_to(sharding, 2) and batch["image"].shape == (8, SIZE, SIZE, 3)
+    assert_equal(batch, make()[1])
+    assert prefetch.process_rows(sharding, 8) == (0, 1)
+    with pytest.raises(UserError, match="a batch of 12 does not divide over the mesh"):
+        prefetch.process_rows(sharding, 12)
+
+
+def test_which_rows_a_process_brings():
+    part = prefetch._part
+    assert part({"d0": slice(4, 6), "d1": slice(6, 8)}, 8) == (1, 2)
+    assert part({"d0": slice(0, 4), "d1": slice(0, 4)}, 8) == (0, 2)  # a model axis inside the process
+    assert part({"d0": slice(None)}, 8) == (0, 1)
+    with pytest.raises(UserError, match="do not lie together"):
+        part({"d0": slice(0, 2), "d1": slice(4, 6)}, 8)
+
+
+def test_a_pass_is_in_order_and_repeats_itself(make):
+    batches = make(augment=Augment.NONE)
+    passes = [list(batches.epoch()) for _ in range(2)]
+    assert [batch["label"].tolist() for batch in passes[0]] == [list(range(8 * n, 8 * n + 8)) for n in range(6)]
+    for first, second in zip(*passes, strict=True):
+        assert_equal(first, second)
+    few = np.concatenate([batch["label"] for batch in batches.epoch(2)])
+    assert len(few) == 16 and few[0] == 0 and few[-1] >= 46 and (np.diff(few) > 0).all()
+    assert len(list(batches.epoch(100))) == 6
+    (small,) = make(3, augment=Augment.NONE).epoch()
+    assert small["label"].tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    halves = [list(make(augment=Augment.NONE, process_index=i, process_count=2).epoch()) for i in range(2)]
+    assert [batch["label"].tolist() for batch in halves[1]] == [list(range(8 * n + 4, 8 * n + 8)) for n in range(6)]
+
+
+def bad_records(png):
+    good = [Record(png(i), (f"picture {i}",), f"good-{i}") for i in range(8)]
+    return [
+        *good,
+        BadSample(BadReason.MISSING),
+        Record(png(9)[:60], ("picture",), "truncated"),
+        Record(b"<html>", ("picture",), "not-a-picture"),
+        Record(png(9, 100, 100), ("picture",), "too-large"),
+        Record(png(9), (), "no-caption"),
+        Record(png(9), (), "not-utf-8", captions_fault=BadReason.CAPTION_ENCODING),
+    ]
+
+
+def test_bad_samples_are_replaced_and_counted_by_reason(make, png):
+    records = bad_records(png)
+    options = dict(batch_size=14, max_bad_fraction=1.0, max_pixels=5000, augment=Augment.NONE)
+    batches = make(records, **options)
+    batch = batches[0]
+    good = {make([record], batch_size=1, augment=Augment.NONE)[0]["image"].tobytes() for record in records[:8]}
+    assert len(batch["image"]) == 14 and {image.tobytes() for image in batch["image"]} <= good
+    assert all(count >= 1 for count in batches.bad_counts.values())
+    assert sorted(batches.bad_counts) == sorted(reason.value for reason in BadReason)
+    assert_equal(make(records, **options)[0], batch)
+    halves = [make(records, **options, process_index=i, process_count=2)[0] for i in range(2)]
+    assert_equal({name: np.concatenate([half[name] for half in halves]) for name in batch}, batch)
+
+
+def test_captions_do_not_matter_where_nobody_reads_them(make, png):
+    batches = make(bad_records(png), batch_size=14, max_bad_fraction=1.0, max_pixels=5000, tokenizer=None)
+    batches[0]
+    counts = Counter(batches.bad_counts)
+    assert counts["no_caption"] == counts["caption_encoding"] == 0 and counts["truncated"] > 0
+
+
+def test_a_run_stops_when_too_many_samples_are_bad(make, png):
+    records = [Record(png(i), ("picture",), str(i)) for i in range(9)] + [Record(b"<html>", ("picture",), "x")]
+    batches = make(records, batch_size=10, max_bad_fraction=0.05)
+    with pytest.raises(
+        UserError,
+        match=r"51 of \d+ samples read from a list are bad \(not_a_picture 51; for example key-9, key-9, key-9\), more "
+        r"than config.data.max_bad_fraction=0.05 allows",
+    ):
+        for n in range(1000):
+            batches[n]
+    tolerant = make(records, batch_size=10, max_bad_fraction=0.15)
+    for n in range(101):
+        tolerant[n]
+    assert tolerant.bad_counts["not_a_picture"] >= 101
+
+
+def test_one_bad_sample_early_stops_nobody(make, png):
+    records = [Record(png(i), ("picture",), str(i)) for i in range(9)] + [Record(b"<html>", ("picture",), "x")]
+    make(records, batch_size=10)[0]  # a fifth of the first ten, but far from one in a hundred of a thousand
+    with pytest.raises(UserError, match="2 of 12 samples"):
+        make(records, batch_size=10, max_bad_fraction=0.0)[0]
+
+
+def test_nothing_readable_is_an_error_at_once(make, png):
+    with pytest.raises(UserError, match=r"100 samples of a list in a row cannot be used \(truncated 100\)"):
+        make([Record(png(0)[:60], ("picture",), "x")] * 5, max_bad_fraction=1.0)[0]
+
+
+def test_counts_are_of_the_batches_handed_out(make, png):
+    records = [Record(png(i), ("picture",), str(i)) for i in range(9)] + [Record(b"<html>", ("picture",), "x")]
+    batches = make(records, batch_size=10, max_bad_fraction=1.0, prefetch=4)
+    stream = batches.iterate()
+    for n in range(1, 4):
+        next(stream)
+        reference = make(records, batch_size=10, max_bad_fraction=1.0)
+        for m in range(n):
+            reference[m]
+        assert batches.bad_counts == reference.bad_counts
+    stream.close()
+
+
+def test_captions_that_do_not_fit_are_counted(make, tokenizer):
+    batches = make(text=TextConfig(6))
+    assert tokenizer.num_tokens("picture number 1") > 6
+    batches[0]
+    assert batches.captions_cut == 8
+    roomy = make()
+    roomy[0]
+    assert roomy.captions_cut == 0
+
+
+def test_wrong_settings(make, list_source, png):
+    with pytest.raises(UserError, match="batch_size=8 does not divide over 3 processes"):
+        make(process_count=3)
+    with pytest.raises(UserError, match="a list is empty"):
+        make([])
+    without = [Record(png(i), (), str(i)) for i in range(4)]
+    with pytest.raises(UserError, match=r"a list has no captions \(none at 4 samples looked at\)"):
+        make(without)
+    make(without, tokenizer=None)[0]
+    with pytest.raises(ValueError, match="go together"):
+        make(text=None)
+
+
+def test_a_fault_of_the_reader_keeps_its_type(make):
+    class Broken(type(make().source)):
+        def __getitem__(self, index):
+            if index == 17:
+                raise ZeroDivisionError
+            return super().__getitem__(index)
+
+    stream = make(Broken(make().source.records)).iterate()
+    with pytest.raises(ZeroDivisionError):
+        for _ in range(10):
+            next(stream)
+
+
+def test_closing_the_stream_ends_its_thread(make):
+    before = set(threading.enumerate())
+    stream = make().iterate()
+    next(stream)
+    stream.close()
+    assert not [thread for thread in set(threading.enumerate()) - before if thread.name == "prefetch"]
+
+
+def test_computing_ahead_stays_in_order_and_within_its_size():
+    started: list[int] = []
+
+    def square(x):
+        started.append(x)
+        return x * x
+
+    stream = prefetch.compute_ahead(range(100), square, size=3)
+    assert [next(stream) for _ in range(5)] == [0, 1, 4, 9, 16]
+    threading.Event().wait(0.2)
+    assert len(started) <= 5 + 3 + 1
+    assert list(stream) == [x * x for x in range(5, 100)]
+
+
+def test_real_data(make, cifar_glob, emoji_glob):
+    from dalle_jax.data import paths
+
+    for pattern, size in ((cifar_glob, 32), (emoji_glob, 64), (cifar_glob, 48)):
+        source = WebDataset(paths.expand(pattern, ".tar"))
+        batches = make(source, image_size=size, batch_size=64, augment=Augment.DALLE)
+        batch = batches[0]
+        assert batch["image"].shape == (64, size, size, 3)
+        assert ("label" in batch) == (pattern == cifar_glob)
+        assert not any(batches.bad_counts.values())
