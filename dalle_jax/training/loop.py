@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding
 
-from dalle_jax.training.checkpoint import Checkpoints, load_params
+from dalle_jax.training.checkpoint import Checkpoints, check_same, load_params
 from dalle_jax.training.config import MeshConfig, TrainConfig
 from dalle_jax.training.determinism import warn_unless_deterministic
 from dalle_jax.training.mesh import make_mesh
@@ -144,7 +144,8 @@ def _prepare(
         state = state.replace(params=loaded.params)
         if state.ema is not None:
             state = state.replace(ema=jax.tree.map(lambda x: x.copy(), loaded.params))
-        if jax.tree.leaves(state.model_state):
+        if jax.tree.leaves(loaded.model_state):
+            check_same(state.model_state, loaded.model_state, f"the model state in {init_from}")
             state = state.replace(model_state=jax.device_put(loaded.model_state, shardings.model_state))
     return program, state, {}
 
@@ -167,7 +168,9 @@ class _Loop:
 
     def __post_init__(self):
         self.clock = Clock()
-        self.reporter = Reporter(self.config.log_every, self.clock, self._write_row, self._newest, self.progress)
+        self.reporter = Reporter(
+            self.config.log_every, self.config.num_steps, self.clock, self._write_row, self._newest, self.progress
+        )
 
     def run(self, state: TrainState, profile: Callable[[int], None]) -> TrainState:
         """Steps until the end, or until a stop is asked for."""
@@ -179,16 +182,16 @@ class _Loop:
                 profile(done)
                 with self.clock.measure("data"):
                     batch = next(stream)
-                batch = self.task.prepare(batch)
                 state, metrics = self._step(state, batch, compiling=done == first + 1)
                 self.reporter.add(done, metrics, timed=done > first + 1)
                 self._look_and_save(done, state, batch)
         return state
 
-    def _step(self, state: TrainState, batch: Any, compiling: bool) -> tuple[TrainState, Metrics]:
+    def _step(self, state: TrainState, batch: Batch, compiling: bool) -> tuple[TrainState, Metrics]:
         if compiling:
             with self.clock.measure("compile"):
-                return jax.block_until_ready(self.program(state, batch))
+                return jax.block_until_ready(self.program(state, self.task.prepare(batch)))
+        batch = self.task.prepare(batch)
         # State and batch lie where the step wants them: whatever would move now would move on every step.
         with jax.transfer_guard("disallow"):
             return self.program(state, batch)
@@ -229,8 +232,8 @@ class _Loop:
         self.reporter.flush()
         with self.clock.measure("preview"):
             if self.eval_batches is not None:
-                (batch,) = map(self.task.prepare, self._held_out(1))
-            picture = self.task.preview(state.best_params, state.model_state, batch)
+                (batch,) = self._held_out(1)
+            picture = self.task.preview(state.best_params, state.model_state, self.task.prepare(batch))
             if picture is not None:
                 for writer in self.writers:
                     writer.image(done, "preview", np.asarray(picture))

@@ -14,6 +14,9 @@ from dalle_jax.training.task import Metrics
 MAX_IN_FLIGHT = 2
 """Steps that the host may be ahead of the devices."""
 
+CHECK_EVERY = 100
+"""Steps between two looks at whether all is finite, where no rows are written."""
+
 AS_OF_LAST_STEP = ("learning_rate", "param_norm")
 """Metrics of a row that are the last step's; the others are means over the steps since the last row."""
 
@@ -54,19 +57,22 @@ class Reporter:
     def __init__(
         self,
         log_every: int,
+        num_steps: int,
         clock: Clock,
         write: Callable[[int, Mapping[str, float], Mapping[str, float]], None],
         newest: Callable[[], str],
         progress: Mapping[str, list[dict[str, float]]],
     ):
         """Args:
-        log_every: steps a row; 0: no rows (steps are still checked).
+        log_every: steps a row; 0: no rows (steps are still checked, every `CHECK_EVERY`).
+        num_steps: length of the run, whose last step gets a row in any case.
         clock: of the loop.
         write: called with the step, its metrics, and `seconds` by kind beside `steps` and `total`.
         newest: says which checkpoint is the newest, for the message of a run that fails.
         progress: of `progress()` when the run was interrupted.
         """
-        self._log_every, self._clock, self._write, self._newest = log_every, clock, write, newest
+        self._every, self._num_steps, self._writes_rows = log_every or CHECK_EVERY, num_steps, log_every > 0
+        self._clock, self._write, self._newest = clock, write, newest
         self._on_device: list[tuple[int, Metrics]] = []
         self._window: list[dict[str, float]] = [dict(row) for row in progress.get("window", [])]
         self._timed_steps = 0
@@ -84,7 +90,7 @@ class Reporter:
         self._timed_steps += timed
         if len(self._on_device) > MAX_IN_FLIGHT:
             jax.block_until_ready(self._on_device[-1 - MAX_IN_FLIGHT][1]["loss"])
-        if self._log_every and step % self._log_every == 0:
+        if step % self._every == 0 or step == self._num_steps:
             self._due = True
             for _, values in self._on_device:
                 jax.tree.map(lambda value: value.copy_to_host_async(), values)
@@ -104,14 +110,17 @@ class Reporter:
         if self._due:
             self._due = False
             seconds, spent = self._clock.lap()
-            mean = {name: math.fsum(row[name] for row in self._window) / len(self._window) for name in self._window[0]}
-            mean |= {name: self._window[-1][name] for name in AS_OF_LAST_STEP}
-            self._write(fetched[-1][0], mean, spent | {"steps": self._timed_steps, "total": seconds})
+            if self._writes_rows:
+                self._write(fetched[-1][0], self._row(), spent | {"steps": self._timed_steps, "total": seconds})
             self._window, self._timed_steps = [], 0
 
     def progress(self) -> dict[str, list[dict[str, float]]]:
         """What a resumed run needs to write the row that is begun as if nothing had happened; call `flush` before."""
         return {"window": self._window}
+
+    def _row(self) -> dict[str, float]:
+        row = {name: math.fsum(step[name] for step in self._window) / len(self._window) for name in self._window[0]}
+        return row | {name: self._window[-1][name] for name in AS_OF_LAST_STEP}
 
     def _check_finite(self, step: int, row: Mapping[str, float]) -> None:
         if all(math.isfinite(row[name]) for name in FATAL if name in row):

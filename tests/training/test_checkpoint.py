@@ -116,7 +116,7 @@ def test_nothing_readable_is_an_error_and_moves_nothing(tmp_path):
 
 def test_half_written_checkpoint_is_swept_away(tmp_path):
     save_all(tmp_path, [1])
-    (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
     checkpoints = open_checkpoints(tmp_path)
     assert checkpoints.steps == [1]
     checkpoints.save(2, make_state(2), {})

@@ -95,7 +95,7 @@ def metrics_of(loss):
 
 def make_reporter(window=None, log_every=3):
     written = []
-    reporter = Reporter(log_every, Clock(), lambda *row: written.append(row), lambda: "none", window or {})
+    reporter = Reporter(log_every, 100, Clock(), lambda *row: written.append(row), lambda: "none", window or {})
     return reporter, written
 
 
@@ -122,3 +122,11 @@ def test_first_step_that_is_not_finite_is_named():
         reporter.add(step, metrics_of(loss))
     with pytest.raises(UserError, match="stopped at step 2: loss is inf; none"):
         reporter.flush()
+
+
+def test_steps_are_checked_where_no_rows_are_written():
+    reporter, written = make_reporter(log_every=0)
+    with pytest.raises(UserError, match="stopped at step 60"):
+        for step in range(1, 200):
+            reporter.add(step, metrics_of(float("nan") if step == 60 else 1.0))
+    assert step == 101 and not written
