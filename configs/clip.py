@@ -11,11 +11,11 @@ Not trained here at the published sizes. `:tiny` reads drawn scenes and trains i
 """
 
 import dataclasses
+from functools import partial
 
 from clip_jax import ClipConfig, ClipStage, TextConfig, VisionConfig, tower_config
-from dalle_jax.config import to_config_dict
+from dalle_jax.config import choose_preset, to_config_dict
 from dalle_jax.data.config import DataConfig, SourceKind, TokenizerConfig
-from dalle_jax.errors import UserError, closest
 from dalle_jax.nn.transformer import Remat
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
 
@@ -47,20 +47,21 @@ PRESETS = {
 
 
 def get_config(arg: str = "vit_b32"):
-    if arg == "tiny":
-        return _config(_tiny(), DataConfig(image_size=64), TokenizerConfig(vocab_size=256, text_length=32))
-    if arg not in PRESETS:
-        known = [*PRESETS, "tiny"]
-        raise UserError(f"configs/clip.py has no '{arg}'{closest(arg, known)} (known: {', '.join(known)})")
-    preset = PRESETS[arg]
-    data = DataConfig(source=SourceKind.WEBDATASET, image_size=preset.image_size)
-    stage = _published(preset)
-    text = stage.model.text
-    return _config(stage, data, TokenizerConfig(text.vocab_size, text.context_length, bpe_dropout=0.0))
-
-
-def _config(stage: ClipStage, data: DataConfig, tokenizer: TokenizerConfig):
-    return to_config_dict({"seed": 0, "data": data, "mesh": MeshConfig(), "tokenizer": tokenizer, "clip": stage})
+    """`vit_b32`, `vit_b16`, `vit_l14`, `vit_l14_336` or `tiny`."""
+    stages = {name: partial(_published, preset) for name, preset in PRESETS.items()} | {"tiny": _tiny}
+    stage = choose_preset(stages, arg, "configs/clip.py")()
+    vision, text = stage.model.vision, stage.model.text
+    source = SourceKind.SHAPES if arg == "tiny" else SourceKind.WEBDATASET
+    return to_config_dict(
+        {
+            "seed": 0,
+            "init_from": None,
+            "data": DataConfig(source=source, image_size=vision.image_size),
+            "mesh": MeshConfig(),
+            "tokenizer": TokenizerConfig(text.vocab_size, text.context_length, bpe_dropout=0.0),
+            "clip": stage,
+        }
+    )
 
 
 def _published(preset: Preset) -> ClipStage:
@@ -88,7 +89,7 @@ def _tiny() -> ClipStage:
     model = ClipConfig(
         64,
         VisionConfig(64, 16, tower_config(2, 64, head_dim=32)),
-        TextConfig(256, 32, END_ID, tower_config(2, 64, head_dim=32)),
+        TextConfig(160, 24, END_ID, tower_config(2, 64, head_dim=32)),
     )
     optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=20, b2=0.98, epsilon=1e-6, weight_decay=0.1)
     return ClipStage(model, TrainConfig(batch_size=64, num_steps=200, optimizer=optimizer, eval_every=100))
