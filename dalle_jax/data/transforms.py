@@ -61,6 +61,7 @@ def clip_augment(image: Picture, size: int, rng: np.random.Generator) -> Square:
 
 def dalle_inference(image: Picture, size: int) -> Square:
     """What DALL·E's codec is given at inference: Lanczos to a short side of `size`, centre crop."""
+    image = _without_far_ends(image)
     height, width, _ = image.shape
     ratio = size / min(height, width)
     resized = _resize(image, round(ratio * height), round(ratio * width), Image.Resampling.LANCZOS)
@@ -69,6 +70,7 @@ def dalle_inference(image: Picture, size: int) -> Square:
 
 def clip_inference(image: Picture, size: int) -> Square:
     """What CLIP is given at inference: bicubic to a short side of `size`, centre crop."""
+    image = _without_far_ends(image)
     return centre_crop(_resize(image, *_short_side_to(image, size), Image.Resampling.BICUBIC), size)
 
 
@@ -93,6 +95,14 @@ def shrink_to(augment: Augment, size: int) -> int | None:
     """The short side below which decoding a JPEG at reduced size would change the augmentation; None: not at all."""
     largest = {Augment.DVAE: round(12 / 8 * size), Augment.DALLE: round(9 / 8 * size), Augment.CLIP: size}
     return largest.get(augment)
+
+
+def _without_far_ends(image: Picture) -> Resized:
+    """Cuts what lies far from the centre of a very long picture: scaled up whole, a line of pixels fills the memory."""
+    height, width, _ = image.shape
+    reach = 16 * min(height, width)
+    top, left = max(0, (height - reach) // 2), max(0, (width - reach) // 2)
+    return image[top : top + reach, left : left + reach]
 
 
 def _uniform(rng: np.random.Generator, low: int, high: int) -> int:

@@ -1,5 +1,6 @@
 """Webdataset tars as img2dataset writes them, read in any order without being copied or unpacked."""
 
+import functools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from absl import logging
 
 from dalle_jax.data import tar
 from dalle_jax.data.captions import Captions, captions_from_json, captions_from_text
-from dalle_jax.data.records import BadReason, BadSample, Record, Source
+from dalle_jax.data.records import BadReason, BadSample, Record, Source, hash_key
 from dalle_jax.errors import UserError
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
@@ -21,7 +22,8 @@ _ABSENT = -1
 
 
 class _Shard(NamedTuple):
-    keys: list[bytes]
+    keys: np.ndarray  # bytes [samples]
+    hashes: np.ndarray  # uint64 [samples]
     spans: np.ndarray  # int64 [samples, part, (offset, size)], _ABSENT where the sample has no such member
     without_picture: int
 
@@ -32,7 +34,7 @@ class WebDataset(Source):
     Captions are the lines of the `.txt`, else the caption field of the `.json`; where `caption_field` is given, that
     field of the `.json` goes first. `.cls` holds a class index.
 
-    The tars are scanned once, when the source is opened; a sample is then one open and a few reads at known offsets.
+    The tars are scanned once in a process, when the source is opened; a sample is then a few reads at known offsets.
     """
 
     def __init__(self, paths: Sequence[str], *, caption_field: str = ""):
@@ -55,7 +57,8 @@ class WebDataset(Source):
         if not len(self._spans):
             raise UserError(f"{self.name}: no member is a picture (.{', .'.join(IMAGE_SUFFIXES)})")
         self._shards = np.repeat(np.arange(len(shards)), [len(shard.keys) for shard in shards])
-        self._keys = np.array([key for shard in shards for key in shard.keys])
+        self._keys = np.concatenate([shard.keys for shard in shards])
+        self._hashes = np.concatenate([shard.hashes for shard in shards])
         self.has_labels = bool(np.all(self._spans[:, _CLASS, 0] != _ABSENT))
 
     def __len__(self) -> int:
@@ -63,6 +66,9 @@ class WebDataset(Source):
 
     def key(self, index: int) -> str:
         return self._keys[index].decode("utf-8", "surrogateescape")
+
+    def key_hashes(self) -> np.ndarray:
+        return self._hashes.copy()
 
     def __getitem__(self, index: int) -> Record:
         image, text, json, label = self._read(index, (_IMAGE, _TEXT, _JSON, _CLASS))
@@ -97,18 +103,27 @@ class WebDataset(Source):
 
 
 def _scan_shard(path: str) -> _Shard:
+    status = os.stat(path)
+    return _scan_file(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.cache
+def _scan_file(path: str, size: int, mtime: int) -> _Shard:
+    """The samples of a tar. Kept, because a run opens its data for the tokenizer and for both splits of each stage."""
+    del size, mtime  # of the file that was scanned: another one has others
     samples: dict[str, list[list[int]]] = {}
-    for name, offset, size in tar.scan(path):
+    for name, offset, length in tar.scan(path):
         folder, base = os.path.split(name)
         stem, _, suffix = base.partition(".")
         part = _PARTS.get(suffix.lower())
         if part is None or not stem:  # a dot in front: what macOS leaves beside each file
             continue
         sample = samples.setdefault(os.path.join(folder, stem), [[_ABSENT, 0] for _ in range(4)])
-        sample[part] = [offset, size]
+        sample[part] = [offset, length]
     whole = {key: spans for key, spans in samples.items() if spans[_IMAGE][0] != _ABSENT}
     return _Shard(
-        [key.encode("utf-8", "surrogateescape") for key in whole],
+        np.array([key.encode("utf-8", "surrogateescape") for key in whole], np.bytes_),
+        np.array([hash_key(key) for key in whole], np.uint64),
         np.array(list(whole.values()), np.int64).reshape(len(whole), 4, 2),
         len(samples) - len(whole),
     )

@@ -126,6 +126,12 @@ def test_what_workers_find_wrong_reaches_the_person(make, tar_source):
             next(stream)
 
 
+def test_nothing_readable_is_an_error_from_a_worker_too(make, write_tar, png):
+    source = WebDataset([write_tar("x.tar", {"a.png": png()[:60], "a.txt": b"picture"})])
+    with pytest.raises(UserError, match="100 samples of webdataset .* in a row cannot be used"):
+        next(make(source, workers=1, max_bad_fraction=1.0).iterate())
+
+
 def test_global_arrays_on_a_mesh(make):
     mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))

@@ -127,6 +127,15 @@ def test_small_and_odd_pictures_come_out_at_any_size(name, shape):
         extents(name, picture, size, draws=5)
 
 
+@pytest.mark.parametrize("shape", [(2, 400_000), (400_000, 2)])
+def test_a_line_of_pixels_does_not_fill_the_memory(shape, coordinates):
+    picture = coordinates(*shape)
+    for inference in (transforms.dalle_inference, transforms.clip_inference):
+        left, right, top, bottom = window(inference(picture, 64), *shape)
+        middle = (top + bottom) / 2 if shape[0] > 2 else (left + right) / 2
+        assert abs(middle - 200_000) < 2000  # one level of colour is 1570 pixels
+
+
 def test_a_picture_of_the_right_size_is_left_as_it_is():
     picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     rng = np.random.default_rng(0)

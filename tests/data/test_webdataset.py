@@ -11,7 +11,7 @@ import pytest
 
 from dalle_jax.data import paths, tar
 from dalle_jax.data.captions import all_captions
-from dalle_jax.data.records import BadReason, BadSample
+from dalle_jax.data.records import BadReason, BadSample, hash_key
 from dalle_jax.data.webdataset import WebDataset
 from dalle_jax.errors import UserError
 
@@ -128,6 +128,14 @@ def test_a_tar_that_shrinks_or_goes_gives_bad_samples(write_tar, png):
     with pytest.raises(BadSample) as gone:
         source[0]
     assert shrunk.value.reason == gone.value.reason == BadReason.MISSING
+
+
+def test_a_tar_that_was_written_anew_is_scanned_anew(write_tar, png):
+    path = write_tar("0.tar", {"a.png": png(0)})
+    assert len(WebDataset([path])) == 1
+    write_tar("0.tar", {"a.png": png(0), "b.png": png(1)})
+    source = WebDataset([path])
+    assert len(source) == 2 and source.key_hashes().tolist() == [hash_key("a"), hash_key("b")]
 
 
 def test_patterns(tmp_path):
