@@ -100,7 +100,7 @@ def shrink_to(augment: Augment, size: int) -> int | None:
 def _without_far_ends(image: Picture) -> Resized:
     """Cuts what lies far from the centre of a very long picture: scaled up whole, a line of pixels fills the memory."""
     height, width, _ = image.shape
-    reach = 16 * min(height, width)
+    reach = 64 * min(height, width)
     top, left = max(0, (height - reach) // 2), max(0, (width - reach) // 2)
     return image[top : top + reach, left : left + reach]
 
