@@ -111,14 +111,6 @@ def test_inference_preprocessing_is_exact(shape):
     assert np.array_equal(transforms.clip_inference(picture, size), reference)
 
 
-@pytest.mark.parity
-def test_clip_preprocessing_equals_open_clip():
-    transforms_of_torch = pytest.importorskip("torchvision.transforms", exc_type=(ImportError, RuntimeError))
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (120, 191, 3), np.uint8))
-    reference = transforms_of_torch.CenterCrop(32)(transforms_of_torch.Resize(32, 3)(picture))
-    assert np.array_equal(transforms.clip_inference(np.asarray(picture), 32), np.asarray(reference))
-
-
 @pytest.mark.parametrize("name", [augment.value for augment in Augment])
 @pytest.mark.parametrize("shape", [(32, 32), (20, 50), (1, 1), (1, 40), (64, 64), (65, 64), (500, 3)])
 def test_small_and_odd_pictures_come_out_at_any_size(name, shape):
