@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+from typing import Any
 
 from dalle_jax.data.config import Augment
 from dalle_jax.nn.transformer import Activation, TransformerConfig
@@ -80,7 +81,7 @@ class ClipStage:
     augment: Augment = Augment.CLIP
 
 
-def tower_config(num_layers: int, embed_dim: int, head_dim: int = 64, **changes) -> TransformerConfig:
+def tower_config(num_layers: int, embed_dim: int, head_dim: int = 64, **changes: Any) -> TransformerConfig:
     """A transformer in CLIP's proportions: heads of 64, an MLP four times as wide, QuickGELU, norms with 1e-5.
 
     Args:
@@ -91,11 +92,13 @@ def tower_config(num_layers: int, embed_dim: int, head_dim: int = 64, **changes)
     """
     if embed_dim % head_dim:
         raise ValueError(f"embed_dim {embed_dim} is no multiple of head_dim {head_dim}")
-    sizes = {
-        "num_heads": embed_dim // head_dim,
-        "head_dim": head_dim,
-        "mlp_dim": 4 * embed_dim,
-        "activation": Activation.QUICK_GELU,
-        "norm_epsilon": 1e-5,
-    }
-    return TransformerConfig(num_layers=num_layers, embed_dim=embed_dim, **(sizes | changes))
+    config = TransformerConfig(
+        num_layers=num_layers,
+        embed_dim=embed_dim,
+        num_heads=embed_dim // head_dim,
+        head_dim=head_dim,
+        mlp_dim=4 * embed_dim,
+        activation=Activation.QUICK_GELU,
+        norm_epsilon=1e-5,
+    )
+    return dataclasses.replace(config, **changes)

@@ -27,9 +27,7 @@ def load(path: epath.PathLike, *, step: int | None = None, batch_size: int = 64)
     """
     path = epath.Path(path)
     if path.is_file():
-        raise UserError(
-            f"{path} is a file; published weights cannot be read yet: give a work directory"
-        )
+        raise UserError(f"{path} is a file; published weights cannot be read yet: give a work directory")
     run = read_workdir(path)
     if not run.get("clip"):
         raise UserError(f"{path} has no CLIP: train one with a config that has a `clip` section")

@@ -11,9 +11,7 @@ from dalle_jax.nn.attention import dense_attention
 from dalle_jax.nn.transformer import Dense, Transformer, layer_norm, same_everywhere, uniform_kinds
 
 
-def normalize_pixels(
-    images: Real[Array, "B height width 3"], config: VisionConfig
-) -> Float[Array, "B height width 3"]:
+def normalize_pixels(images: Real[Array, "B height width 3"], config: VisionConfig) -> Float[Array, "B height width 3"]:
     """Pixels in [0, 255], of any dtype, as the image tower reads them: [0, 1], less the mean, over the deviation."""
     mean, std = jnp.asarray(config.pixel_mean), jnp.asarray(config.pixel_std)
     return (images.astype(jnp.float32) / 255 - mean) / std
