@@ -38,7 +38,7 @@ from dalle_jax.training.mesh import make_mesh
 from dalle_jax.training.sharding import ShardingRules, batch_sharding, param_shardings
 from dalle_jax.training.workdir import read_workdir
 
-ScoreFn = Callable[[jax.Array, str], jax.Array]
+ScoreFn = Callable[[jax.Array, str], jax.Array | np.ndarray]
 """`(uint8 images [batch, height, width, 3], caption) -> float32 [batch]`, higher is better; CLIP's `score`."""
 
 
@@ -278,9 +278,7 @@ class _Best:
             self.rows[prompt] = merged[: self.keep]
 
     def samples(self, decode: Callable[[np.ndarray], np.ndarray]) -> Samples:
-        scores, indices, tokens = (
-            np.stack([[row[field] for row in rows] for rows in self.rows]) for field in range(3)
-        )
+        scores, indices, tokens = (np.stack([[row[field] for row in rows] for rows in self.rows]) for field in range(3))
         images = np.stack([decode(row) for row in tokens])
         return Samples(images, scores.astype(np.float32), tokens, indices.astype(np.int32))
 
@@ -303,13 +301,28 @@ def load(workdir: epath.PathLike, *, step: int | None = None, mesh: MeshConfig |
     stage = from_config_dict(DecoderStage, run["decoder"], "config.decoder")
     mesh = mesh or MeshConfig()
     devices, rules = make_mesh(mesh), ShardingRules.of(mesh)
-    codec = load_codec(stage.codec_from or (workdir if run.get("codec") else run["init_from"]))
+    codec = load_codec(codec_workdir(workdir))
     tokenizer = Tokenizer(workdir / "tokenizer.model")
     shardings = param_shardings(abstract_params(stage.model), devices, rules)
     loaded = load_params(workdir / "decoder", step=step, shardings=shardings)
     dalle = Dalle(codec, tokenizer, stage.model, loaded.params, devices, rules)
     dalle.step = loaded.step
     return dalle
+
+
+def codec_workdir(workdir: epath.PathLike) -> epath.Path:
+    """Where the codec of a run's decoder is: where the run names one, in the run, or that of the run it was tuned from.
+
+    Raises:
+      UserError: where a work directory is missing or of another format version.
+    """
+    workdir = epath.Path(workdir)
+    run = read_workdir(workdir)
+    named = (run.get("decoder") or {}).get("codec_from")
+    if named:
+        return epath.Path(named)
+    base = run.get("init_from")
+    return workdir if run.get("codec") or not base else codec_workdir(base)
 
 
 def sequence_bytes(config: DecoderConfig, image_size: int) -> int:

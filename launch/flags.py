@@ -1,31 +1,88 @@
 """The command line of the scripts: absl flags, every mistake one clear line."""
 
+import importlib.util
 import os
+import re
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import jax
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, config_dict, config_flags
 
-from dalle_jax.errors import UserError, run_main
+from dalle_jax.errors import UserError, closest, run_main
 
 
-def define_config() -> Callable[[], ConfigDict]:
-    """Defines `--config=FILE[:ARG]` and `--config.a.b=VALUE`; returns a function that gives the config."""
+def define_config(optional: Sequence[str] = ()) -> Callable[[], ConfigDict]:
+    """Defines `--config=FILE[:ARG]` and `--config.a.b=VALUE`; returns a function that gives the config.
+
+    Args:
+      optional: keys that hold a text or nothing, which may be given whether the file names them or not.
+    """
     holder = config_flags.DEFINE_config_file("config", None, "config file, `configs/X.py` or `configs/X.py:ARG`")
+    flags.FLAGS["config"].parser = _ConfigParser(optional)
 
     def value() -> ConfigDict:
-        path = next((arg.split("=", 1)[1] for arg in sys.argv if arg.startswith("--config=")), None)
-        if path is None:
+        if holder.value is None:
             raise UserError("no config given: --config=configs/X.py (the files there are the experiments)")
-        config = holder.value
-        if not isinstance(config, ConfigDict):
-            raise UserError(f"cannot read the config {path}: is the path right? (configs/*.py, then :ARG where it has one)")
-        return config
+        return holder.value
 
     return value
+
+
+class _ConfigParser(flags.ArgumentParser):
+    """Loads config files in place of ml_collections' parser, which wraps what is wrong in them into other errors."""
+
+    def __init__(self, optional: Sequence[str]):
+        self._optional = optional
+
+    def flag_type(self) -> str:
+        return "config file"
+
+    def parse(self, path: str) -> ConfigDict:
+        file, *argument = path.split(":", 1)
+        if not os.path.isfile(file):
+            near = closest(file, map(str, Path(file).parent.glob("*.py")))
+            raise UserError(f"--config={path}: there is no file {file}{near}")
+        try:
+            config = _load_module(file).get_config(*argument)
+        except (TypeError, ValueError) as error:
+            # How dataclasses refuse a key that they do not have, and a value.
+            frames = traceback.extract_tb(error.__traceback__)
+            lines = [f", line {frame.lineno}" for frame in frames if frame.filename == os.path.abspath(file)]
+            raise UserError(f"{file}{lines[-1] if lines else ''}: {error}") from error
+        if not isinstance(config, ConfigDict):
+            raise UserError(f"{file}: get_config must return a ConfigDict, not {type(config).__name__}")
+        with config.unlocked():
+            for key in self._optional:
+                if config.get(key) is None:
+                    config[key] = config_dict.placeholder(str)
+        config.lock()
+        _check_overrides(config, sys.argv)
+        return config
+
+
+def _load_module(file: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("config", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _check_overrides(config: ConfigDict, arguments: Iterable[str]) -> None:
+    """Every `--config.a.b` must be there: ml_collections would say so with errors that are not told from faults."""
+    for argument in arguments:
+        override = re.match(r"--?(?:no)?config\.([^=[]+)", argument)
+        node = config
+        for part in override[1].split(".") if override else ():
+            keys = list(node) if isinstance(node, ConfigDict) else []
+            if part not in keys:
+                raise UserError(f"unknown config key 'config.{override[1]}'{closest(part, keys)}")
+            node = node[part]
 
 
 def start(main: Callable[[], int | None]) -> None:
@@ -51,10 +108,5 @@ def _parse() -> None:
         rest = flags.FLAGS(sys.argv)
     except flags.Error as error:
         raise UserError(f"{error}; --help lists the options") from error
-    except AttributeError as error:
-        # ml_collections' way to say that an override names a key that the config does not have.
-        raise UserError(f"unknown config key in an override: {error}") from error
-    except KeyError as error:
-        raise UserError(f"unknown config key in an override: {error}") from error
     if len(rest) > 1:
         raise UserError(f"what is '{rest[1]}'? options are written --name=value; --help lists them")

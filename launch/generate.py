@@ -6,8 +6,11 @@ writes DIR/grid.png (a row a prompt, best first), the pictures, and DIR/manifest
 DIR/drawn as it comes: the same command after a stop goes on from there.
 """
 
+import hashlib
 import sys
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -21,6 +24,7 @@ from dalle_jax.config import config_hash, read_json, write_json
 from dalle_jax.data.grid import picture_grid
 from dalle_jax.errors import UserError
 from dalle_jax.pipeline import Chunk, Dalle, Samples
+from dalle_jax.training.checkpoint import saved_steps
 from launch.flags import start
 
 WORKDIR = flags.DEFINE_string("workdir", None, "of the trained run")
@@ -29,7 +33,9 @@ PROMPTS = flags.DEFINE_string("prompts", None, "text file, a caption a line")
 OUT = flags.DEFINE_string("out", None, "folder for the results")
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 512, "candidates of each prompt")
 KEEP = flags.DEFINE_integer("keep", None, "how many to keep; default: 32 where CLIP ranks, else all")
-CLIP = flags.DEFINE_string("clip", None, "work directory of the CLIP that ranks; default: the run's own; 'none': no ranking")
+CLIP = flags.DEFINE_string(
+    "clip", None, "work directory of the CLIP that ranks; default: the run's own, if any; none: none"
+)
 SEED = flags.DEFINE_integer("seed", 0, "candidate i gets its noise from (seed, i) alone")
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "divides the logits; 0: most likely codes")
 TOP_K = flags.DEFINE_integer("top_k", None, "draw among this many most likely codes")
@@ -56,8 +62,11 @@ class FolderStore:
         path = self._path(prompts, candidates)
         if not path.exists():
             return None
-        with np.load(path) as arrays:
-            return Chunk(arrays["tokens"], arrays["scores"])
+        try:
+            with np.load(path) as arrays:
+                return Chunk(arrays["tokens"], arrays["scores"])
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # A crash of the machine can leave it damaged.
+            return None
 
     def put(self, prompts: slice, candidates: slice, chunk: Chunk) -> None:
         path = self._path(prompts, candidates)
@@ -74,14 +83,16 @@ def main() -> None:
         raise UserError("--workdir (the trained run) and --out (folder for the results) are needed")
     dalle = dalle_jax.load(WORKDIR.value, step=STEP.value)
     clip, ranked_by = load_ranker()
+    prime = read_prime()
     settings = {
         "workdir": str(WORKDIR.value),
         "decoder_step": dalle.step,
         "config_hash": config_hash(read_json(epath.Path(WORKDIR.value) / "config.json")["config"]),
-        "clip": ranked_by,
+        **ranked_by,
         "seed": SEED.value,
         "prompts": prompts,
         "prime": PRIME.value,
+        "prime_pixels": None if prime is None else hashlib.sha256(prime.tobytes()).hexdigest()[:12],
         "prime_rows": PRIME_ROWS.value,
         "sampling": {
             "temperature": TEMPERATURE.value,
@@ -99,7 +110,7 @@ def main() -> None:
             score_fn=clip.score if clip is not None else None,
             seed=SEED.value,
             **settings["sampling"],
-            prime=np.asarray(Image.open(PRIME.value).convert("RGB")) if PRIME.value else None,
+            prime=prime,
             prime_rows=PRIME_ROWS.value,
             max_sequences=MAX_SEQUENCES.value,
             store=FolderStore(out, settings),
@@ -114,24 +125,33 @@ def read_prompts() -> list[str]:
     prompts = list(PROMPT.value)
     if PROMPTS.value:
         try:
-            lines = Path(PROMPTS.value).read_text().splitlines()
-        except FileNotFoundError:
-            raise UserError(f"--prompts={PROMPTS.value}: there is no such file") from None
+            lines = Path(PROMPTS.value).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeError) as error:
+            raise UserError(f"--prompts={PROMPTS.value} cannot be read as UTF-8 text: {error}") from None
         prompts += [line for line in lines if line.strip()]
     if not prompts:
         raise UserError('no caption given: --prompt="..." or --prompts=FILE')
     return prompts
 
 
-def load_ranker() -> tuple["clip_jax.Clip | None", str | None]:
+def read_prime() -> np.ndarray | None:
+    """The picture of --prime, uint8 [height, width, 3]."""
+    if not PRIME.value:
+        return None
+    try:
+        return np.asarray(Image.open(PRIME.value).convert("RGB"))
+    except (OSError, Image.DecompressionBombError) as error:
+        raise UserError(f"--prime={PRIME.value} cannot be read as a picture: {error}") from None
+
+
+def load_ranker() -> tuple[clip_jax.Clip | None, dict[str, Any]]:
     """CLIP and where it came from: what --clip names, else the run's own, else none."""
-    if CLIP.value == "none":
-        return None, None
     own = epath.Path(WORKDIR.value) / "clip"
-    if CLIP.value is None and not own.exists():
-        return None, None
-    where = CLIP.value or WORKDIR.value
-    return clip_jax.load(where), str(where)
+    if CLIP.value == "none" or (CLIP.value is None and not own.exists()):
+        return None, {"clip": None, "clip_step": None}
+    where = epath.Path(CLIP.value or WORKDIR.value)
+    steps = saved_steps(where / "clip")
+    return clip_jax.load(where), {"clip": str(where), "clip_step": steps[-1] if steps else None}
 
 
 def write_results(out: epath.Path, dalle: Dalle, prompts: list[str], samples: Samples, settings: dict) -> None:

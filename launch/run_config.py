@@ -1,6 +1,7 @@
 """The config of a whole run: the sections that every stage shares, and the stages it trains."""
 
 import dataclasses
+import os
 
 from clip_jax import ClipStage
 from dalle_jax.codec import CodecStage
@@ -45,6 +46,20 @@ class RunConfig:
                 _same("decoder.model.grid_size", model.grid_size, "the codec's grid", grid_size)
                 size = self.codec.model.codebook_size
                 _same("decoder.model.codebook_size", model.codebook_size, "codec.model.codebook_size", size)
+
+
+def with_absolute_paths(run: RunConfig) -> RunConfig:
+    """The same run, with the places it stands on named so that they are found from every working directory."""
+    decoder, tokenizer = run.decoder, run.tokenizer
+    if decoder is not None:
+        decoder = dataclasses.replace(decoder, codec_from=_absolute(decoder.codec_from))
+    if tokenizer is not None:
+        tokenizer = dataclasses.replace(tokenizer, path=_absolute(tokenizer.path))
+    return dataclasses.replace(run, init_from=_absolute(run.init_from), decoder=decoder, tokenizer=tokenizer)
+
+
+def _absolute(path: str | None) -> str | None:
+    return path if not path or "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
 def _same(name: str, value: int, other_name: str, other: int) -> None:

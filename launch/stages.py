@@ -1,4 +1,4 @@
-"""One stage of a run after the other: tokenizer, codec, decoder, CLIP."""
+"""What each stage of a run is made of: tokenizer, codec, decoder, CLIP."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,15 +7,16 @@ import jax
 from etils import epath
 
 from clip_jax import ClipTask
-from dalle_jax.codec import CodecTask, load_codec
+from dalle_jax.codec import CodecTask, FrozenCodec, load_codec
 from dalle_jax.data.batches import Batches
 from dalle_jax.data.captions import all_captions
-from dalle_jax.data.config import Augment, TextConfig
+from dalle_jax.data.config import Augment, SourceKind, TextConfig
 from dalle_jax.data.records import Source
 from dalle_jax.data.sources import EVAL, TRAIN, open_source
 from dalle_jax.data.tokenizer import Tokenizer, train_tokenizer
 from dalle_jax.decoder.task import DecoderTask
 from dalle_jax.errors import UserError
+from dalle_jax.pipeline import codec_workdir
 from dalle_jax.training.config import TrainConfig
 from dalle_jax.training.loop import train
 from dalle_jax.training.task import Task
@@ -41,7 +42,7 @@ class Watch:
     wandb: str = ""
 
 
-def prepare_tokenizer(run: RunConfig, workdir: epath.Path) -> Tokenizer | None:
+def find_tokenizer(run: RunConfig, workdir: epath.Path) -> Tokenizer | None:
     """The run's tokenizer, in this order: the one in its work directory, one that is named, a new one.
 
     Raises:
@@ -63,10 +64,7 @@ def prepare_tokenizer(run: RunConfig, workdir: epath.Path) -> Tokenizer | None:
     tokenizer = base or named
     if tokenizer is None:
         tokenizer = train_tokenizer(all_captions(open_source(run.data, TRAIN)), run.tokenizer.vocab_size)
-    _check_vocab(tokenizer, run)
-    if jax.process_index() == 0:
-        tokenizer.save(path)
-    return tokenizer
+    return _check_vocab(tokenizer, run)
 
 
 def _check_vocab(tokenizer: Tokenizer, run: RunConfig) -> Tokenizer:
@@ -79,37 +77,55 @@ def _check_vocab(tokenizer: Tokenizer, run: RunConfig) -> Tokenizer:
     return tokenizer
 
 
-def plan_codec(run: RunConfig, workdir: epath.Path) -> StagePlan:
+def plan_codec(run: RunConfig, workdir: epath.Path, trained: bool = True) -> StagePlan:
     """The codec sees pictures alone."""
     assert run.codec is not None
     task = CodecTask(run.codec, run.data.image_size)
     return StagePlan(task, run.codec.train, run.codec.augment, run.data.image_size, None)
 
 
-def plan_decoder(run: RunConfig, workdir: epath.Path) -> StagePlan:
-    """The decoder stands on a trained codec: one that is named, this run's, or that of the run it is tuned from."""
+def plan_decoder(run: RunConfig, workdir: epath.Path, trained: bool = True) -> StagePlan:
+    """The decoder stands on a trained codec; see `_codec`."""
     assert run.decoder is not None and run.tokenizer is not None
-    where = run.decoder.codec_from or (workdir if run.codec else run.init_from)
-    if where is None:
-        raise UserError("the decoder needs a codec: set config.decoder.codec_from to a work directory with one")
-    task = DecoderTask(run.decoder.model, load_codec(where))
+    task = DecoderTask(run.decoder.model, _codec(run, workdir, trained))
     text = TextConfig(length=run.tokenizer.text_length, dropout=run.tokenizer.bpe_dropout)
     return StagePlan(task, run.decoder.train, run.decoder.augment, run.data.image_size, text)
 
 
-def plan_clip(run: RunConfig, workdir: epath.Path) -> StagePlan:
+def _codec(run: RunConfig, workdir: epath.Path, trained: bool) -> FrozenCodec:
+    """The codec that is named, this run's (without weights unless `trained`), or that of the run it is tuned from."""
+    assert run.decoder is not None
+    size = run.data.image_size
+    if run.decoder.codec_from:
+        codec = load_codec(run.decoder.codec_from)
+    elif run.codec:
+        return load_codec(workdir) if trained else FrozenCodec(run.codec.model, {}, {}, size)
+    elif run.init_from:
+        codec = load_codec(codec_workdir(run.init_from))
+    else:
+        raise UserError("the decoder needs a codec: set config.decoder.codec_from to a work directory with one")
+    if codec.image_size != size:
+        raise UserError(
+            f"config.data.image_size is {size}, but the codec takes pictures of {codec.image_size} pixels a side: "
+            f"set --config.data.image_size={codec.image_size}, or name another codec"
+        )
+    return codec
+
+
+def plan_clip(run: RunConfig, workdir: epath.Path, trained: bool = True) -> StagePlan:
     """CLIP's captions end with a token of their own and are not augmented (CLIP §2.3)."""
     assert run.clip is not None
     text = TextConfig(length=run.clip.model.text.context_length, end=True)
     return StagePlan(ClipTask(run.clip), run.clip.train, run.clip.augment, run.clip.model.vision.image_size, text)
 
 
-PLANS: dict[str, Callable[[RunConfig, epath.Path], StagePlan]] = {
+PLANS: dict[str, Callable[[RunConfig, epath.Path, bool], StagePlan]] = {
     "codec": plan_codec,
     "decoder": plan_decoder,
     "clip": plan_clip,
 }
-"""By section of the config, in the order of training."""
+"""By section of the config, in the order of training. The last argument: whether the codec that the decoder stands on
+must be trained, or sizes alone are asked for."""
 
 
 def stages_of(run: RunConfig) -> list[str]:
@@ -119,19 +135,26 @@ def stages_of(run: RunConfig) -> list[str]:
 
 def train_stage(name: str, run: RunConfig, workdir: epath.Path, tokenizer: Tokenizer | None, watch: Watch) -> None:
     """Trains a stage to its end, or goes on where it was stopped."""
-    plan = PLANS[name](run, workdir)
+    plan = PLANS[name](run, workdir, True)
     train(
         plan.task,
         plan.train,
         mesh_config=run.mesh,
         batches=make_batches(run, plan, tokenizer, TRAIN),
-        eval_batches=make_batches(run, plan, tokenizer, EVAL),
+        eval_batches=make_batches(run, plan, tokenizer, EVAL) if EVAL in splits_of(run) else None,
         workdir=workdir / name,
         seed=run.seed,
         init_from=epath.Path(run.init_from) / name if run.init_from else None,
         profile_steps=watch.profile_steps,
         wandb=watch.wandb,
     )
+
+
+def splits_of(run: RunConfig) -> list[str]:
+    """What the stages read: nothing is held out where the config says so."""
+    data = run.data
+    whole = data.eval_fraction == 0.0 and not data.eval_split and data.source is not SourceKind.SHAPES
+    return [TRAIN] if whole else [TRAIN, EVAL]
 
 
 def make_batches(

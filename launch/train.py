@@ -9,19 +9,23 @@ import dataclasses
 import jax
 from absl import flags
 from etils import epath
+from jax.sharding import Mesh
 
 from dalle_jax.config import from_config_dict, to_json
+from dalle_jax.data.sources import TRAIN, open_source
+from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.errors import UserError
+from dalle_jax.training.determinism import set_deterministic
 from dalle_jax.training.mesh import make_mesh
 from dalle_jax.training.optimizer import make_optimizer
 from dalle_jax.training.sharding import ShardingRules, check_batch
 from dalle_jax.training.state import abstract_state, state_shardings
 from dalle_jax.training.workdir import open_workdir
 from launch.flags import define_config, start
-from launch.run_config import RunConfig
-from launch.stages import PLANS, StagePlan, Watch, make_batches, prepare_tokenizer, stages_of, train_stage
+from launch.run_config import RunConfig, with_absolute_paths
+from launch.stages import PLANS, StagePlan, Watch, find_tokenizer, make_batches, splits_of, stages_of, train_stage
 
-CONFIG = define_config()
+CONFIG = define_config(optional=["init_from"])
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; made where it does not exist")
 PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "print the resolved config as JSON and stop")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "check everything up to the first step and stop")
@@ -31,22 +35,35 @@ WANDB = flags.DEFINE_string("wandb", "", "project of Weights & Biases to log to 
 
 
 def main() -> None:
-    """Reads the config, opens the work directory and trains stage after stage."""
+    """Reads the config, checks it, opens the work directory and trains stage after stage."""
     run = from_config_dict(RunConfig, CONFIG())
     if PRINT_CONFIG.value:
         print(to_json(run))
         return
     if WORKDIR.value is None:
         raise UserError("no work directory given: --workdir=FOLDER")
-    stages = _chosen(stages_of(run))
+    run, workdir = with_absolute_paths(run), epath.Path(WORKDIR.value)
+    stages, watch = _chosen(stages_of(run)), Watch(_profile_steps(), WANDB.value)
+    if any(getattr(run, name).train.deterministic for name in stages):
+        set_deterministic()
+    # A folder that is there is refused before anything takes time. A new one is made when all that can be checked has
+    # been: a config that is wrong would have to be another one next time, and the folder would be in its way.
+    if (workdir / "config.json").exists():
+        open_workdir(workdir, dataclasses.asdict(run))
+    mesh = make_mesh(run.mesh)
+    for split in splits_of(run):
+        open_source(run.data, split)
+    plans = {name: _check(name, run, workdir, mesh) for name in stages}
+    tokenizer = find_tokenizer(run, workdir)
     if DRY_RUN.value:
-        for name in stages:
-            _check(name, run)
+        for name, plan in plans.items():
+            _describe(name, run, plan, mesh, tokenizer)
         return
-    workdir = open_workdir(WORKDIR.value, dataclasses.asdict(run)).path
-    tokenizer = prepare_tokenizer(run, workdir)
+    open_workdir(workdir, dataclasses.asdict(run))
+    if tokenizer is not None and jax.process_index() == 0:
+        tokenizer.save(workdir / "tokenizer.model")
     for name in stages:
-        train_stage(name, run, workdir, tokenizer, Watch(_profile_steps(), WANDB.value))
+        train_stage(name, run, workdir, tokenizer, watch)
 
 
 def _chosen(stages: list[str]) -> list[str]:
@@ -66,17 +83,19 @@ def _profile_steps() -> tuple[int, int] | None:
     return first, last
 
 
-def _check(name: str, run: RunConfig) -> None:
-    """Everything that can go wrong before the first step, and what the stage will cost."""
-    workdir = epath.Path(WORKDIR.value)
-    plan: StagePlan = PLANS[name](run, workdir)
-    mesh, rules = make_mesh(run.mesh), ShardingRules.of(run.mesh)
-    check_batch(plan.train.batch_size, plan.train.micro_batches, mesh, rules)
+def _check(name: str, run: RunConfig, workdir: epath.Path, mesh: Mesh) -> StagePlan:
+    """Finds what is wrong with a stage before an earlier one trains for days; this run's codec need not be trained."""
+    plan = PLANS[name](run, workdir, False)
+    check_batch(plan.train.batch_size, plan.train.micro_batches, mesh, ShardingRules.of(run.mesh))
+    return plan
+
+
+def _describe(name: str, run: RunConfig, plan: StagePlan, mesh: Mesh, tokenizer: Tokenizer | None) -> None:
+    """Makes everything up to the first step and prints what the stage will cost."""
     optimizer = make_optimizer(plan.train.optimizer, plan.train.num_steps)
     state = abstract_state(plan.task, optimizer, plan.train.ema_decay is not None)
-    state_shardings(state, mesh, rules)
-    tokenizer = prepare_tokenizer(run, workdir) if plan.text is not None else None
-    make_batches(run, plan, tokenizer, "train")[0]
+    state_shardings(state, mesh, ShardingRules.of(run.mesh))
+    make_batches(run, plan, tokenizer, TRAIN)[0]
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     flops = plan.task.step_flops(plan.train.batch_size)
     print(f"{name}: {parameters:,} parameters, batch {plan.train.batch_size}, {plan.train.num_steps:,} steps, "
