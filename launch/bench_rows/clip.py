@@ -1,0 +1,138 @@
+"""CLIP: a training step, and encoding pictures and captions."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clip_jax.config import ClipConfig, ClipStage
+from clip_jax.flops import image_flops, text_flops
+from clip_jax.handle import Clip
+from clip_jax.model import init_params
+from clip_jax.task import ClipTask
+from configs import clip as clip_configs
+from dalle_jax.config import from_config_dict
+from dalle_jax.nn.transformer import Remat
+from launch.bench_rows.training import repeated_step
+from launch.bench_rows.workload import Row, Workload, import_torch, product_dtype
+
+CAPTION_LENGTH = 21
+"""Positions of a caption to its end-of-text token, both ends included."""
+
+
+def published(preset: str) -> ClipStage:
+    """A preset of `configs/clip.py`, nothing recomputed."""
+    stage = from_config_dict(ClipStage, clip_configs.get_config(preset)["clip"], "config.clip")
+    towers = {}
+    for tower in ("vision", "text"):
+        sizes = getattr(stage.model, tower)
+        transformer = dataclasses.replace(sizes.transformer, dtype=product_dtype(), remat=Remat.NONE)
+        towers[tower] = dataclasses.replace(sizes, transformer=transformer)
+    return dataclasses.replace(stage, model=dataclasses.replace(stage.model, **towers))
+
+
+def _batch(config: ClipConfig, batch_size: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    size, text = config.vision.image_size, config.text
+    ids = rng.integers(4, text.vocab_size, (batch_size, text.context_length), np.int32)
+    ids[:, CAPTION_LENGTH - 1] = text.end_id
+    ids[:, CAPTION_LENGTH:] = 0
+    return {"image": rng.integers(0, 256, (batch_size, size, size, 3), np.uint8), "text": ids}
+
+
+def step(preset: str, batch_size: int) -> Workload:
+    task = ClipTask(published(preset))
+    run = repeated_step(task, _batch(task.config, batch_size), batch_size)
+    return Workload(run, flops=task.step_flops(batch_size), items=batch_size)
+
+
+def _handle(preset: str, batch_size: int) -> tuple[Clip, dict[str, np.ndarray]]:
+    config = published(preset).model
+    params = jax.jit(lambda key: nn.unbox(init_params(config, key)))(jax.random.key(0))
+    batch = _batch(config, batch_size)
+    return Clip(config, params, lambda texts: batch["text"], batch_size=batch_size), batch
+
+
+def encode_image(preset: str, batch_size: int) -> Workload:
+    clip, batch = _handle(preset, batch_size)
+    flops = batch_size * image_flops(clip.config.vision, clip.config.embed_dim)
+    return Workload(functools.partial(clip.encode_image, jnp.asarray(batch["image"])), flops=flops, items=batch_size)
+
+
+def encode_text(preset: str, batch_size: int) -> Workload:
+    clip, _ = _handle(preset, batch_size)
+    flops = batch_size * text_flops(clip.config.text, clip.config.embed_dim, CAPTION_LENGTH)
+    return Workload(functools.partial(clip.encode_text, ["a caption"] * batch_size), flops=flops, items=batch_size)
+
+
+def _peer(batch_size: int) -> tuple[Any, Any, Any]:
+    """open_clip's ViT-B/32 with pictures and captions for it."""
+    torch = import_torch()
+    import open_clip
+
+    text = torch.randint(1, 49405, (batch_size, 77))
+    text[:, CAPTION_LENGTH - 1] = 49407
+    return open_clip.create_model("ViT-B-32", pretrained=None), torch.randn(batch_size, 3, 224, 224), text
+
+
+def peer_step(batch_size: int) -> Workload:
+    torch = import_torch()
+    import open_clip
+
+    model, images, text = _peer(batch_size)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
+    loss = open_clip.ClipLoss()
+
+    def run() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss(*model(images, text)[:3]).backward()
+        optimizer.step()
+
+    config = published("vit_b32")
+    return Workload(run, flops=ClipTask(config).step_flops(batch_size), items=batch_size)
+
+
+def peer_encode(what: str, batch_size: int) -> Workload:
+    torch = import_torch()
+    model, images, text = _peer(batch_size)
+    model.eval()
+
+    def run() -> None:
+        with torch.inference_mode():
+            model.encode_image(images) if what == "image" else model.encode_text(text)
+
+    config = published("vit_b32").model
+    if what == "image":
+        flops = image_flops(config.vision, config.embed_dim)
+    else:
+        flops = text_flops(config.text, config.embed_dim, CAPTION_LENGTH)
+    return Workload(run, flops=batch_size * flops, items=batch_size)
+
+
+def _row(name: str, shape: str, unit: str, make: Any, make_peer: Any) -> Row:
+    return Row(name, shape, unit, make, make_peer, "open_clip", 1.0)
+
+
+ROWS = (
+    _row("clip_step", "ViT-B/32, batch 32", "pairs", lambda: step("vit_b32", 32), lambda: peer_step(32)),
+    _row(
+        "clip_encode_image",
+        "ViT-B/32, batch 64",
+        "pictures",
+        lambda: encode_image("vit_b32", 64),
+        lambda: peer_encode("image", 64),
+    ),
+    _row(
+        "clip_encode_text",
+        f"ViT-B/32, batch 64, captions of {CAPTION_LENGTH} tokens",
+        "captions",
+        lambda: encode_text("vit_b32", 64),
+        lambda: peer_encode("text", 64),
+    ),
+    Row("clip_b16_step", "ViT-B/16, batch 256", "pairs", lambda: step("vit_b16", 256), gpu=True),
+    Row("clip_b16_encode_image", "ViT-B/16, batch 256", "pictures", lambda: encode_image("vit_b16", 256), gpu=True),
+)

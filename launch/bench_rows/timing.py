@@ -1,0 +1,129 @@
+"""Timing in turn: the machine's own rates, our run, the peer's, again and again, so that a busy machine slows all."""
+
+import dataclasses
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from launch.bench_rows.workload import Row, Workload, product_dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """What this machine gives at this moment."""
+
+    flops: float
+    """Of a matrix product, operations a second."""
+    bytes: float
+    """Of a copy, bytes read and written a second."""
+
+    @classmethod
+    def now(cls) -> "Rates":
+        """Measures both, the best of three."""
+        side, length = (1024, 1 << 24) if jax.default_backend() == "cpu" else (8192, 1 << 28)
+        square, line = _operands(side, length)
+        return cls(2 * side**3 / _best(_product, square), 2 * line.nbytes / _best(_copy, line))
+
+
+@functools.cache
+def _operands(side: int, length: int) -> tuple[jax.Array, jax.Array]:
+    return jnp.ones((side, side), product_dtype()), jnp.ones(length, jnp.float32)
+
+
+@jax.jit
+def _product(x: jax.Array) -> jax.Array:
+    return x @ x
+
+
+@jax.jit
+def _copy(x: jax.Array) -> jax.Array:
+    return x + 1
+
+
+def _best(program: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
+    jax.block_until_ready(program(x))
+    return min(_seconds(lambda: program(x)) for _ in range(3))
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
+
+
+def measure(row: Row, *, runs: int, warmup: int, peer: bool) -> dict[str, Any]:
+    """Times a row.
+
+    Args:
+      row: what is timed.
+      runs: timed runs, of which the median counts.
+      warmup: runs before them, which compile.
+      peer: time the row's peer in turn as well.
+
+    Returns:
+      Seconds, FLOP/s, shares of `Rates` around each run, items a second; with a peer its own, and `ratio` to it.
+    """
+    sides = {"ours": row.make()}
+    if peer and row.make_peer is not None:
+        sides["peer"] = row.make_peer()
+    for workload in sides.values():
+        for _ in range(warmup):
+            jax.block_until_ready(workload.run())
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    rates = [Rates.now()]
+    for _ in range(runs):
+        for name, workload in sides.items():
+            seconds[name].append(_seconds(workload.run))
+        rates.append(Rates.now())
+    around = [
+        Rates((before.flops + after.flops) / 2, (before.bytes + after.bytes) / 2)
+        for before, after in zip(rates, rates[1:], strict=False)
+    ]
+    device = jax.devices()[0]
+    result = {
+        "row": row.name,
+        "shape": row.shape,
+        "device": device.device_kind,
+        "dtype": product_dtype(),
+        "runs": runs,
+        "matmul_flop_per_second": statistics.median(rate.flops for rate in around),
+        "memory_bytes_per_second": statistics.median(rate.bytes for rate in around),
+        **_summary(sides["ours"], seconds["ours"], around),
+    }
+    peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    if peak:
+        result["process_peak_bytes"] = peak
+    if "peer" in sides:
+        result["peer"] = {"name": row.peer, **_summary(sides["peer"], seconds["peer"], around)}
+        result["ratio"] = statistics.median(
+            (_work(sides["ours"]) / ours) / (_work(sides["peer"]) / theirs)
+            for ours, theirs in zip(seconds["ours"], seconds["peer"], strict=True)
+        )
+        result["reach"] = row.reach
+    return result
+
+
+def _work(workload: Workload) -> float:
+    """What is compared: useful operations, or items where none are counted."""
+    return workload.flops or workload.items
+
+
+def _summary(workload: Workload, seconds: list[float], rates: list[Rates]) -> dict[str, float]:
+    median = statistics.median(seconds)
+    result = {"seconds": median, "min": min(seconds), "max": max(seconds), "items_per_second": workload.items / median}
+    if workload.flops:
+        shares = [workload.flops / s / rate.flops for s, rate in zip(seconds, rates, strict=True)]
+        result |= {
+            "flop": workload.flops,
+            "flop_per_second": workload.flops / median,
+            "share_of_matmul": statistics.median(shares),
+        }
+    if workload.bytes:
+        shares = [workload.bytes / s / rate.bytes for s, rate in zip(seconds, rates, strict=True)]
+        result["share_of_memory"] = statistics.median(shares)
+    return result

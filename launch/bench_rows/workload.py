@@ -1,0 +1,59 @@
+"""What a row of the benchmark is: a workload of ours, and the same one of a peer."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """Something that is run again and again. Made when its row is timed, so that only one lies in memory."""
+
+    run: Callable[[], Any]
+    """Runs once; JAX arrays that it returns are waited for."""
+    flops: float = 0.0
+    """Useful floating-point operations of one run, by formula; 0: not the measure here."""
+    bytes: float = 0.0
+    """What one run must read from memory at the least; 0: not the measure here."""
+    items: float = 0.0
+    """What comes out of one run, in the row's `unit`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the benchmark."""
+
+    name: str
+    shape: str
+    unit: str
+    """Of what comes out: `pictures`, `tokens`."""
+    make: Callable[[], Workload]
+    make_peer: Callable[[], Workload] | None = None
+    """Imports torch and the peer; called with `--peer` alone."""
+    peer: str = ""
+    """Whom it is compared with."""
+    reach: float | None = None
+    """The ratio to the peer that is aimed at: of useful FLOP/s where both count them, else of items a second."""
+    gpu: bool = False
+    """Sized for a GPU and left out elsewhere, and the other way round."""
+
+
+def product_dtype() -> str:
+    """Of matrix products: bfloat16 gains nothing on CPUs."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def import_torch() -> Any:
+    """Torch, on as many threads as XLA has.
+
+    Raises:
+      ImportError: where it is not installed.
+    """
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.manual_seed(0)
+    return torch
