@@ -187,14 +187,14 @@ def test_gains_and_biases_do_not_decay(params):
 def test_two_steps_train_and_hold_the_scale(params, batch, micro_batches):
     task, config = ClipTask(stage()), stage(micro_batches=micro_batches).train
     optimizer = make_optimizer(config.optimizer, config.num_steps)
-    # A step of half the logarithm's distance to the limit would pass it, if nothing held it.
-    begin = {**params, "logit_scale": jnp.float32(4.5)}
+    # So far over the limit that two updates alone do not bring it back.
+    begin = {**params, "logit_scale": jnp.float32(7.0)}
     state = TrainState(jnp.int32(0), begin, optimizer.init(begin), {}, None, jax.random.key(0))
     step = jax.jit(make_train_step(task, config, optimizer))
     for _ in range(2):
         state, metrics = step(state, batch)
         assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
-    assert float(jnp.exp(state.params["logit_scale"])) <= 100.0 + 1e-4
+    assert float(jnp.exp(state.params["logit_scale"])) <= 100.001
 
 
 def test_evaluation_counts_equal_captions_as_one(params, batch):
