@@ -71,7 +71,7 @@ class CodecTask(Task):
         if self.config.relaxation is Relaxation.GUMBEL:
             codes, tokens, regulariser, extra = self._relax(features, key, step)
         else:
-            codes, tokens, regulariser, model_state, extra = self._quantize(features, model_state, key)
+            codes, tokens, regulariser, model_state, extra = self._quantize(features, model_state, key, step)
         maps = self.model.apply({"params": params}, codes, method="decode")
         reconstruction = reconstruction_loss(self.config.reconstruction, map_pixels(images), maps)
         values = images[0].size
@@ -90,14 +90,20 @@ class CodecTask(Task):
         extra = {"kl": jnp.mean(kl), "kl_weight": weight, "temperature": temperature}
         return gumbel_softmax(logits, temperature, key), jnp.argmax(logits, axis=-1), weight * kl, extra
 
-    def _quantize(self, vectors: Float[Array, "B height width E"], model_state: ModelState, key: jax.Array):
+    def _quantize(
+        self, vectors: Float[Array, "B height width E"], model_state: ModelState, key: jax.Array, step: jax.Array
+    ):
         config = self.config.vq
+        key_revival, key_quantized = jax.random.split(key)
+        quantized = jax.random.bernoulli(key_quantized, config.quantized(step), (vectors.shape[0], 1, 1, 1))
         tokens = nearest_codes(vectors, model_state["codebook"])
         codes = model_state["codebook"][tokens]
         commitment = commitment_loss(vectors, codes)
-        model_state, revived = update_codebook(config, model_state, vectors, tokens, key)
+        model_state, revived = update_codebook(config, model_state, vectors, tokens, key_revival)
         extra = {"commitment": jnp.mean(commitment), "revived_codes": revived}
-        return straight_through(vectors, codes), tokens, config.commitment * commitment, model_state, extra
+        codes = jnp.where(quantized, straight_through(vectors, codes), vectors)
+        regulariser = config.commitment * commitment * quantized[:, 0, 0, 0]
+        return codes, tokens, regulariser, model_state, extra
 
     def step_flops(self, batch_size: int) -> float:
         """Three times the forward pass (each product has two in the backward pass); see `dalle_jax.codec.flops`."""

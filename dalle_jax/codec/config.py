@@ -120,7 +120,10 @@ class VqConfig:
     normalize: bool = True
     """Compare directions: vectors and codes are scaled to length 1 (ViT-VQGAN, Yu et al. 2021)."""
     commitment: float = 0.25
-    """Weight of the squared distance, a dimension's mean, from the encoder's vectors to their codes."""
+    """Weight of the squared distance from the encoder's vectors to their codes."""
+    quantized: CosineRamp = CosineRamp(1.0, 1.0, 0)
+    """Share of training pictures that pass through their codes; the others pass as they are, while the codebook already
+    follows the encoder. A ramp from 0 to 1 lets encoder and decoder agree first, so that few codes die."""
     decay: float = 0.99
     """Of the moving averages that make the codebook."""
     dead_share: float = 0.02

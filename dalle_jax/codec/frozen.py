@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, UInt8
@@ -36,7 +37,7 @@ class FrozenCodec:
         self._weights = (params, model_state)
         self._placed: dict[Any, Any] = {}
 
-    def encode(self, images: UInt8[Array, "B height width 3"]) -> Int[Array, "B tokens"]:
+    def encode(self, images: UInt8[Array | np.ndarray, "B height width 3"]) -> Int[Array, "B tokens"]:
         """The most likely code of every cell, in raster order, int32.
 
         Raises:
@@ -46,7 +47,7 @@ class FrozenCodec:
             raise ValueError(f"the codec takes pictures of {self.image_size} pixels a side, not {images.shape[1:3]}")
         return _encode(self.config, *self._weights_beside(images), images)
 
-    def decode(self, tokens: Int[Array, "B tokens"]) -> UInt8[Array, "B height width 3"]:
+    def decode(self, tokens: Int[Array | np.ndarray, "B tokens"]) -> UInt8[Array, "B height width 3"]:
         """Pictures of tokens.
 
         Raises:

@@ -45,7 +45,7 @@ def upsample(x: Float[Array, "B height width c"]) -> Float[Array, "B 2*height 2*
     return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
-def max_pool(x: Float[Array, "B 2*height 2*width c"]) -> Float[Array, "B height width c"]:
+def max_pool(x: Float[Array, "B height width c"]) -> Float[Array, "B height//2 width//2 c"]:
     """Halves the resolution by the maximum of 2x2 cells."""
     batch, height, width, channels = x.shape
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))

@@ -61,5 +61,5 @@ def kl_to_uniform(logits: Float[Array, "B height width K"]) -> Float[Array, " B"
 def commitment_loss(
     vectors: Float[Array, "B height width E"], codes: Float[Array, "B height width E"]
 ) -> Float[Array, " B"]:
-    """Squared distance from vectors to their (constant) codes, the mean over dimensions, summed over cells."""
-    return jnp.sum(jnp.mean(jnp.square(vectors - jax.lax.stop_gradient(codes)), axis=-1), axis=(1, 2))
+    """Squared distance from vectors to their (constant) codes, summed over cells."""
+    return jnp.sum(jnp.square(vectors - jax.lax.stop_gradient(codes)), axis=(1, 2, 3))

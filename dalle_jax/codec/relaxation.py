@@ -23,7 +23,7 @@ def gumbel_softmax(
 
 
 def init_codebook(config: VqConfig, codebook_size: int, key: jax.Array) -> CodebookState:
-    """A codebook in which every code is dead: the first update fills it with vectors of the first batch."""
+    """Random codes that nothing has used: the first update fills the codebook with vectors of the first batch."""
     codebook = jax.random.normal(key, (codebook_size, config.code_dim), jnp.float32)
     return {
         "codebook": unit_length(codebook) if config.normalize else codebook,
@@ -86,9 +86,11 @@ def update_codebook(
     dead = counts < config.dead_share * even_share
     distances = jnp.sum(jnp.square(vectors - state["codebook"][tokens]), axis=-1)
     seeds = vectors[_draw_without_replacement(distances, codebook_size, key)]
-    counts = jnp.where(dead, even_share, counts)
-    sums = jnp.where(dead[:, None], even_share * seeds, sums)
-    codebook = sums / counts[:, None]
+    fresh = 3.0 * config.dead_share * even_share  # some time to find vectors of its own
+    counts = jnp.where(dead, fresh, counts)
+    sums = jnp.where(dead[:, None], fresh * seeds, sums)
+    used = counts[:, None] > 1e-9  # without revival, a code that nothing chooses stays where it is
+    codebook = jnp.where(used, sums / jnp.maximum(counts, 1e-9)[:, None], state["codebook"])
     if config.normalize:
         codebook = unit_length(codebook)
     return {"codebook": codebook, "counts": counts, "sums": sums}, jnp.sum(dead.astype(jnp.float32))
