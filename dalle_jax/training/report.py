@@ -111,7 +111,7 @@ class Reporter:
             self._due = False
             seconds, spent = self._clock.lap()
             if self._writes_rows:
-                self._write(fetched[-1][0], self._row(), spent | {"steps": self._timed_steps, "total": seconds})
+                self._write(fetched[-1][0], self._row(), spent | {"steps": float(self._timed_steps), "total": seconds})
             self._window, self._timed_steps = [], 0
 
     def progress(self) -> dict[str, list[dict[str, float]]]:
