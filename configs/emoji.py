@@ -1,13 +1,14 @@
-"""Text to emoji: 3,421 glyphs of Noto Color Emoji and their Unicode names, 64x64.
+r"""Text to emoji: 3,421 glyphs of Noto Color Emoji and their Unicode names, 64x64.
 
     python -m launch.emoji --out=data/emoji          # makes the set from two public Debian packages
     python -m launch.train --config=configs/emoji.py --workdir=runs/emoji --config.data.path='data/emoji/*.tar'
-    python -m launch.generate --workdir=runs/emoji --prompt="woman judge: light skin tone" --num_samples=64 --keep=8 --out=out
+    python -m launch.generate --workdir=runs/emoji --prompt="woman judge: light skin tone" \
+        --num_samples=64 --keep=8 --out=out
 
 `emoji.py` is the full run, for one GPU; `emoji.py:cpu` is a reduced one for two cores (about an hour).
 
-Data         flags, faces, people by profession and skin tone, animals, objects: small, but drawn and named by people, and
-             compositional. 5% are held out by a hash of their keys.
+Data         flags, faces, people by profession and skin tone, animals, objects: small, but drawn and named by people,
+             and compositional. 5% are held out by a hash of their keys.
 Result       see docs/results.md
 """
 

@@ -9,8 +9,8 @@ seen, ranked by CLIP, and report.json. The modules are those of the published sy
 
 import dataclasses
 
-from clip_jax import ClipConfig, ClipStage, TextConfig, VisionConfig, tower_config
-from dalle_jax.codec import Body, CodecConfig, CodecStage, PatchConfig, Reconstruction, Relaxation
+from clip_jax import ClipConfig, ClipStage, TextConfig, TextTower, VisionConfig, tower_config
+from dalle_jax.codec import Body, CodecConfig, CodecStage, CosineRamp, PatchConfig, Reconstruction, Relaxation, VqConfig
 from dalle_jax.config import choose_preset, to_config_dict
 from dalle_jax.data.config import Augment, DataConfig, ShapesConfig, TokenizerConfig
 from dalle_jax.decoder.config import DecoderConfig, DecoderStage
@@ -18,7 +18,7 @@ from dalle_jax.nn.attention import Pattern
 from dalle_jax.nn.transformer import Remat
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
 
-IMAGE_SIZE, VOCAB_SIZE, TEXT_LENGTH, CODEBOOK_SIZE = 64, 200, 24, 512
+IMAGE_SIZE, VOCAB_SIZE, TEXT_LENGTH, CODEBOOK_SIZE = 64, 200, 24, 1024
 
 
 def get_config(arg: str = ""):
@@ -47,9 +47,13 @@ def codec() -> CodecStage:
         body=Body.PATCH,
         relaxation=Relaxation.VQ,
         reconstruction=Reconstruction.PIXEL,
-        patch=PatchConfig(),
+        patch=PatchConfig(fine_patch=8, merge=1, fine_dim=192, fine_blocks=0, encoder_blocks=2, decoder_blocks=4),
+        vq=VqConfig(normalize=False, commitment=3.0, decay=0.98, dead_share=0.05, quantized=CosineRamp(0.0, 1.0, 300)),
     )
-    train = _train(OptimizerConfig(learning_rate=2e-3, warmup_steps=50, final_learning_rate=2e-5), 64, 700)
+    optimizer = OptimizerConfig(
+        learning_rate=2e-3, warmup_steps=50, final_learning_rate=2e-5, b2=0.98, weight_decay=1e-4, clip_norm=1.0
+    )
+    train = _train(optimizer, 32, 1200)
     return CodecStage(model, train, Augment.NONE)
 
 
@@ -73,17 +77,19 @@ def decoder() -> DecoderStage:
     optimizer = OptimizerConfig(
         learning_rate=2e-3, warmup_steps=50, final_learning_rate=4e-5, b2=0.98, weight_decay=0.05, clip_norm=1.0
     )
-    return DecoderStage(model, _train(optimizer, 64, 900), Augment.NONE)
+    return DecoderStage(model, _train(optimizer, 64, 1500), Augment.NONE)
 
 
 def clip() -> ClipStage:
-    """Patches of 8 pixels, captions of the decoder's length."""
-    vision = VisionConfig(image_size=IMAGE_SIZE, patch_size=8, transformer=tower_config(3, 128, head_dim=32))
-    text = TextConfig(VOCAB_SIZE, TEXT_LENGTH, end_id=3, transformer=tower_config(2, 128, head_dim=32))
-    optimizer = OptimizerConfig(
-        learning_rate=1e-3, warmup_steps=50, final_learning_rate=2e-5, b2=0.98, weight_decay=0.1, clip_norm=1.0
+    """Patches of 16 pixels and a bag of words: with one object in a scene, no caption depends on its words' order."""
+    vision = VisionConfig(IMAGE_SIZE, patch_size=16, transformer=tower_config(4, 128, head_dim=32))
+    text = TextConfig(
+        VOCAB_SIZE, TEXT_LENGTH, end_id=3, transformer=tower_config(1, 128, head_dim=32), tower=TextTower.BAG_OF_WORDS
     )
-    return ClipStage(ClipConfig(128, vision, text), _train(optimizer, 128, 500), Augment.NONE)
+    optimizer = OptimizerConfig(
+        learning_rate=1e-3, warmup_steps=50, b2=0.98, epsilon=1e-6, weight_decay=0.1, clip_norm=1.0
+    )
+    return ClipStage(ClipConfig(128, vision, text), _train(optimizer, 128, 600), Augment.NONE)
 
 
 def _train(optimizer: OptimizerConfig, batch_size: int, num_steps: int) -> TrainConfig:

@@ -198,8 +198,8 @@ class Dalle:
 
     def _prefill(self, text: np.ndarray, sampling: SamplingConfig) -> Any:
         with self._on_mesh():
-            text = jnp.asarray(text)
-            return prefill(self.config, self.params, with_empty_captions(text) if sampling.guided else text)
+            rows = jnp.asarray(text)
+            return prefill(self.config, self.params, with_empty_captions(rows) if sampling.guided else rows)
 
     def _draw(self, text_kv, indices, prompts, seed, sampling, primed) -> jax.Array:
         with self._on_mesh():
@@ -278,9 +278,10 @@ class _Best:
             self.rows[prompt] = merged[: self.keep]
 
     def samples(self, decode: Callable[[np.ndarray], np.ndarray]) -> Samples:
-        scores, indices, tokens = (np.stack([[row[field] for row in rows] for rows in self.rows]) for field in range(3))
-        images = np.stack([decode(row) for row in tokens])
-        return Samples(images, scores.astype(np.float32), tokens, indices.astype(np.int32))
+        scores = np.asarray([[score for score, _, _ in rows] for rows in self.rows], np.float32)
+        indices = np.asarray([[index for _, index, _ in rows] for rows in self.rows], np.int32)
+        tokens = np.asarray([[codes for _, _, codes in rows] for rows in self.rows])
+        return Samples(np.stack([decode(row) for row in tokens]), scores, tokens, indices)
 
 
 def load(workdir: epath.PathLike, *, step: int | None = None, mesh: MeshConfig | None = None) -> Dalle:

@@ -42,13 +42,13 @@ class _ConfigParser(flags.ArgumentParser):
     def flag_type(self) -> str:
         return "config file"
 
-    def parse(self, path: str) -> ConfigDict:
-        file, *argument = path.split(":", 1)
+    def parse(self, argument: str) -> ConfigDict:
+        file, *preset = argument.split(":", 1)
         if not os.path.isfile(file):
             near = closest(file, map(str, Path(file).parent.glob("*.py")))
-            raise UserError(f"--config={path}: there is no file {file}{near}")
+            raise UserError(f"--config={argument}: there is no file {file}{near}")
         try:
-            config = _load_module(file).get_config(*argument)
+            config = _load_module(file).get_config(*preset)
         except (TypeError, ValueError) as error:
             # How dataclasses refuse a key that they do not have, and a value.
             frames = traceback.extract_tb(error.__traceback__)
@@ -77,8 +77,10 @@ def _check_overrides(config: ConfigDict, arguments: Iterable[str]) -> None:
     """Every `--config.a.b` must be there: ml_collections would say so with errors that are not told from faults."""
     for argument in arguments:
         override = re.match(r"--?(?:no)?config\.([^=[]+)", argument)
+        if not override:
+            continue
         node = config
-        for part in override[1].split(".") if override else ():
+        for part in override[1].split("."):
             keys = list(node) if isinstance(node, ConfigDict) else []
             if part not in keys:
                 raise UserError(f"unknown config key 'config.{override[1]}'{closest(part, keys)}")

@@ -82,8 +82,14 @@ def main() -> None:
     if WORKDIR.value is None or OUT.value is None:
         raise UserError("--workdir (the trained run) and --out (folder for the results) are needed")
     dalle = dalle_jax.load(WORKDIR.value, step=STEP.value)
-    clip, ranked_by = load_ranker()
+    clip, ranked_by = load_ranker(WORKDIR.value)
     prime = read_prime()
+    sampling: dict[str, Any] = {
+        "temperature": TEMPERATURE.value,
+        "top_k": TOP_K.value,
+        "top_p": TOP_P.value,
+        "guidance_scale": GUIDANCE.value,
+    }
     settings = {
         "workdir": str(WORKDIR.value),
         "decoder_step": dalle.step,
@@ -94,27 +100,26 @@ def main() -> None:
         "prime": PRIME.value,
         "prime_pixels": None if prime is None else hashlib.sha256(prime.tobytes()).hexdigest()[:12],
         "prime_rows": PRIME_ROWS.value,
-        "sampling": {
-            "temperature": TEMPERATURE.value,
-            "top_k": TOP_K.value,
-            "top_p": TOP_P.value,
-            "guidance_scale": GUIDANCE.value,
-        },
+        "sampling": sampling,
     }
     out = epath.Path(OUT.value)
     with tqdm(total=len(prompts) * NUM_SAMPLES.value, unit="picture", disable=not sys.stderr.isatty()) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.update(done - bar.n)
+
         samples = dalle.generate(
             prompts,
             num_samples=NUM_SAMPLES.value,
             keep=KEEP.value,
             score_fn=clip.score if clip is not None else None,
             seed=SEED.value,
-            **settings["sampling"],
+            **sampling,
             prime=prime,
             prime_rows=PRIME_ROWS.value,
             max_sequences=MAX_SEQUENCES.value,
             store=FolderStore(out, settings),
-            on_progress=lambda done, total: bar.update(done - bar.n),
+            on_progress=advance,
         )
     write_results(out, dalle, prompts, samples, settings | {"num_samples": NUM_SAMPLES.value})
     print(f"{len(prompts)} prompt(s), {samples.images.shape[1]} of {NUM_SAMPLES.value} kept: {out / 'grid.png'}")
@@ -144,12 +149,12 @@ def read_prime() -> np.ndarray | None:
         raise UserError(f"--prime={PRIME.value} cannot be read as a picture: {error}") from None
 
 
-def load_ranker() -> tuple[clip_jax.Clip | None, dict[str, Any]]:
+def load_ranker(workdir: str) -> tuple[clip_jax.Clip | None, dict[str, Any]]:
     """CLIP and where it came from: what --clip names, else the run's own, else none."""
-    own = epath.Path(WORKDIR.value) / "clip"
+    own = epath.Path(workdir) / "clip"
     if CLIP.value == "none" or (CLIP.value is None and not own.exists()):
         return None, {"clip": None, "clip_step": None}
-    where = epath.Path(CLIP.value or WORKDIR.value)
+    where = epath.Path(CLIP.value or workdir)
     steps = saved_steps(where / "clip")
     return clip_jax.load(where), {"clip": str(where), "clip_step": steps[-1] if steps else None}
 

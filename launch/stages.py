@@ -17,10 +17,14 @@ from dalle_jax.data.tokenizer import Tokenizer, train_tokenizer
 from dalle_jax.decoder.task import DecoderTask
 from dalle_jax.errors import UserError
 from dalle_jax.pipeline import codec_workdir
+from dalle_jax.training.checkpoint import saved_steps
 from dalle_jax.training.config import TrainConfig
 from dalle_jax.training.loop import train
 from dalle_jax.training.task import Task
 from launch.run_config import RunConfig
+
+TOKENIZER = "tokenizer.model"
+"""In the work directory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +55,11 @@ def find_tokenizer(run: RunConfig, workdir: epath.Path) -> Tokenizer | None:
     """
     if run.tokenizer is None:
         return None
-    path = workdir / "tokenizer.model"
+    path = workdir / TOKENIZER
     if path.exists():
         return _check_vocab(Tokenizer(path), run)
     named = Tokenizer(run.tokenizer.path) if run.tokenizer.path else None
-    base = Tokenizer(epath.Path(run.init_from) / "tokenizer.model") if run.init_from else None
+    base = Tokenizer(epath.Path(run.init_from) / TOKENIZER) if run.init_from else None
     if named is not None and base is not None and named.fingerprint != base.fingerprint:
         raise UserError(
             f"config.tokenizer.path={run.tokenizer.path} is not the tokenizer that {run.init_from} was trained with, "
@@ -98,8 +102,14 @@ def _codec(run: RunConfig, workdir: epath.Path, trained: bool) -> FrozenCodec:
     size = run.data.image_size
     if run.decoder.codec_from:
         codec = load_codec(run.decoder.codec_from)
+    elif run.codec and not trained:
+        return FrozenCodec(run.codec.model, {}, {}, size)
     elif run.codec:
-        return load_codec(workdir) if trained else FrozenCodec(run.codec.model, {}, {}, size)
+        if not saved_steps(workdir / "codec"):
+            raise UserError(
+                f"the decoder needs the codec of its run, but {workdir} has no trained codec: train it first"
+            )
+        return load_codec(workdir)
     elif run.init_from:
         codec = load_codec(codec_workdir(run.init_from))
     else:

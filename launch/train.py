@@ -9,7 +9,6 @@ import dataclasses
 import jax
 from absl import flags
 from etils import epath
-from jax.sharding import Mesh
 
 from dalle_jax.config import from_config_dict, to_json
 from dalle_jax.data.sources import TRAIN, open_source
@@ -23,7 +22,17 @@ from dalle_jax.training.state import abstract_state, state_shardings
 from dalle_jax.training.workdir import open_workdir
 from launch.flags import define_config, start
 from launch.run_config import RunConfig, with_absolute_paths
-from launch.stages import PLANS, StagePlan, Watch, find_tokenizer, make_batches, splits_of, stages_of, train_stage
+from launch.stages import (
+    PLANS,
+    TOKENIZER,
+    StagePlan,
+    Watch,
+    find_tokenizer,
+    make_batches,
+    splits_of,
+    stages_of,
+    train_stage,
+)
 
 CONFIG = define_config(optional=["init_from"])
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; made where it does not exist")
@@ -46,24 +55,33 @@ def main() -> None:
     stages, watch = _chosen(stages_of(run)), Watch(_profile_steps(), WANDB.value)
     if any(getattr(run, name).train.deterministic for name in stages):
         set_deterministic()
-    # A folder that is there is refused before anything takes time. A new one is made when all that can be checked has
-    # been: a config that is wrong would have to be another one next time, and the folder would be in its way.
-    if (workdir / "config.json").exists():
-        open_workdir(workdir, dataclasses.asdict(run))
-    mesh = make_mesh(run.mesh)
-    for split in splits_of(run):
-        open_source(run.data, split)
-    plans = {name: _check(name, run, workdir, mesh) for name in stages}
-    tokenizer = find_tokenizer(run, workdir)
+    plans, tokenizer = _check(run, workdir, stages)
     if DRY_RUN.value:
         for name, plan in plans.items():
-            _describe(name, run, plan, mesh, tokenizer)
+            _describe(name, run, plan, tokenizer)
         return
     open_workdir(workdir, dataclasses.asdict(run))
-    if tokenizer is not None and jax.process_index() == 0:
-        tokenizer.save(workdir / "tokenizer.model")
+    if tokenizer is not None and not (workdir / TOKENIZER).exists() and jax.process_index() == 0:
+        tokenizer.save(workdir / TOKENIZER)
     for name in stages:
         train_stage(name, run, workdir, tokenizer, watch)
+
+
+def _check(run: RunConfig, workdir: epath.Path, stages: list[str]) -> tuple[dict[str, StagePlan], Tokenizer | None]:
+    """Finds what is wrong with any stage before the first one trains, and before the folder of a new run is made.
+
+    A config that is refused will be another one next time, and its folder would be in the way of that.
+    """
+    mesh, rules = make_mesh(run.mesh), ShardingRules.of(run.mesh)
+    for name in stages:
+        config = getattr(run, name).train
+        check_batch(config.batch_size, config.micro_batches, mesh, rules)
+    if (workdir / "config.json").exists():
+        open_workdir(workdir, dataclasses.asdict(run))
+    for split in splits_of(run):
+        open_source(run.data, split)
+    plans = {name: PLANS[name](run, workdir, "codec" not in stages) for name in stages}
+    return plans, find_tokenizer(run, workdir)
 
 
 def _chosen(stages: list[str]) -> list[str]:
@@ -83,18 +101,12 @@ def _profile_steps() -> tuple[int, int] | None:
     return first, last
 
 
-def _check(name: str, run: RunConfig, workdir: epath.Path, mesh: Mesh) -> StagePlan:
-    """Finds what is wrong with a stage before an earlier one trains for days; this run's codec need not be trained."""
-    plan = PLANS[name](run, workdir, False)
-    check_batch(plan.train.batch_size, plan.train.micro_batches, mesh, ShardingRules.of(run.mesh))
-    return plan
-
-
-def _describe(name: str, run: RunConfig, plan: StagePlan, mesh: Mesh, tokenizer: Tokenizer | None) -> None:
+def _describe(name: str, run: RunConfig, plan: StagePlan, tokenizer: Tokenizer | None) -> None:
     """Makes everything up to the first step and prints what the stage will cost."""
+    mesh, rules = make_mesh(run.mesh), ShardingRules.of(run.mesh)
     optimizer = make_optimizer(plan.train.optimizer, plan.train.num_steps)
     state = abstract_state(plan.task, optimizer, plan.train.ema_decay is not None)
-    state_shardings(state, mesh, ShardingRules.of(run.mesh))
+    state_shardings(state, mesh, rules)
     make_batches(run, plan, tokenizer, TRAIN)[0]
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     flops = plan.task.step_flops(plan.train.batch_size)

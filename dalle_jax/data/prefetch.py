@@ -94,6 +94,8 @@ def _part(rows_of: Mapping[Any, slice], batch_size: int) -> tuple[int, int]:
     together = all(before[1] == after[0] for before, after in zip(pieces, pieces[1:], strict=False))
     size = stop - start
     if not together or batch_size % size or start % size:
-        raise UserError("the mesh gives this process rows of the batch that do not lie together: order the devices so "
-                        "that the data axis runs over processes first")
+        raise UserError(
+            "the mesh gives this process rows of the batch that do not lie together: order the devices so "
+            "that the data axis runs over processes first"
+        )
     return start // size, batch_size // size

@@ -54,8 +54,10 @@ class SampleReader:
                 index = int(rng.integers(len(self.source)))
             else:
                 return sample | {"bad": bad, "bad_index": np.int64(bad_index)}
-        raise UserError(f"{_ATTEMPTS} samples of {self.source.name} in a row cannot be used "
-                        f"({describe(dict(zip(REASONS, bad.tolist(), strict=True)))}): check the data")
+        raise UserError(
+            f"{_ATTEMPTS} samples of {self.source.name} in a row cannot be used "
+            f"({describe(dict(zip(REASONS, bad.tolist(), strict=True)))}): check the data"
+        )
 
     def _sample(self, record: Record, rng: np.random.Generator) -> dict[str, Any]:
         sample: dict[str, Any] = {"cut": np.int32(0)}

@@ -31,8 +31,9 @@ def open_source(config: DataConfig, split: str = TRAIN) -> Source:
     whole = _open_named(config, config.split)
     if config.eval_fraction == 0.0:
         if split == EVAL:
-            raise UserError(f"nothing of {whole.name} is held out: set config.data.eval_fraction or "
-                            "config.data.eval_split")
+            raise UserError(
+                f"nothing of {whole.name} is held out: set config.data.eval_fraction or config.data.eval_split"
+            )
         return whole
     return hold_out(whole, config.eval_fraction, split)
 
@@ -49,8 +50,10 @@ def hold_out(source: Source, fraction: float, split: str) -> Source:
         held_out[int(np.argmin(source.key_hashes()))] = True
     indices = np.flatnonzero(held_out if split == EVAL else ~held_out)
     if not len(indices):
-        raise UserError(f"{source.name} has {len(source)} sample(s), too few to hold out a share of {fraction}: set "
-                        "config.data.eval_fraction=0 or bring more data")
+        raise UserError(
+            f"{source.name} has {len(source)} sample(s), too few to hold out a share of {fraction}: set "
+            "config.data.eval_fraction=0 or bring more data"
+        )
     return Subset(source, indices, f"{source.name}, {split} part")
 
 
@@ -71,8 +74,10 @@ def _open_named(config: DataConfig, split: str) -> Source:
             label_field=config.label_field,
         )
     if split != config.split and "{split}" not in config.path:
-        raise UserError(f"config.data.path='{config.path}' has no split '{split}': write {{split}} in the path where "
-                        "the split's name stands")
+        raise UserError(
+            f"config.data.path='{config.path}' has no split '{split}': write {{split}} in the path where "
+            "the split's name stands"
+        )
     path = config.path.replace("{split}", split)
     if config.source is SourceKind.FOLDER:
         from dalle_jax.data.folder import Folder

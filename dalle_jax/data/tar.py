@@ -112,6 +112,8 @@ def _cut(path: str, offset: int, total: int) -> UserError:
 def _not_a_tar(path: str, offset: int, header: bytes) -> UserError:
     compressions = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd"}
     if offset == 0 and header[:2] in compressions:
-        return UserError(f"{path} is compressed with {compressions[header[:2]]}: unpack it to a plain .tar first, "
-                         "which is what can be read in any order")
+        return UserError(
+            f"{path} is compressed with {compressions[header[:2]]}: unpack it to a plain .tar first, "
+            "which is what can be read in any order"
+        )
     return UserError(f"{path} is damaged or no tar: no member starts at byte {offset}; fetch it again or leave it out")

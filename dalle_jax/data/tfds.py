@@ -39,15 +39,18 @@ class Tfds(Source):
             )
         base = split.split("[")[0]
         if base not in info.splits:
-            raise UserError(f"{info.full_name} has no split '{base}'{closest(base, info.splits)} "
-                            f"(it has: {', '.join(info.splits)})")
+            raise UserError(
+                f"{info.full_name} has no split '{base}'{closest(base, info.splits)} (it has: {', '.join(info.splits)})"
+            )
         features: dict[str, Any] = dict(info.features.items())
         pictures = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
         labels = [name for name, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
         self._image = _field("image_field", image_field, pictures, features)
         if self._image is None:
-            raise UserError(f"{info.full_name} has {len(pictures)} pictures a sample ({', '.join(pictures)}): choose "
-                            "one with config.data.image_field")
+            raise UserError(
+                f"{info.full_name} has {len(pictures)} pictures a sample ({', '.join(pictures)}): choose "
+                "one with config.data.image_field"
+            )
         self._label = _field("label_field", label_field, labels, features)
         self._caption = _field("caption_field", caption_field, [], features) or ""
         self._features = info.features
@@ -84,17 +87,23 @@ def open_builder(path: str) -> tfds.core.DatasetBuilder:
         near = closest(path, tfds.list_builders(with_community_datasets=False))
         raise UserError(f"there is no directory and no TFDS data set '{path}'{near}") from None
     except ModuleNotFoundError as error:
-        raise UserError(f"the code of the TFDS data set '{path}' needs {error.name}: pip install "
-                        '"dalle-jax[tfds]", or name the directory of the prepared data set, which does not') from error
+        raise UserError(
+            f"the code of the TFDS data set '{path}' needs {error.name}: pip install "
+            '"dalle-jax[tfds]", or name the directory of the prepared data set, which does not'
+        ) from error
     except tfds.core.dataset_info.DatasetInfoFileError:
-        raise UserError(f"{path} holds no prepared TFDS data set: name the directory with dataset_info.json in it, "
-                        "such as .../coco_captions/1.1.0") from None
+        raise UserError(
+            f"{path} holds no prepared TFDS data set: name the directory with dataset_info.json in it, "
+            "such as .../coco_captions/1.1.0"
+        ) from None
 
 
 def _field(option: str, chosen: str, candidates: list[str], features: dict[str, Any]) -> str | None:
     if chosen and chosen not in features:
-        raise UserError(f"the data set has no field '{chosen}'{closest(chosen, features)} (config.data.{option}; "
-                        f"it has: {', '.join(features)})")
+        raise UserError(
+            f"the data set has no field '{chosen}'{closest(chosen, features)} (config.data.{option}; "
+            f"it has: {', '.join(features)})"
+        )
     return chosen or (candidates[0] if len(candidates) == 1 else None)
 
 
@@ -109,8 +118,9 @@ def _records(builder: tfds.core.DatasetBuilder, split: str) -> Any:
         )
     if builder.info.file_format is tfds.core.FileFormat.TFRECORD:
         return TfRecords(builder.info.splits[split].file_instructions)
-    raise UserError(f"{builder.info.full_name} is stored as {builder.info.file_format}: prepare it with "
-                    "file_format='array_record'")
+    raise UserError(
+        f"{builder.info.full_name} is stored as {builder.info.file_format}: prepare it with file_format='array_record'"
+    )
 
 
 class TfRecords:
@@ -151,8 +161,10 @@ def _frames(path: str) -> np.ndarray:
         while (start := file.tell()) < total:
             size = int.from_bytes(file.read(8), "little")
             if start + 16 + size > total:
-                raise UserError(f"{path} is cut short: the record at byte {start} does not end within its {total} "
-                                "bytes; prepare the data set again")
+                raise UserError(
+                    f"{path} is cut short: the record at byte {start} does not end within its {total} "
+                    "bytes; prepare the data set again"
+                )
             frames.append((start + 12, size))
             file.seek(start + 16 + size)
     return np.array(frames, np.int64).reshape(len(frames), 2)

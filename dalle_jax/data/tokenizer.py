@@ -38,8 +38,10 @@ class Tokenizer:
             try:
                 model = epath.Path(model).read_bytes()
             except OSError as error:
-                raise UserError(f"there is no tokenizer at {where} ({error.strerror or error}): train one with "
-                                "python -m launch.tokenizer") from error
+                raise UserError(
+                    f"there is no tokenizer at {where} ({error.strerror or error}): train one with "
+                    "python -m launch.tokenizer"
+                ) from error
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
@@ -48,8 +50,10 @@ class Tokenizer:
         processor = self._processor
         special = (processor.pad_id(), processor.unk_id(), processor.bos_id(), processor.eos_id())
         if special != (PAD, UNKNOWN, START, END):
-            raise UserError(f"{where} has other special ids than pad 0, unknown 1, start 2, end 3 (it has {special}): "
-                            "train it with python -m launch.tokenizer")
+            raise UserError(
+                f"{where} has other special ids than pad 0, unknown 1, start 2, end 3 (it has {special}): "
+                "train it with python -m launch.tokenizer"
+            )
         self.model = model
         """Content of the model file."""
 
@@ -188,6 +192,8 @@ def _train(texts: list[str], vocab_size: int) -> bytes:
         smallest = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
         if smallest is None:
             raise
-        raise UserError(f"a vocabulary of {vocab_size} does not hold the characters of these captions: set "
-                        f"vocab_size={smallest[1]} or more") from error
+        raise UserError(
+            f"a vocabulary of {vocab_size} does not hold the characters of these captions: set "
+            f"vocab_size={smallest[1]} or more"
+        ) from error
     return model.getvalue()

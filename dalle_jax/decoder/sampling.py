@@ -54,7 +54,7 @@ class Prime(NamedTuple):
     length: Int[Array, ""]
 
 
-def candidate_keys(seed: int, indices: Int[Array, "C"]) -> Key[Array, "C"]:
+def candidate_keys(seed: int, indices: Int[Array, " C"]) -> Key[Array, " C"]:
     """The key of each candidate, by its index."""
     return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(indices)
 
@@ -78,9 +78,9 @@ def filter_logits(logits: Float[Array, "... K"], sampling: SamplingConfig) -> Fl
 
 
 def choose(
-    logits: Float[Array, "C P K"], keys: Key[Array, "C"], position: Int[Array, ""], sampling: SamplingConfig
+    logits: Float[Array, "C P K"], keys: Key[Array, " C"], position: Int[Array, ""], sampling: SamplingConfig
 ) -> Int[Array, "C P"]:
-    """Draws a code for every candidate of every prompt (Gumbel-max; the noise of a candidate is one for all prompts)."""
+    """Draws a code for every candidate of every prompt (Gumbel-max; a candidate's noise is one for all prompts)."""
     if sampling.temperature == 0:
         return jnp.argmax(logits, axis=-1)
 
@@ -141,7 +141,7 @@ def draw(
     config: DecoderConfig,
     params: Any,
     text_kv: Any,
-    keys: Key[Array, "C"],
+    keys: Key[Array, " C"],
     prime: Prime,
     sampling: SamplingConfig,
 ) -> Int[Array, "C P G"]:

@@ -25,9 +25,14 @@ PREVIEW_CAPTIONS = 8
 class ImageTokens(Protocol):
     """What the decoder needs of a codec, ours or another: pictures to tokens and back."""
 
-    codebook_size: int
-    grid_size: int
-    image_size: int
+    @property
+    def codebook_size(self) -> int: ...
+
+    @property
+    def grid_size(self) -> int: ...
+
+    @property
+    def image_size(self) -> int: ...
 
     def encode(self, images: Array) -> Array:
         """uint8 [B, height, width, 3] to int32 [B, grid_size ** 2], raster order."""

@@ -98,9 +98,7 @@ class Attend(Protocol):
     back from each layer (new cache entries, say).
     """
 
-    def __call__(
-        self, kind: Hashable, q: Array, k: Array, v: Array, cache: Any, context: Any
-    ) -> tuple[Array, Any]: ...
+    def __call__(self, kind: Hashable, q: Array, k: Array, v: Array, cache: Any, context: Any) -> tuple[Array, Any]: ...
 
 
 def constrain_activations(x: Array) -> Array:
@@ -169,9 +167,7 @@ class Mlp(nn.Module):
         config, init_fns, dtype = self.config, self.init_fns, jnp.dtype(self.config.dtype)
         h = Dense(config.mlp_dim, ("embed", "mlp"), init_fns.mlp_in, init_fns.mlp_in_bias, dtype=dtype, name="in")(x)
         h = config.activation(h)
-        return Dense(
-            x.shape[-1], ("mlp", "embed"), init_fns.mlp_out, init_fns.mlp_out_bias, dtype=dtype, name="out"
-        )(h)
+        return Dense(x.shape[-1], ("mlp", "embed"), init_fns.mlp_out, init_fns.mlp_out_bias, dtype=dtype, name="out")(h)
 
 
 def layer_norm(epsilon: float, name: str | None = None) -> nn.LayerNorm:

@@ -36,11 +36,15 @@ from dalle_jax.training.task import Batch, Metrics, Task
 class BatchSource(Protocol):
     """Batches by number: batch n is a function of n alone, so that the position in the data is the step."""
 
-    bad_counts: Mapping[str, int]
-    """Samples replaced so far because they could not be read, by reason."""
+    @property
+    def bad_counts(self) -> Mapping[str, int]:
+        """Samples replaced so far because they could not be read, by reason."""
+        ...
 
-    captions_cut: int
-    """Captions so far that were longer than the text."""
+    @property
+    def captions_cut(self) -> int:
+        """Captions so far that were longer than the text."""
+        ...
 
     def iterate(self, start: int, *, sharding: NamedSharding) -> Iterator[Batch]:
         """Batches start, start + 1, ... as global arrays of `sharding`, without end."""

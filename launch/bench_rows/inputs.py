@@ -1,6 +1,7 @@
 """The input pipeline on one core: JPEGs of 512x512 to batches of 256x256."""
 
 import io
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -57,10 +58,14 @@ def peer_batches() -> Workload:
     import_torch()
     import open_clip
 
-    transform, data = open_clip.image_transform(IMAGE_SIZE, is_train=True), jpeg()
-    return Workload(
-        lambda: [transform(Image.open(io.BytesIO(data))) for _ in range(BATCH_SIZE)] and None, items=BATCH_SIZE
-    )
+    transform: Any = open_clip.image_transform(IMAGE_SIZE, is_train=True)
+    data = jpeg()
+
+    def run() -> None:
+        for _ in range(BATCH_SIZE):
+            transform(Image.open(io.BytesIO(data)))
+
+    return Workload(run, items=BATCH_SIZE)
 
 
 ROWS = (

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -47,7 +48,7 @@ def product_dtype() -> str:
 
 
 def import_torch() -> Any:
-    """Torch, on as many threads as XLA has.
+    """Torch, on as many threads as XLA has, with a torchvision that the peers can import.
 
     Raises:
       ImportError: where it is not installed.
@@ -56,4 +57,17 @@ def import_torch() -> Any:
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        # A torchvision built for CUDA loads beside a CPU torch once the two operators that it extends are declared.
+        for name in [name for name in sys.modules if name.startswith("torchvision")]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _declared.append(library)
     return torch
+
+
+_declared: list[Any] = []  # a library's operators are gone with it

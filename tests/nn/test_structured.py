@@ -1,4 +1,4 @@
-"""The structured form equals the dense one under the pattern's mask, forward and gradient, and makes no square array."""
+"""The structured form equals the dense one under the pattern's mask, forward and gradient; it makes no square array."""
 
 import re
 
@@ -70,9 +70,7 @@ def test_no_array_of_the_published_program_grows_as_the_square(pattern):
     x = jax.ShapeDtypeStruct((1, length, heads, head_dim), jnp.float32)
 
     def total(q, k, v):
-        return structured_attention(
-            pattern, q, k, v, text_length=text_length, height=side, width=side, kernel=11
-        ).sum()
+        return structured_attention(pattern, q, k, v, text_length=text_length, height=side, width=side, kernel=11).sum()
 
     sizes = array_sizes(jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2))).lower(x, x, x).compile().as_text())
     # The largest: a row's scores over the text and seven rows of keys, or an eighth of the image's square for `full`.

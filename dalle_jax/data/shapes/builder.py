@@ -32,7 +32,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
         # Where the files lie says nothing about what is in them.
         name = config_hash(dataclasses.replace(config, data_dir=""))
         super().__init__(
-            config=ShapesBuilderConfig(name=name, description=str(config), shapes=config),
+            config=ShapesBuilderConfig(name=name, description=str(config), shapes=config),  # pyrefly: ignore
             data_dir=data_dir,
             file_format="array_record",
         )

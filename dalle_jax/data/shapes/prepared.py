@@ -3,8 +3,9 @@
 import contextlib
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import tensorflow_datasets as tfds
 from absl import logging
@@ -57,8 +58,10 @@ class ShapesSource(Source):
         self._open()  # file handles do not travel between processes
 
     def _open(self) -> None:
-        builder = tfds.builder_from_directory(self._folder)
-        self._examples = builder.as_data_source(self._split, decoders={"image": tfds.decode.SkipDecoding()})
+        builder: Any = tfds.builder_from_directory(self._folder)
+        self._examples: Sequence[Any] = builder.as_data_source(
+            self._split, decoders={"image": tfds.decode.SkipDecoding()}
+        )
 
 
 def _prepare(config: ShapesConfig) -> Path:

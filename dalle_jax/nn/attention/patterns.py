@@ -101,7 +101,5 @@ def published_schedule(num_layers: int) -> tuple[Pattern, ...]:
 
 def attended_pairs(patterns: Sequence[Pattern], text_length: int, height: int, width: int, kernel: int = 11) -> int:
     """Number of (query, key) pairs over all layers: what attention's useful FLOPs are counted from."""
-    pairs = {
-        pattern: int(pattern_mask(pattern, text_length, height, width, kernel).sum()) for pattern in set(patterns)
-    }
+    pairs = {pattern: int(pattern_mask(pattern, text_length, height, width, kernel).sum()) for pattern in set(patterns)}
     return sum(pairs[pattern] for pattern in patterns)

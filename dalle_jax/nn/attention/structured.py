@@ -86,9 +86,7 @@ def _two_part_attention(
     return (out / total).astype(dtype)
 
 
-def _column(
-    q: Array, text_kv: tuple[Array, Array], image_kv: tuple[Array, Array], height: int, width: int
-) -> Array:
+def _column(q: Array, text_kv: tuple[Array, Array], image_kv: tuple[Array, Array], height: int, width: int) -> Array:
     """Transposes the grid, so that each column is a block of consecutive positions (Fig. 11 c)."""
 
     def to_columns(x):

@@ -1,0 +1,248 @@
+"""From captions to ranked pictures, by the script and by the library, with the tiny run's models."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import clip_jax
+import dalle_jax
+from dalle_jax.pipeline import Dalle
+from dalle_jax.training.config import MeshConfig
+from dalle_jax.training.mesh import make_mesh
+
+pytestmark = pytest.mark.entry
+
+ROOT = Path(__file__).parents[2]
+CAPTIONS = ["a small red circle", "a large blue square"]
+
+
+def command(workdir: Path, out: Path, *arguments: str) -> list[str]:
+    return [f"--workdir={workdir}", f"--prompt={CAPTIONS[0]}", f"--out={out}", "--max_sequences=2", *arguments]
+
+
+def results(out: Path) -> dict[str, bytes]:
+    """Everything that is written at the end, by name."""
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+
+
+def chunks(out: Path) -> dict[str, int]:
+    """Times of the chunks that are kept."""
+    return {path.name: path.stat().st_mtime_ns for path in sorted(out.glob("drawn/*/*.npz"))}
+
+
+# The script
+
+
+@pytest.fixture(scope="module")
+def drawn(scripts, tiny_run, tmp_path_factory) -> Path:
+    """Two captions, six candidates each, the best four of them by the run's CLIP."""
+    out = tmp_path_factory.mktemp("drawn")
+    (out / "captions.txt").write_text(f"{CAPTIONS[1]}\n\n")
+    arguments = [f"--prompts={out / 'captions.txt'}", "--num_samples=6", "--keep=4", "--seed=3"]
+    ended = scripts("generate", *command(tiny_run, out / "out", *arguments))
+    assert (ended.code, ended.err) == (0, ""), ended
+    assert f"2 prompt(s), 4 of 6 kept: {out / 'out' / 'grid.png'}" in ended.out
+    return out / "out"
+
+
+def test_manifest_says_how_every_picture_was_made(drawn, tiny_run):
+    manifest = json.loads((drawn / "manifest.json").read_text())
+    pictures = manifest.pop("pictures")
+    assert len(manifest.pop("config_hash")) == 12
+    assert manifest == {
+        "workdir": str(tiny_run),
+        "decoder_step": 2,
+        "clip": str(tiny_run),
+        "clip_step": 2,
+        "seed": 3,
+        "prompts": CAPTIONS,
+        "prime": None,
+        "prime_pixels": None,
+        "prime_rows": 0,
+        "sampling": {"temperature": 1.0, "top_k": None, "top_p": None, "guidance_scale": 1.0},
+        "num_samples": 6,
+    }
+    assert [(p["prompt"], p["rank"]) for p in pictures] == [(text, rank) for text in CAPTIONS for rank in range(4)]
+    for text in CAPTIONS:
+        scores = [p["score"] for p in pictures if p["prompt"] == text]
+        assert scores == sorted(scores, reverse=True) and np.isfinite(scores).all()
+        assert len({p["candidate"] for p in pictures if p["prompt"] == text} & set(range(6))) == 4
+
+
+def test_pictures_and_grid_are_those_of_the_manifest(drawn, alone):
+    pictures = json.loads((drawn / "manifest.json").read_text())["pictures"]
+    images = np.stack([np.asarray(Image.open(drawn / p["file"])) for p in pictures])
+    decoded = alone.decode(np.asarray([p["tokens"] for p in pictures], np.int32))
+    np.testing.assert_allclose(images.astype(int), decoded.astype(int), atol=1)
+    assert len(np.unique(images.reshape(8, -1), axis=0)) == 8
+    grid = Image.open(drawn / "grid.png")
+    assert grid.width >= 4 * 64 and grid.height >= 2 * 64
+    names = {p["file"] for p in pictures} | {"grid.png", "manifest.json"}
+    assert {path.name for path in drawn.iterdir() if path.is_file()} == names
+
+
+def test_second_start_draws_only_what_is_missing(scripts, drawn, tiny_run):
+    before, kept = results(drawn), chunks(drawn)
+    assert len(kept) == 6  # two candidates of one caption in each
+    missing, damaged = sorted(kept)[0], sorted(kept)[-1]
+    (folder,) = (drawn / "drawn").iterdir()
+    (folder / missing).unlink()
+    (folder / damaged).write_bytes((folder / damaged).read_bytes()[:100])
+    arguments = [f"--prompts={drawn.parent / 'captions.txt'}", "--num_samples=6", "--keep=4", "--seed=3"]
+    ended = scripts("generate", *command(tiny_run, drawn, *arguments))
+    assert ended.code == 0, ended
+    assert results(drawn) == before
+    redrawn = {name for name, at in chunks(drawn).items() if at != kept[name]}
+    assert redrawn == {missing, damaged}
+
+
+def test_other_settings_draw_anew(scripts, tiny_run, tmp_path):
+    for seed in (0, 1):
+        ended = scripts("generate", *command(tiny_run, tmp_path, "--num_samples=2", f"--seed={seed}", "--clip=none"))
+        assert ended.code == 0, ended
+        pictures = json.loads((tmp_path / "manifest.json").read_text())["pictures"]
+        assert [(p["candidate"], p["score"]) for p in pictures] == [(0, None), (1, None)]
+    assert len(list((tmp_path / "drawn").iterdir())) == 2
+
+
+def test_prime_keeps_its_rows(scripts, tiny_run, drawn, tmp_path, alone):
+    prime = drawn / "0000_000.png"
+    arguments = ["--num_samples=2", f"--prime={prime}", "--prime_rows=3", "--clip=none"]
+    ended = scripts("generate", *command(tiny_run, tmp_path, *arguments))
+    assert ended.code == 0, ended
+    tokens = np.asarray([p["tokens"] for p in json.loads((tmp_path / "manifest.json").read_text())["pictures"]])
+    rows = 3 * alone.config.grid_size
+    (given,) = alone.encode(np.asarray(Image.open(prime))[None])
+    assert (tokens[:, :rows] == given[:rows]).all()
+    assert (tokens[0, rows:] != tokens[1, rows:]).any() and (tokens[0, rows:] != given[rows:]).any()
+
+
+def test_kill_between_chunks_loses_nothing(scripts, tiny_run, tmp_path):
+    arguments = ["--num_samples=48", "--keep=5"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert scripts("generate", *command(tiny_run, whole, *arguments)).code == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launch.generate", *command(tiny_run, broken, *arguments)],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not chunks(broken) and process.poll() is None:
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL  # It had not ended by itself.
+    kept = chunks(broken)
+    assert len(kept) >= 1 and not (broken / "manifest.json").exists()
+    assert scripts("generate", *command(tiny_run, broken, *arguments)).code == 0
+    assert {name: chunks(broken)[name] for name in kept} == kept
+    assert results(broken) == results(whole)
+
+
+# The library
+
+
+@pytest.fixture(scope="module")
+def dalle(tiny_run) -> Dalle:
+    """On a mesh of all eight devices."""
+    return dalle_jax.load(tiny_run)
+
+
+@pytest.fixture(scope="module")
+def alone(dalle) -> Dalle:
+    """The same models on one device."""
+    params = jax.device_get(dalle.params)
+    return Dalle(dalle.codec, dalle.tokenizer, dalle.config, params, make_mesh(MeshConfig(), jax.devices()[:1]))
+
+
+@pytest.fixture(scope="module")
+def everything(alone):
+    """Eight candidates of each caption, four at a time."""
+    return alone.generate(CAPTIONS, num_samples=8, max_sequences=4)
+
+
+def brightness(images, caption: str):
+    """A score that a test can work out; of the second caption, dark pictures are the good ones."""
+    mean = np.asarray(images, np.float32).mean((1, 2, 3))
+    return mean if caption == CAPTIONS[0] else -mean
+
+
+def test_without_a_score_candidates_come_in_order(everything):
+    assert everything.images.shape == (2, 8, 64, 64, 3) and everything.images.dtype == np.uint8
+    assert everything.tokens.shape == (2, 8, 64) and everything.tokens.dtype == np.int32
+    np.testing.assert_array_equal(everything.indices, np.tile(np.arange(8), (2, 1)))
+    assert np.isnan(everything.scores).all()
+    assert len(np.unique(everything.tokens[0], axis=0)) == 8
+
+
+def test_pictures_are_what_their_tokens_decode_to(alone, everything):
+    for tokens, images in zip(everything.tokens, everything.images, strict=True):
+        np.testing.assert_array_equal(alone.decode(tokens), images)
+
+
+def test_best_come_first(alone, everything):
+    progress = []
+    best = alone.generate(
+        CAPTIONS, num_samples=8, keep=3, score_fn=brightness, max_sequences=4,
+        on_progress=lambda done, total: progress.append((done, total)),
+    )  # fmt: skip
+    assert progress == [(4, 16), (8, 16), (12, 16), (16, 16)]
+    for p, caption in enumerate(CAPTIONS):
+        scores = brightness(everything.images[p], caption)
+        order = np.argsort(-scores, kind="stable")[:3]
+        np.testing.assert_array_equal(best.indices[p], order)
+        np.testing.assert_allclose(best.scores[p], scores[order], rtol=1e-5)
+        np.testing.assert_array_equal(best.tokens[p], everything.tokens[p][order])
+        np.testing.assert_array_equal(best.images[p], everything.images[p][order])
+
+
+def test_one_caption_has_no_axis(alone, everything):
+    one = alone.generate(CAPTIONS[1], num_samples=8, max_sequences=4)
+    for ours, theirs in zip(one, everything, strict=True):
+        np.testing.assert_array_equal(ours, theirs[1])
+
+
+@pytest.mark.parametrize("max_sequences", [2, 16])
+def test_chunks_do_not_matter(alone, everything, max_sequences):
+    samples = alone.generate(CAPTIONS, num_samples=8, max_sequences=max_sequences)
+    np.testing.assert_array_equal(samples.tokens, everything.tokens)
+
+
+def test_fewer_candidates_are_the_first_ones(alone, everything):
+    samples = alone.generate(CAPTIONS, num_samples=3, max_sequences=4)  # The chunk of four is padded.
+    np.testing.assert_array_equal(samples.tokens, everything.tokens[:, :3])
+
+
+def test_eight_devices_draw_what_one_draws(dalle, everything):
+    assert dalle.mesh.size == 8
+    samples = dalle.generate(CAPTIONS, num_samples=8)
+    np.testing.assert_array_equal(samples.tokens, everything.tokens)
+    np.testing.assert_allclose(samples.images.astype(int), everything.images.astype(int), atol=1)
+
+
+def test_clip_ranks(alone, tiny_run):
+    clip = clip_jax.load(tiny_run)
+    best = alone.generate(CAPTIONS, num_samples=4, keep=2, score_fn=clip.score, max_sequences=4)
+    assert (np.diff(best.scores, axis=1) <= 0).all()
+    for images, scores, caption in zip(best.images, best.scores, CAPTIONS, strict=True):
+        np.testing.assert_allclose(clip.score(images, caption), scores, rtol=1e-4)
+
+
+def test_published_numbers_are_the_defaults(alone, monkeypatch):
+    """512 candidates, the best 32: looked at without drawing."""
+    asked = {}
+
+    def chunks(self, texts, text, num_samples, *rest):
+        asked["num_samples"] = num_samples
+        yield slice(0, 1), np.arange(512), np.zeros((512, 1, 64), np.int32), np.arange(512.0, dtype=np.float32)[:, None]
+
+    monkeypatch.setattr(Dalle, "_chunks", chunks)
+    samples = alone.generate(CAPTIONS[0], score_fn=brightness)
+    assert asked == {"num_samples": 512}
+    np.testing.assert_array_equal(samples.indices, np.arange(511, 511 - 32, -1))
