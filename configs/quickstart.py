@@ -77,7 +77,7 @@ def decoder() -> DecoderStage:
     optimizer = OptimizerConfig(
         learning_rate=2e-3, warmup_steps=50, final_learning_rate=4e-5, b2=0.98, weight_decay=0.05, clip_norm=1.0
     )
-    return DecoderStage(model, _train(optimizer, 64, 1500), Augment.NONE)
+    return DecoderStage(model, _train(optimizer, 32, 1600), Augment.NONE)
 
 
 def clip() -> ClipStage:

@@ -89,7 +89,6 @@ class BlockInit:
 
 
 @runtime_checkable
-@runtime_checkable
 class Attend(Protocol):
     """How the positions of one layer attend to each other.
 

@@ -15,8 +15,8 @@ from jaxtyping import Array, Bool, Float
 from dalle_jax.nn.attention.dense import causal_attention
 from dalle_jax.nn.attention.patterns import Pattern, band_offsets
 
-FULL_CHUNKS = 8
-"""Parts into which the image queries of a `full` layer are cut: the largest array is 1/8 of the square."""
+QUERY_CHUNK = 128
+"""Image queries of a `full` layer that are scored at a time: the largest array grows with the length, not its square."""
 
 
 def structured_attention(
@@ -133,11 +133,9 @@ def _band_mask(
 def _full(q: Array, text_kv: tuple[Array, Array], image_kv: tuple[Array, Array]) -> Array:
     """Chunks of queries, each with the prefix of keys before its end; the backward pass computes its scores again."""
     length = q.shape[2]
-    size = -(-length // FULL_CHUNKS)
-
     chunks = []
-    for start in range(0, length, size):
-        stop = min(start + size, length)
+    for start in range(0, length, QUERY_CHUNK):
+        stop = min(start + QUERY_CHUNK, length)
         mask = np.arange(start, stop)[:, None] >= np.arange(stop)[None, :]
         prefix_kv = tuple(x[:, :, None, :stop] for x in image_kv)
         attend = jax.checkpoint(functools.partial(_two_part_attention, mask=mask))
