@@ -67,8 +67,8 @@ class DataConfig:
     caption_field: str = ""
     """Of a .json member, a captions.csv or .jsonl, or a TFDS data set; empty: `caption`, `captions` or `text`."""
     caption_templates: tuple[str, ...] = ()
-    """Captions for pictures that have a label and none, with `{}` where the class's name goes (TFDS data sets name their
-    classes)."""
+    """Captions for pictures that have a label and no caption, with `{}` where the class's name goes. TFDS names its
+    classes."""
     image_field: str = ""
     """Of a captions.csv or .jsonl, or a TFDS data set; empty: the usual names, or the only picture there is."""
     label_field: str = ""

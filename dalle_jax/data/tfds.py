@@ -70,9 +70,10 @@ class Tfds(Source):
     def __getitem__(self, index: int) -> Record:
         example = self._features.deserialize_example_np(self._records[index], decoders=self._decoders)
         texts, fault = captions_from_mapping(example, self._caption)
-        label = None if self._label is None else example[self._label]
-        one = int(label) if self.has_labels else None
-        several = None if label is None or self.has_labels else tuple(sorted(set(np.asarray(label).tolist())))
+        one, several = None, None
+        if self._label is not None:
+            found = np.unique(example[self._label]).tolist()
+            one, several = (int(found[0]), None) if self.has_labels else (None, tuple(found))
         return Record(example[self._image], texts, self.key(index), one, several, fault)
 
 
