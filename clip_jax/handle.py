@@ -43,9 +43,10 @@ class Clip:
         batch_size: the most pictures or captions that run at once on a device.
         """
         self.config, self.batch_size = config, batch_size
-        self.logit_scale = float(np.exp(np.asarray(params["logit_scale"])))
+        self.logit_scale = float(np.exp(np.asarray(params["logit_scale"], np.float32)))
         """Factor on cosines."""
-        self._params, self._tokenize = params, tokenize
+        self.tokenize = tokenize
+        self._params = params
         self._placed: dict[Sharding, Any] = {}
         self._text_feature = functools.lru_cache(maxsize=1024)(lambda text: self.encode_text([text])[0])
         self._directions = functools.lru_cache(maxsize=8)(functools.partial(class_directions, self.encode_text))
@@ -61,6 +62,11 @@ class Clip:
             return model.apply({"params": params}, ids, method="encode_text")
 
         self._image_features, self._text_features = image_features, text_features
+
+    @property
+    def variables(self) -> Any:
+        """All that the model was given to hold, as `ClipModel.apply` takes it."""
+        return {"params": self._params}
 
     def encode_image(self, images: Images) -> Float[Array, "B E"] | Float[np.ndarray, "B E"]:
         """Features of pictures of any size (resized and cropped as in evaluation), projected, not normalised."""
@@ -93,7 +99,7 @@ class Clip:
             raise UserError(f"encode_text takes a list of captions, not the one string '{texts[:40]}'")
         if not texts:
             return np.zeros((0, self.config.embed_dim), np.float32)
-        ids = self._tokenize(texts)
+        ids = self.tokenize(texts)
         lengths = np.argmax(ids == self.config.text.end_id, axis=-1) + 1
         order = np.argsort(lengths, kind="stable")
         parts = []

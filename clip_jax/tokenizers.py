@@ -30,7 +30,7 @@ _SPECIAL = (("<|startoftext|>", "<|endoftext|>"), ("<start_of_text>", "<end_of_t
 
 _NUM_MERGES = 49_152 - 256 - 2  # of OpenAI's table, whose file holds more
 
-_FILES = ("spiece.model", "tokenizer.json", "vocab.json")
+FILES = ("spiece.model", "tokenizer.json", "vocab.json")
 """What a checkpoint may bring, the first that is there."""
 
 _CACHED_WORDS = 1 << 16
@@ -50,6 +50,10 @@ class CaptionTokenizer(abc.ABC):
     @abc.abstractmethod
     def pieces(self, text: str) -> list[int]:
         """Ids of one caption of any length, without start, end or pads."""
+
+    @abc.abstractmethod
+    def files(self) -> dict[str, bytes]:
+        """What a folder of weights holds of this tokenizer, by name of file; `load_tokenizer` reads it."""
 
     def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "n T"]:
         """Ids of captions, `context_length` positions each.
@@ -126,6 +130,25 @@ class ClipTokenizer(CaptionTokenizer):
         words = self._words.findall(clean(text).lower())
         return list(itertools.chain.from_iterable(map(self._word_ids, words)))
 
+    def files(self) -> dict[str, bytes]:
+        names = dict(zip(self._special, _SPECIAL[0], strict=True))
+        vocab, merges = self._table
+        start, end = _SPECIAL[0]
+        settings = {
+            "tokenizer_class": "CLIPTokenizer",
+            "bos_token": start,
+            "eos_token": end,
+            "unk_token": end,
+            "pad_token": end,
+            "model_max_length": self.context_length,
+        }
+        lines = ["#version: 0.2", *map(" ".join, merges)]
+        return {
+            "vocab.json": json.dumps({names.get(word, word): i for word, i in vocab.items()}).encode(),
+            "merges.txt": "\n".join([*lines, ""]).encode(),
+            "tokenizer_config.json": json.dumps(settings, indent=2).encode(),
+        }
+
     def _encode_word(self, word: str) -> list[int]:
         if word in self._special:
             return [self._special[word]]
@@ -162,6 +185,11 @@ class SiglipTokenizer(CaptionTokenizer):
             return self._model.encode(text)
         return self._model.encode(text, add_special_tokens=False).ids
 
+    def files(self) -> dict[str, bytes]:
+        if isinstance(self._model, sentencepiece.SentencePieceProcessor):
+            return {"spiece.model": self._model.serialized_model_proto()}
+        return {"tokenizer.json": self._model.to_str().encode()}
+
 
 def load_tokenizer(
     path: epath.PathLike | None = None, *, context_length: int | None = None, truncate: bool = False
@@ -184,10 +212,10 @@ def load_tokenizer(
         return ClipTokenizer(*_openai_table(), **options)
     path = epath.Path(path)
     folder = path if path.is_dir() else path.parent
-    names = _FILES if path.is_dir() else (path.name,)
-    file = next((folder / name for name in names if name in _FILES and (folder / name).is_file()), None)
+    names = FILES if path.is_dir() else (path.name,)
+    file = next((folder / name for name in names if name in FILES and (folder / name).is_file()), None)
     if file is None:
-        raise UserError(f"{path} brings no tokenizer: it needs one of {', '.join(_FILES)} (with merges.txt)")
+        raise UserError(f"{path} brings no tokenizer: it needs one of {', '.join(FILES)} (with merges.txt)")
     if file.suffix == ".model":
         return SiglipTokenizer(_sentencepiece(file), **options)
     if file.name == "tokenizer.json":

@@ -1,6 +1,7 @@
 """Files in the safetensors format: a header of names, types and places, then the numbers."""
 
 import json
+import os
 import struct
 from typing import Any
 
@@ -57,6 +58,7 @@ def _tensor(path: str, base: int, name: str, entry: dict[str, Any]) -> Tensor:
     return Tensor(path, base + entry["data_offsets"][0], dtype, shape, dense_strides(shape))
 
 
-def write_safetensors(path: str, tensors: dict[str, np.ndarray]) -> None:
+def write_safetensors(path: str | os.PathLike, tensors: dict[str, np.ndarray]) -> None:
     """Writes a file as PyTorch's libraries expect it."""
     save_file(tensors, path, metadata={"format": "pt"})
+    os.chmod(path, 0o644)  # the library makes it readable by its owner alone
