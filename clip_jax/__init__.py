@@ -4,6 +4,7 @@ from clip_jax.config import ClipConfig, ClipStage, TextConfig, TextTower, Vision
 from clip_jax.handle import Clip
 from clip_jax.loading import load
 from clip_jax.model import ClipModel, ClipOutput
+from clip_jax.saving import save
 from clip_jax.task import ClipTask
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "VisionConfig",
     "VisionTower",
     "load",
+    "save",
     "tower_config",
 ]

@@ -7,14 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 from jaxtyping import Array, Float, Int
 
 from clip_jax.config import ClipConfig
 from clip_jax.model import ClipModel, normalize
 from clip_jax.pictures import Picture, preprocess, preprocess_on_device
 from clip_jax.vision import normalize_pixels
-from clip_jax.zero_shot import class_directions, class_probabilities
+from clip_jax.zero_shot import ClassName, class_directions, class_probabilities
 from dalle_jax.errors import UserError
 
 Images = jax.Array | np.ndarray | Sequence[Picture]
@@ -31,7 +31,8 @@ class Clip:
 
     Results live where the pictures live: NumPy arrays and lists give NumPy arrays, and pictures on a device (or spread
     over a mesh) give arrays on it, without a transfer to the host. On the host, pictures and captions of any number
-    run in batches padded to a few sizes, so that few programs are compiled; on a device, one for each shape.
+    run in batches padded to a few sizes, so that few programs are compiled, and are spread over all devices of this
+    process where there are enough of them; on a device, one program for each shape.
     """
 
     def __init__(self, config: ClipConfig, params: Any, tokenize: Tokenize, *, batch_size: int = 64):
@@ -39,21 +40,22 @@ class Clip:
         config: of the model.
         params: its parameters, unboxed.
         tokenize: captions to ids.
-        batch_size: the most pictures or captions that run at once.
+        batch_size: the most pictures or captions that run at once on a device.
         """
         self.config, self.batch_size = config, batch_size
-        self.logit_scale = float(np.exp(np.asarray(params["logit_scale"])))
+        self.logit_scale = float(np.exp(np.asarray(params["logit_scale"], np.float32)))
         """Factor on cosines."""
-        self._params, self._tokenize = params, tokenize
+        self.tokenize = tokenize
+        self._params = params
         self._placed: dict[Sharding, Any] = {}
         self._text_feature = functools.lru_cache(maxsize=1024)(lambda text: self.encode_text([text])[0])
         self._directions = functools.lru_cache(maxsize=8)(functools.partial(class_directions, self.encode_text))
         model = ClipModel(config)
 
-        @jax.jit
-        def image_features(params, images):
+        @functools.partial(jax.jit, static_argnames="method")
+        def image_features(params, images, method):
             pixels = normalize_pixels(preprocess_on_device(images, config.vision.image_size), config.vision)
-            return model.apply({"params": params}, pixels, method="encode_image")
+            return model.apply({"params": params}, pixels, method=method)
 
         @jax.jit
         def text_features(params, ids):
@@ -61,19 +63,31 @@ class Clip:
 
         self._image_features, self._text_features = image_features, text_features
 
+    @property
+    def variables(self) -> Any:
+        """All that the model was given to hold, as `ClipModel.apply` takes it."""
+        return {"params": self._params}
+
     def encode_image(self, images: Images) -> Float[Array, "B E"] | Float[np.ndarray, "B E"]:
         """Features of pictures of any size (resized and cropped as in evaluation), projected, not normalised."""
+        return self._encode_pictures(images, "encode_image")
+
+    def probe_features(self, images: Images) -> Float[Array, "B D"] | Float[np.ndarray, "B D"]:
+        """Features before the projection, which linear probes read (Radford et al. 2021, App. A.3)."""
+        return self._encode_pictures(images, "image_trunk")
+
+    def _encode_pictures(self, images: Images, method: str) -> jax.Array | np.ndarray:
+        program = functools.partial(self._image_features, method=method)
         if isinstance(images, jax.Array):
             if images.dtype != jnp.uint8 or images.ndim != 4:
                 raise UserError(f"pictures on a device are uint8 [B, height, width, 3], not {images.aval.str_short()}")
-            return self._image_features(self._params_on(images.sharding), images)
+            return program(self._params_on(images.sharding), images)
         squares = preprocess(images, self.config.vision.image_size)
-        params = self._params_on(SingleDeviceSharding(jax.devices()[0]))
-        parts = [
-            self._image_features(params, _pad(squares[part], self.batch_size))[: part.stop - part.start]
-            for part in _parts(len(squares), self.batch_size)
-        ]
-        return self._gather(parts)
+        if not len(squares):
+            one = jax.ShapeDtypeStruct((1, *squares.shape[1:]), squares.dtype)
+            return np.zeros((0, *jax.eval_shape(program, self._params, one).shape[1:]), np.float32)
+        parts = [self._start(program, squares[part]) for part in _parts(len(squares), self._most_at_once)]
+        return _gather(parts)
 
     def encode_text(self, texts: Sequence[str]) -> Float[np.ndarray, "B E"]:
         """Features of captions, projected, not normalised.
@@ -84,19 +98,16 @@ class Clip:
         if isinstance(texts, str):
             raise UserError(f"encode_text takes a list of captions, not the one string '{texts[:40]}'")
         if not texts:
-            return self._gather([])
-        ids = self._tokenize(texts)
+            return np.zeros((0, self.config.embed_dim), np.float32)
+        ids = self.tokenize(texts)
         lengths = np.argmax(ids == self.config.text.end_id, axis=-1) + 1
         order = np.argsort(lengths, kind="stable")
-        params = self._params_on(SingleDeviceSharding(jax.devices()[0]))
         parts = []
-        for part in _parts(len(order), self.batch_size):
+        for part in _parts(len(order), self._most_at_once):
             rows = order[part]
             length = min(-(-lengths[rows].max() // _TEXT_STEP) * _TEXT_STEP, ids.shape[1])
-            padded = _pad(ids[rows, :length], self.batch_size)
-            parts.append(self._text_features(params, padded)[: len(rows)])
-        features = self._gather(parts)
-        return features[np.argsort(order)]
+            parts.append(self._start(self._text_features, ids[rows, :length]))
+        return _gather(parts)[np.argsort(order)]
 
     def score(self, images: Images, text: str | Sequence[str]) -> Float[Array, " B"] | Float[np.ndarray, " B"]:
         """How well pictures fit captions: cosine times the learned scale, float32.
@@ -114,23 +125,24 @@ class Clip:
         return np.asarray(_scores(self.encode_image(images), captions, self.logit_scale))
 
     def zero_shot(
-        self, images: Images, class_names: Sequence[str], templates: Sequence[str] = ("a photo of a {}.",)
+        self, images: Images, class_names: Sequence[ClassName], templates: Sequence[str] = ("a photo of a {}.",)
     ) -> Float[np.ndarray, "B classes"]:
         """Probabilities of classes: prompts ensembled in embedding space, softmax of scaled cosines.
 
         Args:
           images: pictures of any size.
-          class_names: what fills the templates.
+          class_names: what fills the templates; a class may have several names.
           templates: captions with `{}` where the name goes.
         """
         directions = self.class_directions(class_names, templates)
         return class_probabilities(np.asarray(self.encode_image(images)), directions, self.logit_scale)
 
     def class_directions(
-        self, class_names: Sequence[str], templates: Sequence[str] = ("a photo of a {}.",)
+        self, class_names: Sequence[ClassName], templates: Sequence[str] = ("a photo of a {}.",)
     ) -> Float[np.ndarray, "classes E"]:
         """The zero-shot classifier's unit vectors, computed once for the last few questions asked."""
-        return self._directions(tuple(class_names), tuple(templates))
+        names = tuple(name if isinstance(name, str) else tuple(name) for name in class_names)
+        return self._directions(names, tuple(templates))
 
     def _params_on(self, sharding: Sharding) -> Any:
         """The parameters on the devices of a sharding, a full copy on each, placed there once."""
@@ -140,9 +152,23 @@ class Clip:
             self._placed[sharding] = jax.device_put(self._params, sharding)
         return self._placed[sharding]
 
-    def _gather(self, parts: Sequence[jax.Array]) -> np.ndarray:
-        empty = np.zeros((0, self.config.embed_dim), np.float32)
-        return np.concatenate([empty, *(np.asarray(part) for part in parts)])
+    @property
+    def _most_at_once(self) -> int:
+        return self.batch_size * len(jax.local_devices())
+
+    def _start(self, program: Callable[[Any, jax.Array], jax.Array], rows: np.ndarray) -> tuple[jax.Array, int]:
+        """Starts a program on up to `_most_at_once` rows; returns what it will give, pads included, and their number.
+
+        A few rows run on one device: less than two on each of all of them may differ in rounding, see `_pad`.
+        """
+        devices = jax.local_devices()
+        if len(rows) < 2 * len(devices) and len(rows) <= self.batch_size:
+            devices = devices[:1]
+        sharding: Sharding = SingleDeviceSharding(devices[0])
+        if len(devices) > 1:
+            sharding = NamedSharding(Mesh(np.asarray(devices), ("data",)), PartitionSpec("data"))
+        padded = _pad(rows, self.batch_size * len(devices), len(devices))
+        return program(self._params_on(sharding), jax.device_put(padded, sharding)), len(rows)
 
 
 @jax.jit
@@ -156,7 +182,13 @@ def _parts(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def _pad(rows: np.ndarray, largest: int) -> np.ndarray:
-    """Repeats the last row up to a power of two, at least 2: one row alone may differ in rounding on a CPU."""
+def _gather(parts: Sequence[tuple[jax.Array, int]]) -> np.ndarray:
+    return np.concatenate([np.asarray(part)[:count] for part, count in parts])
+
+
+def _pad(rows: np.ndarray, largest: int, devices: int) -> np.ndarray:
+    """Repeats the last row up to a power of two, at least 2, that divides over the devices: one row alone may differ in
+    rounding on a CPU."""
     count = min(max(2, 1 << (len(rows) - 1).bit_length()), max(2, largest))
+    count = -(-count // devices) * devices
     return np.concatenate([rows, np.repeat(rows[-1:], count - len(rows), axis=0)])

@@ -47,6 +47,10 @@ class ClipModel(nn.Module):
         """Args: pixels: as `normalize_pixels` gives them. Returns: projected features, not normalised, float32."""
         return constrain_activations(self.vision_projection(self.vision(pixels)))
 
+    def image_trunk(self, pixels: Float[Array, "B height width 3"]) -> Float[Array, "B D"]:
+        """Args: pixels: as `normalize_pixels` gives them. Returns: features before the projection, float32."""
+        return constrain_activations(self.vision(pixels))
+
     def encode_text(self, ids: Int[Array, "B T"]) -> Float[Array, "B E"]:
         """Args: ids: captions, `T` up to `context_length`. Returns: projected features, not normalised, float32."""
         return constrain_activations(self.text_projection(self.text(ids)))

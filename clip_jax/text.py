@@ -25,7 +25,8 @@ class TokenEmbedding(nn.Module):
     def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         init = nn.with_logical_partitioning(normal(0.02), ("vocab", "embed"))
         shape = (self.config.vocab_size, self.config.transformer.embed_dim)
-        return jnp.take(self.param("embedding", init, shape, jnp.float32), ids, axis=0)
+        vectors = jnp.take(self.param("embedding", init, shape, jnp.float32), ids, axis=0)
+        return vectors.astype(jnp.float32)  # published parameters may be kept in half precision
 
 
 class TextTransformer(nn.Module):

@@ -7,17 +7,22 @@ from jaxtyping import Float
 
 from dalle_jax.errors import UserError
 
+ClassName = str | Sequence[str]
+"""What fills the templates of a class: a name, or several."""
+
 EncodeText = Callable[[Sequence[str]], Float[np.ndarray, "n E"]]
 
 
 def class_directions(
-    encode_text: EncodeText, class_names: Sequence[str], templates: Sequence[str]
+    encode_text: EncodeText, class_names: Sequence[ClassName], templates: Sequence[str]
 ) -> Float[np.ndarray, "classes E"]:
     """One unit vector a class: of each filled template the normalised feature, their mean, normalised again.
 
+    Where a class has several names, each fills every template.
+
     Args:
       encode_text: features of captions, normalised or not.
-      class_names: what fills the templates.
+      class_names: of each class.
       templates: captions with `{}` where the name goes.
 
     Raises:
@@ -28,19 +33,29 @@ def class_directions(
     for template in templates:
         if "{}" not in template:
             raise UserError(f"the template '{template}' has no '{{}}' for the class name")
-    captions = [template.replace("{}", name) for name in class_names for template in templates]
-    features = _unit(np.asarray(encode_text(captions)))
-    return _unit(features.reshape(len(class_names), len(templates), -1).mean(axis=1))
+    names = [[name] if isinstance(name, str) else name for name in class_names]
+    captions = [template.replace("{}", name) for several in names for name in several for template in templates]
+    features = unit(np.asarray(encode_text(captions)))
+    ends = np.cumsum([len(several) * len(templates) for several in names])
+    return unit(np.stack([part.mean(axis=0) for part in np.split(features, ends[:-1])]))
+
+
+def class_cosines(
+    features: Float[np.ndarray, "B E"], directions: Float[np.ndarray, "classes E"]
+) -> Float[np.ndarray, "B classes"]:
+    """How well pictures fit classes: what classification ranks, without the ties of saturated probabilities."""
+    return unit(features) @ directions.T
 
 
 def class_probabilities(
     features: Float[np.ndarray, "B E"], directions: Float[np.ndarray, "classes E"], logit_scale: float
 ) -> Float[np.ndarray, "B classes"]:
     """Softmax over classes of scaled cosines, float32."""
-    logits = logit_scale * _unit(features) @ directions.T
+    logits = logit_scale * class_cosines(features, directions)
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
-def _unit(x: np.ndarray) -> np.ndarray:
+def unit(x: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n E"]:
+    """Rows over their Euclidean length."""
     return x / np.linalg.norm(x, axis=-1, keepdims=True)

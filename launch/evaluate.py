@@ -1,11 +1,23 @@
-"""Measures trained models: `python -m launch.evaluate --model=W --suite=shapes [--out=DIR]`.
+"""Measures trained models.
+
+    python -m launch.evaluate --model=W                                          # the drawn scenes' own suite
+    python -m launch.evaluate --model=W --suite=zero_shot,linear_probe --data=cifar10 --data='wds_vtab-pets'
+    python -m launch.evaluate --model=W --suite=retrieval --data=coco_captions --split=val
 
 `shapes` needs a work directory with codec, decoder and CLIP trained on the drawn scenes. It writes report.json,
 grid.png and reconstructions.png, and prints the figures.
+
+`zero_shot`, `linear_probe` and `retrieval` measure a CLIP on each `--data`: a folder in CLIP_benchmark's layout, one
+with a folder for each class (or for each split, then class), tars, a TFDS name or directory, or `run`: what the model
+was trained on, where every split but `train` is what it held out. Prompts are those that lie beside the data, or those
+that OpenAI published for a data set of this name. Each suite writes SUITE.json and prints a table.
 """
 
+import functools
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from etils import epath
@@ -15,14 +27,42 @@ import dalle_jax
 from dalle_jax.config import write_json
 from dalle_jax.errors import UserError, closest
 from dalle_jax.training.workdir import code_version, read_workdir
+from launch.eval_data import Classes, DataFlags
 from launch.flags import start
-from launch.suites import shapes
+from launch.suites import linear_probe, retrieval, shapes, zero_shot
 
-MODEL = flags.DEFINE_string("model", None, "work directory of the trained run", required=True)
-SUITE = flags.DEFINE_list("suite", ["shapes"], "what to measure: shapes")
+MODEL = flags.DEFINE_string("model", None, "work directory of the trained run, or published weights", required=True)
+SUITE = flags.DEFINE_list("suite", ["shapes"], "what to measure: shapes, zero_shot, linear_probe, retrieval")
 OUT = flags.DEFINE_string("out", None, "folder for the results; default: report/ in the work directory")
+DATA = flags.DEFINE_multi_string("data", [], "a data set; may be given several times")
+SPLIT = flags.DEFINE_string("split", "test", "what is measured: of TFDS, CLIP_benchmark, or what {split} stands for")
+TRAIN_SPLIT = flags.DEFINE_string("train_split", "train", "what linear probes are fitted on")
+VALIDATION_SPLIT = flags.DEFINE_string(
+    "validation_split", "", "what chooses the penalty; default: a fifth of each class"
+)
+PROMPTS = flags.DEFINE_string("prompts", "", "one of the 27 published sets, such as CIFAR10, or a JSON file")
+CLASSES = flags.DEFINE_enum_class(
+    "classes", Classes.MATCH, Classes, "how labels and the prompts' classes come together"
+)
+PREFIX = flags.DEFINE_string("caption_prefix", "", "put before captions in retrieval; the paper's: 'a photo of '")
+CAPTION_FIELD = flags.DEFINE_string("caption_field", "", "of .json members, tables and TFDS; default: the usual names")
+IMAGE_FIELD = flags.DEFINE_string("image_field", "", "of tables and TFDS; default: the usual names")
+LABEL_FIELD = flags.DEFINE_string("label_field", "", "of TFDS; default: the only class label there is")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "pictures or captions at once on a device", lower_bound=1)
 
-SUITES = ("shapes",)
+COLUMNS = {
+    "zero_shot": ("data", "pictures", "classes", "metric", "result", "accuracy", "top5_accuracy", "mean_per_class"),
+    "linear_probe": ("data", "pictures", "classes", "metric", "result", "accuracy", "mean_per_class", "l2_strength"),
+    "retrieval": (
+        "data",
+        "pictures",
+        "captions",
+        *(f"{x}_recall_at_{k}" for x in ("text", "image") for k in (1, 5, 10)),
+    ),
+}
+"""Of the tables."""
+
+SUITES = ("shapes", *COLUMNS)
 
 
 def main() -> None:
@@ -30,11 +70,43 @@ def main() -> None:
     for name in SUITE.value:
         if name not in SUITES:
             raise UserError(f"--suite: there is no '{name}'{closest(name, SUITES)} (known: {', '.join(SUITES)})")
-    out = Path(OUT.value) if OUT.value else Path(MODEL.value) / "report"
-    report = run_shapes(MODEL.value, out)
-    write_json(out / "report.json", report)
-    print_table(report)
-    print(f"pictures: {out / 'grid.png'}; figures: {out / 'report.json'}")
+        if name != "shapes" and not DATA.value:
+            raise UserError(f"--suite={name} measures on data: name some with --data=...")
+    model = Path(MODEL.value)
+    out = Path(OUT.value) if OUT.value else model / "report" if model.is_dir() else Path("report")
+    for name in SUITE.value:
+        if name == "shapes":
+            report = run_shapes(MODEL.value, out)
+            write_json(out / "report.json", report)
+            print_shapes(report)
+            print(f"pictures: {out / 'grid.png'}; figures: {out / 'report.json'}")
+        else:
+            rows = run_suite(name)
+            write_json(out / f"{name}.json", {"model": MODEL.value, "commit": code_version(), "results": rows})
+            print_table(rows, COLUMNS[name])
+            print(f"figures: {out / f'{name}.json'}")
+
+
+@functools.cache
+def load_clip() -> clip_jax.Clip:
+    """The model, loaded once for all suites."""
+    return clip_jax.load(MODEL.value, batch_size=BATCH_SIZE.value)
+
+
+def run_suite(name: str) -> list[dict[str, Any]]:
+    """A suite on every data set."""
+    about = DataFlags(
+        MODEL.value, PROMPTS.value, CLASSES.value, CAPTION_FIELD.value, IMAGE_FIELD.value, LABEL_FIELD.value
+    )
+    clip = load_clip()
+    suites: Mapping[str, Callable[[str], dict[str, Any]]] = {
+        "zero_shot": lambda data: zero_shot.evaluate(clip, data, SPLIT.value, about),
+        "retrieval": lambda data: retrieval.evaluate(clip, data, SPLIT.value, about, PREFIX.value),
+        "linear_probe": lambda data: linear_probe.evaluate(
+            clip, data, SPLIT.value, about, TRAIN_SPLIT.value, VALIDATION_SPLIT.value
+        ),
+    }
+    return [suites[name](data) for data in DATA.value]
 
 
 def run_shapes(workdir: str, out: Path) -> dict:
@@ -42,13 +114,13 @@ def run_shapes(workdir: str, out: Path) -> dict:
     run = read_workdir(workdir)
     if run["data"]["source"] != "shapes":
         raise UserError(f"--suite=shapes measures runs on the drawn scenes; {workdir} was trained on other data")
-    dalle, clip = dalle_jax.load(workdir), clip_jax.load(workdir)
+    dalle, clip = dalle_jax.load(workdir), load_clip()
     report = shapes.evaluate(dalle, clip, out, run["data"]["shapes"]["max_objects"])
     began = epath.Path(workdir, "tokenizer.model").stat().mtime
     return report | {"seconds": round(time.time() - began, 1), "commit": code_version(), "workdir": workdir}
 
 
-def print_table(report: dict) -> None:
+def print_shapes(report: dict) -> None:
     """A line a figure; those by attribute under one heading."""
     attributes = list(report["chance"])
     print(f"{'':32}{'mean':>8}  {'95% interval':16}" + "".join(f"{name:>12}" for name in attributes))
@@ -61,6 +133,18 @@ def print_table(report: dict) -> None:
     for name, value in report.items():
         if not isinstance(value, dict):
             print(f"{name:32}{value if value is not None else '-':>8}")
+
+
+def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """A line a data set; shares as they are, `-` for what does not apply."""
+    cells = [list(columns), *([_cell(row.get(column)) for column in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ if $parity; then
   install_once torch torch
   install_once torchvision --no-deps torchvision
   install_once parity -e ".[dev,parity]"
-  install_once peers --no-deps DALL-E dalle-pytorch axial_positional_embedding rotary-embedding-torch g-mlp-pytorch
+  install_once peers --no-deps DALL-E clip-anytorch dalle-pytorch axial_positional_embedding rotary-embedding-torch g-mlp-pytorch
 fi
 
 failed=()

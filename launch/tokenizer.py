@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from absl import flags
 
 from dalle_jax.data.captions import all_captions
-from dalle_jax.data.config import DataConfig, SourceKind
+from dalle_jax.data.config import DataConfig
 from dalle_jax.data.sources import open_source
 from dalle_jax.data.tokenizer import train_tokenizer
-from dalle_jax.errors import UserError
+from launch.data_path import guess_source
 from launch.flags import start
 
 DATA = flags.DEFINE_string("data", None, "tars, folder, text file, TFDS name or directory, or 'shapes'", required=True)
@@ -45,22 +45,6 @@ def texts(data: str) -> Iterator[str]:
         caption_field=CAPTION_FIELD.value,
     )
     yield from all_captions(open_source(config))
-
-
-def guess_source(data: str) -> SourceKind:
-    """What kind of data a path names."""
-    if data == "shapes":
-        return SourceKind.SHAPES
-    if os.path.isdir(data):
-        names = os.listdir(data)
-        if "dataset_info.json" in names:
-            return SourceKind.TFDS
-        return SourceKind.WEBDATASET if any(name.endswith(".tar") for name in names) else SourceKind.FOLDER
-    if ".tar" in data:
-        return SourceKind.WEBDATASET
-    if os.sep in data:
-        raise UserError(f"--data='{data}' does not exist: name tars, a folder, a text file, a TFDS name or 'shapes'")
-    return SourceKind.TFDS
 
 
 def main() -> None:

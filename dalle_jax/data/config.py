@@ -20,12 +20,16 @@ class Augment(enum.Enum):
     DVAE = "dvae"  # DALL·E Listing 1: random square, random scale, random crop, mirrored half of the time
     DALLE = "dalle"  # DALL·E Listing 2: near-central square, slight random scale and crop, never mirrored
     CLIP = "clip"  # short side resized, random crop
+    CROP_AND_MIRROR = (
+        "crop_and_mirror"  # for small pictures: a random crop of the padded picture, mirrored half of the time
+    )
     CLIP_INFERENCE = "clip_inference"  # CLIP's inference preprocessing: short side resized with bicubic, centre crop
 
     @property
     def held_out(self) -> "Augment":
         """What the held-out pictures of a model trained under this get: its inference preprocessing."""
-        return Augment.CLIP_INFERENCE if self in (Augment.CLIP, Augment.CLIP_INFERENCE) else Augment.NONE
+        of_clip = (Augment.CLIP, Augment.CLIP_INFERENCE, Augment.CROP_AND_MIRROR)
+        return Augment.CLIP_INFERENCE if self in of_clip else Augment.NONE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +66,9 @@ class DataConfig:
     """Pixels a side of what the model sees."""
     caption_field: str = ""
     """Of a .json member, a captions.csv or .jsonl, or a TFDS data set; empty: `caption`, `captions` or `text`."""
+    caption_templates: tuple[str, ...] = ()
+    """Captions for pictures that have a label and no caption, with `{}` where the class's name goes. TFDS names its
+    classes."""
     image_field: str = ""
     """Of a captions.csv or .jsonl, or a TFDS data set; empty: the usual names, or the only picture there is."""
     label_field: str = ""

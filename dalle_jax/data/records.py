@@ -38,6 +38,8 @@ class Record:
     key: str
     """Names the sample within its source; held-out splits hash it, so it must not depend on where the data lie."""
     label: int | None = None
+    labels: tuple[int, ...] | None = None
+    """All classes of the picture, where the data set notes every one that it shows (VOC 2007)."""
     captions_fault: BadReason | None = None
     """Why there are no captions, where they are unreadable rather than absent. Codecs train on the picture all the
     same, so this is not a `BadSample` yet."""
@@ -50,6 +52,8 @@ class Source(abc.ABC):
     """What a person calls it, for messages: its kind and path."""
     has_labels: bool = False
     """Whether every record has a label."""
+    class_names: tuple[str, ...] = ()
+    """Of the labels, in their order; () where the source does not know them."""
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -87,6 +91,7 @@ class Subset(Source):
         self._indices = indices
         self.name = name
         self.has_labels = source.has_labels
+        self.class_names = source.class_names
 
     def __len__(self) -> int:
         return len(self._indices)

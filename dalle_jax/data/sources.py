@@ -3,6 +3,7 @@
 import numpy as np
 
 from dalle_jax.data import paths
+from dalle_jax.data.class_captions import ClassCaptions
 from dalle_jax.data.config import DataConfig, SourceKind
 from dalle_jax.data.records import Source, Subset
 from dalle_jax.errors import UserError
@@ -58,7 +59,15 @@ def hold_out(source: Source, fraction: float, split: str) -> Source:
 
 
 def _open_named(config: DataConfig, split: str) -> Source:
-    """Opens a split under the data set's own name. Each kind of source is imported when it is asked for."""
+    """Opens a split under the data set's own name, with captions made where the config makes them."""
+    source = _open_stored(config, split)
+    if config.caption_templates and source.class_names:
+        return ClassCaptions(source, config.caption_templates)
+    return source
+
+
+def _open_stored(config: DataConfig, split: str) -> Source:
+    """Opens a split as it is stored. Each kind of source is imported when it is asked for."""
     if config.source is SourceKind.SHAPES:
         from dalle_jax.data import shapes
 

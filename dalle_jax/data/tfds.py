@@ -45,6 +45,7 @@ class Tfds(Source):
         features: dict[str, Any] = dict(info.features.items())
         pictures = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
         labels = [name for name, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
+        labels = labels or [name for name, feature in features.items() if _is_label_list(feature)]
         self._image = _field("image_field", image_field, pictures, features)
         if self._image is None:
             raise UserError(
@@ -56,7 +57,9 @@ class Tfds(Source):
         self._features = info.features
         self._decoders = {self._image: tfds.decode.SkipDecoding()}
         self._records = _records(builder, split)
-        self.has_labels = self._label is not None
+        self.has_labels = self._label is not None and not _is_label_list(features[self._label])
+        if self._label is not None:
+            self.class_names = _class_names(features[self._label])
 
     def __len__(self) -> int:
         return len(self._records)
@@ -67,8 +70,21 @@ class Tfds(Source):
     def __getitem__(self, index: int) -> Record:
         example = self._features.deserialize_example_np(self._records[index], decoders=self._decoders)
         texts, fault = captions_from_mapping(example, self._caption)
-        label = None if self._label is None else int(example[self._label])
-        return Record(example[self._image], texts, self.key(index), label, fault)
+        one, several = None, None
+        if self._label is not None:
+            found = np.unique(example[self._label]).tolist()
+            one, several = (int(found[0]), None) if self.has_labels else (None, tuple(found))
+        return Record(example[self._image], texts, self.key(index), one, several, fault)
+
+
+def _is_label_list(feature: Any) -> bool:
+    """Whether a feature holds all classes of a picture."""
+    return isinstance(feature, tfds.features.Sequence) and isinstance(feature.feature, tfds.features.ClassLabel)
+
+
+def _class_names(feature: Any) -> tuple[str, ...]:
+    names = getattr(feature.feature if _is_label_list(feature) else feature, "names", None)
+    return tuple(names or ())
 
 
 def open_builder(path: str) -> tfds.core.DatasetBuilder:

@@ -1,5 +1,5 @@
-"""From a picture of any size to a square one: the two published augmentations of DALL·E, CLIP's, and what both models
-do at inference.
+"""From a picture of any size to a square one: the two published augmentations of DALL·E, CLIP's, one for small
+pictures, and what both models do at inference.
 
 All take uint8 [height, width, 3] and give uint8 [size, size, 3]. A picture is never enlarged more than it must be:
 where its short side is below `size`, it is brought to exactly `size` with a bicubic filter (the published code assumes
@@ -59,6 +59,21 @@ def clip_augment(image: Picture, size: int, rng: np.random.Generator) -> Square:
     return _resize(image, size, size, Image.Resampling.BICUBIC, box)
 
 
+def crop_and_mirror(image: Picture, size: int, rng: np.random.Generator) -> Square:
+    """The usual one for small photographs (He et al. 2015, section 4.2), for CLIPs of theirs.
+
+    The short side resized to `size`, an eighth of it more on every side by reflection, then a random square crop,
+    mirrored half of the time.
+    """
+    image, pad = _without_far_ends(image), size // 8
+    resized = _resize(image, *_short_side_to(image, size), Image.Resampling.BICUBIC)
+    padded = np.pad(resized, ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
+    height, width, _ = padded.shape
+    top, left = rng.integers(height - size + 1), rng.integers(width - size + 1)
+    square = padded[top : top + size, left : left + size]
+    return square[:, ::-1] if rng.random() < 0.5 else square
+
+
 def dalle_inference(image: Picture, size: int) -> Square:
     """What DALL·E's codec is given at inference: Lanczos to a short side of `size`, centre crop."""
     image = _without_far_ends(image)
@@ -87,14 +102,21 @@ def make_transform(augment: Augment, size: int) -> Callable[[Picture, np.random.
         return lambda image, rng: dalle_inference(image, size)
     if augment is Augment.CLIP_INFERENCE:
         return lambda image, rng: clip_inference(image, size)
-    random = {Augment.DVAE: dvae_augment, Augment.DALLE: dalle_augment, Augment.CLIP: clip_augment}[augment]
-    return lambda image, rng: random(image, size, rng)
+    return lambda image, rng: _RANDOM[augment](image, size, rng)
 
 
 def shrink_to(augment: Augment, size: int) -> int | None:
     """The short side below which decoding a JPEG at reduced size would change the augmentation; None: not at all."""
     largest = {Augment.DVAE: round(12 / 8 * size), Augment.DALLE: round(9 / 8 * size), Augment.CLIP: size}
     return largest.get(augment)
+
+
+_RANDOM = {
+    Augment.DVAE: dvae_augment,
+    Augment.DALLE: dalle_augment,
+    Augment.CLIP: clip_augment,
+    Augment.CROP_AND_MIRROR: crop_and_mirror,
+}
 
 
 def _without_far_ends(image: Picture) -> Resized:

@@ -1,6 +1,7 @@
 """Webdataset tars as img2dataset writes them, read in any order without being copied or unpacked."""
 
 import functools
+import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +17,8 @@ from dalle_jax.errors import UserError
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 
-_PARTS = {suffix: 0 for suffix in IMAGE_SUFFIXES} | {"txt": 1, "json": 2, "cls": 3}
-_IMAGE, _TEXT, _JSON, _CLASS = range(4)
+_PARTS = {suffix: 0 for suffix in IMAGE_SUFFIXES} | {"txt": 1, "json": 2, "cls": 3, "npy": 4}
+_IMAGE, _TEXT, _JSON, _CLASS, _CLASSES = range(5)
 _ABSENT = -1
 
 
@@ -29,10 +30,11 @@ class _Shard(NamedTuple):
 
 
 class WebDataset(Source):
-    """Files that share a name up to its first dot are one sample: a picture, and `.txt`, `.json` or `.cls` beside it.
+    """Files that share a name up to its first dot are one sample: a picture, and `.txt`, `.json` or labels beside it.
 
     Captions are the lines of the `.txt`, else the caption field of the `.json`; where `caption_field` is given, that
-    field of the `.json` goes first. `.cls` holds a class index.
+    field of the `.json` goes first. `.cls` holds a class index, `.npy` a 0 or 1 for each class (CLIP_benchmark's
+    multi-label data sets).
 
     The tars are scanned once in a process, when the source is opened; a sample is then a few reads at known offsets.
     """
@@ -71,9 +73,10 @@ class WebDataset(Source):
         return self._hashes.copy()
 
     def __getitem__(self, index: int) -> Record:
-        image, text, json, label = self._read(index, (_IMAGE, _TEXT, _JSON, _CLASS))
+        image, text, json, label, labels = self._read(index, (_IMAGE, _TEXT, _JSON, _CLASS, _CLASSES))
         texts, fault = self._choose(text, json)
-        return Record(image, texts, self.key(index), int(label) if label.strip().isdigit() else None, fault)
+        one = int(label) if label.strip().isdigit() else None
+        return Record(image, texts, self.key(index), one, _classes(labels), fault)
 
     def captions(self, index: int) -> tuple[str, ...]:
         return self._choose(*self._read(index, (_TEXT, _JSON)))[0]
@@ -102,6 +105,15 @@ class WebDataset(Source):
         return from_json if from_json[0] or from_text == ((), None) else from_text
 
 
+def _classes(data: bytes) -> tuple[int, ...] | None:
+    """The classes that a `.npy` array marks; None where there is none, or it holds something else."""
+    try:
+        marks = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError):
+        return None
+    return tuple(np.flatnonzero(marks).tolist()) if isinstance(marks, np.ndarray) and marks.ndim == 1 else None
+
+
 def _scan_shard(path: str) -> _Shard:
     status = os.stat(path)
     return _scan_file(path, status.st_size, status.st_mtime_ns)
@@ -118,12 +130,12 @@ def _scan_file(path: str, size: int, mtime: int) -> _Shard:
         part = _PARTS.get(suffix.lower())
         if part is None or not stem:  # a dot in front: what macOS leaves beside each file
             continue
-        sample = samples.setdefault(os.path.join(folder, stem), [[_ABSENT, 0] for _ in range(4)])
+        sample = samples.setdefault(os.path.join(folder, stem), [[_ABSENT, 0] for _ in range(5)])
         sample[part] = [offset, length]
     whole = {key: spans for key, spans in samples.items() if spans[_IMAGE][0] != _ABSENT}
     return _Shard(
         np.array([key.encode("utf-8", "surrogateescape") for key in whole], np.bytes_),
         np.array([hash_key(key) for key in whole], np.uint64),
-        np.array(list(whole.values()), np.int64).reshape(len(whole), 4, 2),
+        np.array(list(whole.values()), np.int64).reshape(len(whole), 5, 2),
         len(samples) - len(whole),
     )

@@ -77,6 +77,30 @@ def test_resizing_on_device_is_pillows_to_one_level():
         assert difference.max() <= 1 and difference.mean() < 0.05, (height, width, size)
 
 
+def test_many_pictures_and_captions_are_spread_over_the_devices(clip, params):
+    images = np.random.default_rng(1).integers(0, 256, (45, 16, 16, 3), dtype=np.uint8)
+    texts = [" ".join(WORDS[: 1 + i % 6]) for i in range(45)]
+    seen = []
+    program = clip._text_features
+    clip._text_features = lambda params, ids: seen.append(len(ids.sharding.device_set)) or program(params, ids)
+    try:
+        text = clip.encode_text(texts)
+    finally:
+        clip._text_features = program
+    assert seen == [8, 8]  # batches of 4 on each of 8 devices, then 13 that are padded to 16
+    pixels = normalize_pixels(jnp.asarray(images), CONFIG.vision)
+    expected = ClipModel(CONFIG).apply({"params": params}, pixels, jnp.asarray(tokenize(texts)))
+    np.testing.assert_allclose(clip.encode_image(images), expected.image, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(text, expected.text, rtol=1e-4, atol=1e-5)
+
+
+def test_probes_read_what_comes_before_the_projection(clip, params, images):
+    features = clip.probe_features(images)
+    assert features.shape == (5, 32) and clip.probe_features([]).shape == (0, 32)
+    projected = features @ params["vision_projection"]["kernel"]
+    np.testing.assert_allclose(clip.encode_image(images), projected, rtol=1e-4, atol=1e-5)
+
+
 def test_captions_of_mixed_length_keep_their_order(clip, params):
     texts = ["red star", " ".join(WORDS * 3), "blue", "green circle red square blue star red", "", "star red"]
     expected = ClipModel(CONFIG).apply({"params": params}, jnp.asarray(tokenize(texts)), method="encode_text")
@@ -118,6 +142,16 @@ def test_zero_shot_by_hand():
     probabilities = class_probabilities(np.float32([[2, 0], [0, -4]]), directions, logit_scale=2.0)
     logits = np.array([[2**0.5, 0], [-(2**0.5), 2]])
     np.testing.assert_allclose(probabilities, np.exp(logits) / np.exp(logits).sum(-1, keepdims=True), rtol=1e-6)
+
+
+def test_several_names_of_a_class_count_alike():
+    features = {"a x": [1, 0], "the x": [1, 0], "a y": [0, 3], "the y": [0, 2], "a z": [-1, 0], "the z": [0, 1]}
+
+    def encode(texts):
+        return np.float32([features[t] for t in texts])
+
+    directions = class_directions(encode, [("x", "y"), "z"], ["a {}", "the {}"])
+    np.testing.assert_allclose(directions, np.float32([[1, 1], [-1, 1]]) / 2**0.5, rtol=1e-6)
 
 
 def test_zero_shot_is_the_softmax_of_scores_for_one_template(clip, images):
@@ -188,7 +222,7 @@ def test_load_reads_what_the_loop_trained_on_eight_devices(images, tmp_path):
 
 def test_load_refuses_what_it_cannot_read(tmp_path):
     (tmp_path / "ViT-B-32.pt").write_bytes(b"weights")
-    with pytest.raises(UserError, match="published weights cannot be read yet"):
+    with pytest.raises(UserError, match="no file of weights"):
         clip_jax.load(tmp_path / "ViT-B-32.pt")
     open_workdir(tmp_path / "codec", {"codec": {}})
     with pytest.raises(UserError, match="has no CLIP"):

@@ -84,6 +84,17 @@ def test_clip_crop(coordinates):
     assert np.allclose(found[:, 1] - found[:, 0], 200, atol=6)
 
 
+def test_crop_and_mirror():
+    """All 81 crops of the padded picture come up, each both ways, and nothing else does."""
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    padded = np.pad(picture, ((4, 4), (4, 4), (0, 0)), mode="reflect")
+    crops = [padded[top : top + 32, left : left + 32] for top in range(9) for left in range(9)]
+    possible = {crop.tobytes() for crop in crops} | {crop[:, ::-1].tobytes() for crop in crops}
+    rng = np.random.default_rng(0)
+    found = {transforms.crop_and_mirror(picture, 32, rng).tobytes() for _ in range(2000)}
+    assert found == possible and len(possible) == 162
+
+
 def test_clip_crop_equals_resizing_then_cropping():
     picture = np.random.default_rng(0).integers(0, 256, (90, 61, 3), np.uint8)
     for seed in range(10):

@@ -36,7 +36,7 @@ def test_from_a_text_file(tmp_path):
 
 
 def test_what_data_means(tmp_path):
-    from launch.tokenizer import guess_source
+    from launch.data_path import guess_source
 
     (tmp_path / "tars").mkdir()
     (tmp_path / "tars" / "0.tar").touch()

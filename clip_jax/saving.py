@@ -1,0 +1,82 @@
+"""Out of here: a `Clip` as a folder that transformers or open_clip load, and `clip_jax.load` too."""
+
+import functools
+import os
+from typing import Any
+
+import jax
+from etils import epath
+
+from clip_jax.handle import Clip
+from clip_jax.loading import TOKENIZER
+from clip_jax.tokenizers import CaptionTokenizer
+from clip_jax.weights_hf import config_to_hf, hf_names, preprocessor_to_hf
+from clip_jax.weights_open_clip import CONFIG as OPEN_CLIP_CONFIG
+from clip_jax.weights_open_clip import config_to_open_clip
+from clip_jax.weights_openai import openai_names
+from dalle_jax.config import write_json
+from dalle_jax.data.tokenizer import Tokenizer
+from dalle_jax.errors import UserError, closest
+from dalle_jax.weights import write_safetensors, write_tensors
+
+
+def save(clip: Clip, path: epath.PathLike, *, format: str = "hf") -> None:
+    """Writes a folder of weights, config and, where it has a form there, the tokenizer.
+
+    Args:
+      clip: as `load` gives it.
+      path: the folder; made where it does not exist. Files of the same names are replaced.
+      format: `hf`, for `transformers.CLIPModel.from_pretrained(path)`; or `open_clip`, for
+        `open_clip.create_model("local-dir:" + path)`.
+
+    Raises:
+      UserError: the format is none of these or has no such model, or the folder cannot be written.
+    """
+    writers = {"hf": _write_hf, "open_clip": _write_open_clip}
+    if format not in writers:
+        raise UserError(f"format '{format}' is none{closest(format, writers)} (known: {', '.join(writers)})")
+    if "://" in os.fspath(path):
+        raise UserError(f"{path}: weights are written to local folders alone; save here and copy them there")
+    folder = epath.Path(path)
+    dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(clip.variables)}
+    files = writers[format](clip, "float32" if "float32" in dtypes else min(dtypes))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in (files | _tokenizer_files(clip)).items():
+            _write(folder / name, content)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise UserError(f"cannot write into the folder {folder}: {error.strerror}") from error
+
+
+def _write_hf(clip: Clip, dtype: str) -> dict[str, Any]:
+    return {
+        "config.json": config_to_hf(clip.config, dtype),
+        "preprocessor_config.json": preprocessor_to_hf(clip.config.vision),
+        "model.safetensors": functools.partial(write_tensors, hf_names(clip.config), clip.variables),
+    }
+
+
+def _write_open_clip(clip: Clip, dtype: str) -> dict[str, Any]:
+    del dtype  # open_clip converts
+    return {
+        OPEN_CLIP_CONFIG: config_to_open_clip(clip.config),
+        "open_clip_model.safetensors": functools.partial(write_tensors, openai_names(clip.config), clip.variables),
+    }
+
+
+def _tokenizer_files(clip: Clip) -> dict[str, Any]:
+    """A tokenizer that is neither published nor trained here is the caller's to keep."""
+    tokenize = clip.tokenize
+    if isinstance(tokenize, CaptionTokenizer):
+        return dict(tokenize.files())
+    owner = getattr(getattr(tokenize, "func", None), "__self__", None)
+    return {TOKENIZER: owner.model} if isinstance(owner, Tokenizer) else {}
+
+
+def _write(file: epath.Path, content: Any) -> None:
+    if callable(content):
+        write_safetensors(file, content())
+    elif isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        write_json(file, content)

@@ -1,0 +1,165 @@
+"""Published weights: which family a path is of, its config, and its parameters straight onto the devices."""
+
+import dataclasses
+import functools
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+
+from clip_jax.config import ClipConfig
+from clip_jax.model import init_params
+from clip_jax.weights_hf import FILES as HF_FILES
+from clip_jax.weights_hf import IGNORED as HF_IGNORED
+from clip_jax.weights_hf import config_from_hf, hf_names
+from clip_jax.weights_open_clip import CONFIG as OPEN_CLIP_CONFIG
+from clip_jax.weights_open_clip import FILES as OPEN_CLIP_FILES
+from clip_jax.weights_open_clip import config_from_open_clip
+from clip_jax.weights_openai import IGNORED as OPENAI_IGNORED
+from clip_jax.weights_openai import check_official, deduce_config, openai_names, text_prefix
+from dalle_jax.errors import UserError, closest
+from dalle_jax.nn.transformer import Activation
+from dalle_jax.training.trees import unbox
+from dalle_jax.weights import (
+    Names,
+    Tensor,
+    check_tensors,
+    find_file,
+    is_torchscript,
+    local_path,
+    read_params,
+    read_settings,
+    read_tensors,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A model that another program wrote: its config, and its tensors, still in their files."""
+
+    config: ClipConfig
+    path: str
+    folder: str | None
+    """Where files of its tokenizer may be; None: of a bare file, which is read with OpenAI's."""
+    names: Names
+    tensors: Mapping[str, Tensor]
+
+    def read(self, *, dtype: str | None = "float32", shardings: Any = None) -> Any:
+        """The model's variables, `{"params": ...}`.
+
+        Args:
+          dtype: of the parameters; None: as the file has them.
+          shardings: see `dalle_jax.weights.read_params`; of a tree like `abstract_variables(config)`.
+        """
+        shapes = unbox(abstract_variables(self.config))
+        return read_params(self.names, shapes, self.tensors, dtype=dtype, shardings=shardings)
+
+
+def abstract_variables(config: ClipConfig) -> Any:
+    """Shapes and dtypes of all variables of a model, in the boxes that carry their logical axes."""
+    return {"params": jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))}
+
+
+def is_published(path: epath.PathLike) -> bool:
+    """Whether a path is one that `open_published` is for: a file, or a folder as Hugging Face or open_clip make it."""
+    path = epath.Path(path)
+    if path.is_file() or (path / OPEN_CLIP_CONFIG).is_file():
+        return True
+    return any((path / name).is_file() for name in HF_FILES)
+
+
+def open_published(path: epath.PathLike, *, activation: str | Activation | None = None) -> Published:
+    """Opens published weights and compares them with the model that they describe; no numbers are read yet.
+
+    Args:
+      path: a file of weights with OpenAI's (or open_clip's) names, or a folder of Hugging Face's or open_clip's, or a
+        file of weights in one.
+      activation: of the MLPs, where the file cannot tell: `quick_gelu` (the default: OpenAI's), `gelu` (most of
+        open_clip's), `gelu_tanh`.
+
+    Raises:
+      UserError: the path is of no known family, the file is damaged or hostile, or parameters are missing, unknown or
+        of a wrong shape; the message names them.
+    """
+    path = local_path(path)
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    file = None if path == folder else path
+    chosen = _activation(activation)
+    opened = None
+    if os.path.isfile(os.path.join(folder, OPEN_CLIP_CONFIG)):
+        opened = _open_clip_folder(folder, file)
+    elif os.path.isfile(os.path.join(folder, "config.json")):
+        opened = _hf_folder(folder, file)
+    if opened is None:
+        return _bare_file(path, chosen)
+    if chosen is not None and chosen is not (said := opened.config.text.transformer.activation):
+        raise UserError(f"{path} says that its activation is '{said.value}': leave activation='{chosen.value}' out")
+    return opened
+
+
+def _hf_folder(folder: str, file: str | None) -> Published | None:
+    """None where the file is none of `CLIPModel`, for all that it lies in such a folder."""
+    settings = read_settings(os.path.join(folder, "config.json"))
+    if "model_type" not in settings:
+        return None
+    preprocessor = find_file(folder, ["preprocessor_config.json"])
+    config = config_from_hf(settings, read_settings(preprocessor) if preprocessor else {}, folder)
+    path = file or find_file(folder, HF_FILES)
+    if path is None:
+        raise UserError(f"{folder} has a config.json and no weights beside it ({', '.join(HF_FILES)})")
+    tensors = read_tensors(path)
+    if file is not None and not any(name.startswith("text_model.") for name in tensors):
+        return None
+    return _checked(config, path, folder, hf_names(config), tensors, HF_IGNORED)
+
+
+def _open_clip_folder(folder: str, file: str | None) -> Published:
+    config = config_from_open_clip(read_settings(os.path.join(folder, OPEN_CLIP_CONFIG)), folder)
+    path = file or find_file(folder, OPEN_CLIP_FILES)
+    if path is None:
+        raise UserError(f"{folder} has an {OPEN_CLIP_CONFIG} and no weights beside it ({', '.join(OPEN_CLIP_FILES)})")
+    tensors = read_tensors(path)
+    names = openai_names(config, text_prefix=text_prefix(tensors))
+    return _checked(config, path, folder, names, tensors, OPENAI_IGNORED)
+
+
+def _bare_file(path: str, activation: Activation | None) -> Published:
+    if os.path.isdir(path):
+        raise UserError(f"{path} is no folder of Hugging Face's or open_clip's: give a file in it, or a work directory")
+    check_official(path)
+    tensors = read_tensors(path)
+    config = deduce_config(tensors, path, activation or Activation.QUICK_GELU)
+    names = openai_names(config, text_prefix=text_prefix(tensors))
+    published = _checked(config, path, None, names, tensors, OPENAI_IGNORED)
+    if activation is None and not is_torchscript(path):
+        print(
+            f"note: {path} cannot tell its activation, and QuickGELU is taken, as OpenAI's models have it; open_clip's "
+            "have activation='gelu' where '-quickgelu' is not in their name",
+            file=sys.stderr,
+            flush=True,
+        )
+    return published
+
+
+def _checked(
+    config: ClipConfig,
+    path: str,
+    folder: str | None,
+    names: Names,
+    tensors: Mapping[str, Tensor],
+    ignored: tuple[str, ...],
+) -> Published:
+    check_tensors(names, tensors, path, ignored)
+    return Published(config, path, folder, names, tensors)
+
+
+def _activation(name: str | Activation | None) -> Activation | None:
+    if name is None or isinstance(name, Activation):
+        return name
+    known = [activation.value for activation in Activation]
+    if name not in known:
+        raise UserError(f"activation '{name}' is none{closest(name, known)} (known: {', '.join(known)})")
+    return Activation(name)

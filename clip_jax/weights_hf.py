@@ -1,0 +1,214 @@
+"""Hugging Face's CLIP: folders with a `config.json`, and the names of `CLIPModel`'s parameters."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from clip_jax.config import ClipConfig, TextConfig, TextTower, VisionConfig, tower_config
+from dalle_jax.errors import UserError
+from dalle_jax.nn.transformer import Activation, TransformerConfig
+from dalle_jax.weights import Names
+
+FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Where weights are in a folder, the first that is there."""
+
+IGNORED = ("*.position_ids",)
+"""Tensors beside the parameters, which older files hold."""
+
+ACTIVATIONS = {
+    "quick_gelu": Activation.QUICK_GELU,
+    "gelu": Activation.GELU,
+    "gelu_new": Activation.GELU_TANH,
+    "gelu_pytorch_tanh": Activation.GELU_TANH,
+    "relu": Activation.RELU,
+}
+"""By Hugging Face's name; of two names for one, the last is written."""
+
+# What `CLIPTextConfig` and `CLIPVisionConfig` take where a file is silent.
+_TEXT_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 49408,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "eos_token_id": 49407,
+}
+_VISION_DEFAULTS: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 32,
+    "num_channels": 3,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+_LEGACY_END = 2
+"""An `eos_token_id` that older files hold by mistake: the highest id of a caption is its end then."""
+
+
+def hf_names(config: ClipConfig) -> Names:
+    """The tensors of `CLIPModel` for every variable of a model."""
+    names, text, vision = Names(), config.text, config.vision
+    names.array("params/logit_scale", "logit_scale", ())
+    for ours, theirs, width in (
+        ("text_projection", "text_projection", text.transformer.embed_dim),
+        ("vision_projection", "visual_projection", vision.transformer.embed_dim),
+    ):
+        names.array(f"params/{ours}/kernel", f"{theirs}.weight", (config.embed_dim, width), (1, 0))
+    width, ours, theirs = text.transformer.embed_dim, "params/text", "text_model.embeddings"
+    names.array(f"{ours}/token_embedding/embedding", f"{theirs}.token_embedding.weight", (text.vocab_size, width))
+    names.array(f"{ours}/position_embedding", f"{theirs}.position_embedding.weight", (text.context_length, width))
+    _transformer(names, f"{ours}/transformer", "text_model.encoder", text.transformer)
+    names.norm(f"{ours}/norm_final", "text_model.final_layer_norm", width)
+    width, ours, theirs = vision.transformer.embed_dim, "params/vision", "vision_model.embeddings"
+    side = vision.patch_size
+    patches = f"{theirs}.patch_embedding.weight"
+    names.array(f"{ours}/patch_embedding/kernel", patches, (width, 3, side, side), (2, 3, 1, 0))
+    names.array(f"{ours}/class_embedding", f"{theirs}.class_embedding", (width,))
+    names.array(f"{ours}/position_embedding", f"{theirs}.position_embedding.weight", (vision.num_patches + 1, width))
+    names.norm(f"{ours}/norm_pre", "vision_model.pre_layrnorm", width)
+    _transformer(names, f"{ours}/transformer", "vision_model.encoder", vision.transformer)
+    names.norm(f"{ours}/norm_post", "vision_model.post_layernorm", width)
+    return names
+
+
+def _transformer(names: Names, ours: str, theirs: str, config: TransformerConfig) -> None:
+    width, inner = config.embed_dim, config.num_heads * config.head_dim
+    for i in range(config.num_layers):
+        block, at, layer = f"{theirs}.layers.{i}", (i,), f"{ours}/group/layer_0"
+        names.norm(f"{layer}/norm_1", f"{block}.layer_norm1", width, at)
+        names.norm(f"{layer}/norm_2", f"{block}.layer_norm2", width, at)
+        attention = f"{layer}/attention"
+        for j, part in enumerate("qkv"):
+            weight, bias = f"{block}.self_attn.{part}_proj.weight", f"{block}.self_attn.{part}_proj.bias"
+            names.array(f"{attention}/qkv_kernel", weight, (inner, width), (1, 0), (i, None, j))
+            names.array(f"{attention}/qkv_bias", bias, (inner,), at=(i, j))
+        names.linear(f"{attention}/out", f"{block}.self_attn.out_proj", (inner, width), at)
+        names.linear(f"{layer}/mlp/in", f"{block}.mlp.fc1", (width, config.mlp_dim), at)
+        names.linear(f"{layer}/mlp/out", f"{block}.mlp.fc2", (config.mlp_dim, width), at)
+
+
+def config_from_hf(settings: Mapping[str, Any], preprocessor: Mapping[str, Any], where: str) -> ClipConfig:
+    """The model that a folder's `config.json` describes.
+
+    Args:
+      settings: of `config.json`.
+      preprocessor: of `preprocessor_config.json`; empty where there is none.
+      where: the folder, for messages.
+
+    Raises:
+      UserError: it is of another family, or sizes are missing or do not fit together.
+    """
+    if settings.get("model_type") != "clip":
+        raise UserError(f"{where} holds a model of type '{settings.get('model_type')}', and CLIP's is 'clip'")
+    # Old files carry a section twice; where they differ, transformers takes the one with `_dict`.
+    text = _TEXT_DEFAULTS | (settings.get("text_config") or {}) | (settings.get("text_config_dict") or {})
+    vision = _VISION_DEFAULTS | (settings.get("vision_config") or {}) | (settings.get("vision_config_dict") or {})
+    if vision["num_channels"] != 3:
+        raise UserError(f"{where}: its image tower reads {vision['num_channels']} channels, and pictures have 3")
+    normalization: dict[str, Any] = {
+        ours: tuple(preprocessor[theirs])
+        for ours, theirs in (("pixel_mean", "image_mean"), ("pixel_std", "image_std"))
+        if theirs in preprocessor
+    }
+    end_id = text["vocab_size"] - 1 if text["eos_token_id"] == _LEGACY_END else text["eos_token_id"]
+    try:
+        return ClipConfig(
+            settings.get("projection_dim", 512),
+            VisionConfig(vision["image_size"], vision["patch_size"], _tower(vision, where), **normalization),
+            TextConfig(text["vocab_size"], text["max_position_embeddings"], end_id, _tower(text, where)),
+        )
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(f"{where}/config.json describes no model: {error}") from error
+
+
+def _tower(sizes: Mapping[str, Any], where: str) -> TransformerConfig:
+    name, heads = sizes["hidden_act"], sizes["num_attention_heads"]
+    if name not in ACTIVATIONS:
+        raise UserError(f"{where}: the activation '{name}' is none of {', '.join(ACTIVATIONS)}")
+    return tower_config(
+        sizes["num_hidden_layers"],
+        sizes["hidden_size"],
+        sizes["hidden_size"] // heads,
+        mlp_dim=sizes["intermediate_size"],
+        activation=ACTIVATIONS[name],
+        norm_epsilon=float(sizes["layer_norm_eps"]),
+    )
+
+
+def config_to_hf(config: ClipConfig, dtype: str) -> dict[str, Any]:
+    """The `config.json` of a model.
+
+    Args:
+      config: of the model.
+      dtype: of its parameters.
+
+    Raises:
+      UserError: `CLIPModel` has no such model.
+    """
+    text, vision = config.text, config.vision
+    if text.tower is not TextTower.TRANSFORMER:
+        raise UserError(f"CLIPModel has no text tower of kind '{text.tower.value}': this model cannot be saved for it")
+    if text.end_id == _LEGACY_END:
+        raise UserError(f"CLIPModel takes an end-of-text token with id {_LEGACY_END} for the highest id of a caption")
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "dtype": dtype,
+        "projection_dim": config.embed_dim,
+        "logit_scale_init_value": 2.6592,
+        "text_config": {
+            "model_type": "clip_text_model",
+            **_sizes(text.transformer),
+            "projection_dim": config.embed_dim,
+            "vocab_size": text.vocab_size,
+            "max_position_embeddings": text.context_length,
+            "eos_token_id": text.end_id,
+            "bos_token_id": text.end_id - 1,
+            "pad_token_id": 0,
+        },
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            **_sizes(vision.transformer),
+            "projection_dim": config.embed_dim,
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "num_channels": 3,
+        },
+    }
+
+
+def _sizes(config: TransformerConfig) -> dict[str, Any]:
+    if config.num_heads * config.head_dim != config.embed_dim:
+        raise UserError(f"CLIPModel has heads of width / {config.num_heads}, not of {config.head_dim}")
+    return {
+        "hidden_size": config.embed_dim,
+        "intermediate_size": config.mlp_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "hidden_act": {activation: name for name, activation in ACTIVATIONS.items()}[config.activation],
+        "layer_norm_eps": config.norm_epsilon,
+        "attention_dropout": 0.0,
+    }
+
+
+def preprocessor_to_hf(config: VisionConfig) -> dict[str, Any]:
+    """The `preprocessor_config.json` of a model: CLIP's resize, crop and normalisation."""
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": config.image_size},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": config.image_size, "width": config.image_size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(config.pixel_mean),
+        "image_std": list(config.pixel_std),
+    }

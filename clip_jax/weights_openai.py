@@ -1,0 +1,151 @@
+"""OpenAI's names of CLIP's parameters, which open_clip shares, and what a bare file of them says of the model."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Mapping
+
+from clip_jax.config import ClipConfig, TextConfig, VisionConfig, tower_config
+from dalle_jax.errors import UserError
+from dalle_jax.nn.transformer import Activation, TransformerConfig
+from dalle_jax.weights import Names, Tensor
+
+OFFICIAL = {
+    "RN50.pt": "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
+    "RN101.pt": "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599",
+    "RN50x4.pt": "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd",
+    "RN50x16.pt": "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa",
+    "RN50x64.pt": "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c",
+    "ViT-B-32.pt": "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
+    "ViT-B-16.pt": "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
+    "ViT-L-14.pt": "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+    "ViT-L-14-336px.pt": "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+}
+"""SHA-256 of OpenAI's files."""
+
+IGNORED = ("input_resolution", "context_length", "vocab_size", "*attn_mask", "*.num_batches_tracked")
+"""Tensors beside the parameters: sizes that the archives carry, constants, counters."""
+
+_HEAD_DIM = 64
+
+
+def check_official(path: str) -> None:
+    """Compares a file that is called like one of OpenAI's with its SHA-256, and warns on stderr where it is another."""
+    name = os.path.basename(path)
+    if name not in OFFICIAL:
+        return
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != OFFICIAL[name]:
+        print(
+            f"warning: {path} is called like OpenAI's file and is not that file (its SHA-256 is {found[:12]}..., "
+            f"OpenAI's {OFFICIAL[name][:12]}...): fetch it again, or rename it if it is your own",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def openai_names(config: ClipConfig, *, text_prefix: str = "") -> Names:
+    """OpenAI's tensors of every variable of a model.
+
+    Args:
+      config: of the model.
+      text_prefix: before the names of the text tower; open_clip has models with `text.`.
+    """
+    names, text = Names(), config.text
+    width = text.transformer.embed_dim
+    names.array("params/logit_scale", "logit_scale", ())
+    ours = "params/text"
+    names.array(f"{ours}/token_embedding/embedding", f"{text_prefix}token_embedding.weight", (text.vocab_size, width))
+    positions = f"{text_prefix}positional_embedding"
+    names.array(f"{ours}/position_embedding", positions, (text.context_length, width))
+    _transformer(names, f"{ours}/transformer", f"{text_prefix}transformer", text.transformer)
+    names.norm(f"{ours}/norm_final", f"{text_prefix}ln_final", width)
+    names.array("params/text_projection/kernel", f"{text_prefix}text_projection", (width, config.embed_dim))
+    _vit(names, config.vision)
+    names.array(
+        "params/vision_projection/kernel", "visual.proj", (config.vision.transformer.embed_dim, config.embed_dim)
+    )
+    return names
+
+
+def _vit(names: Names, config: VisionConfig) -> None:
+    ours, width, side = "params/vision", config.transformer.embed_dim, config.patch_size
+    # Patches are flattened as (row, column, channel).
+    names.array(f"{ours}/patch_embedding/kernel", "visual.conv1.weight", (width, 3, side, side), (2, 3, 1, 0))
+    names.array(f"{ours}/class_embedding", "visual.class_embedding", (width,))
+    names.array(f"{ours}/position_embedding", "visual.positional_embedding", (config.num_patches + 1, width))
+    names.norm(f"{ours}/norm_pre", "visual.ln_pre", width)
+    _transformer(names, f"{ours}/transformer", "visual.transformer", config.transformer)
+    names.norm(f"{ours}/norm_post", "visual.ln_post", width)
+
+
+def _transformer(names: Names, ours: str, theirs: str, config: TransformerConfig) -> None:
+    width, inner = config.embed_dim, config.num_heads * config.head_dim
+    for i in range(config.num_layers):
+        block, at, layer = f"{theirs}.resblocks.{i}", (i,), f"{ours}/group/layer_0"
+        names.norm(f"{layer}/norm_1", f"{block}.ln_1", width, at)
+        names.norm(f"{layer}/norm_2", f"{block}.ln_2", width, at)
+        # Rows of the weight are those of q, then k, then v.
+        attention = f"{layer}/attention"
+        names.array(f"{attention}/qkv_kernel", f"{block}.attn.in_proj_weight", (3 * inner, width), (1, 0), at)
+        names.array(f"{attention}/qkv_bias", f"{block}.attn.in_proj_bias", (3 * inner,), at=at)
+        names.linear(f"{attention}/out", f"{block}.attn.out_proj", (inner, width), at)
+        names.linear(f"{layer}/mlp/in", f"{block}.mlp.c_fc", (width, config.mlp_dim), at)
+        names.linear(f"{layer}/mlp/out", f"{block}.mlp.c_proj", (config.mlp_dim, width), at)
+
+
+def text_prefix(tensors: Mapping[str, Tensor]) -> str:
+    """What stands before the names of the text tower."""
+    return "text." if "text.token_embedding.weight" in tensors else ""
+
+
+def deduce_config(tensors: Mapping[str, Tensor], where: str, activation: Activation) -> ClipConfig:
+    """The model that a bare state dict is of, from shapes, as OpenAI's code deduces it.
+
+    Heads are 64 wide, as in all of OpenAI's models, and a sixteenth of the width in open_clip's wider image towers. The
+    end-of-text token is the last of the vocabulary.
+
+    Raises:
+      UserError: the names that tell the sizes are not there.
+    """
+    prefix = text_prefix(tensors)
+
+    def shape(name: str, rank: int) -> tuple[int, ...]:
+        if name not in tensors:
+            known = ", ".join(list(tensors)[:3])
+            raise UserError(
+                f"{where} has no '{name}': its names ({known}, ...) are not those of OpenAI's or open_clip's CLIP; "
+                "of a Hugging Face model, give the folder with its config.json"
+            )
+        if len(tensors[name].shape) != rank:
+            raise UserError(f"{where}: '{name}' is {tensors[name].shape} and should have {rank} axes")
+        return tensors[name].shape
+
+    vocab_size, width = shape(f"{prefix}token_embedding.weight", 2)
+    context_length, _ = shape(f"{prefix}positional_embedding", 2)
+    _, embed_dim = shape(f"{prefix}text_projection", 2)
+    text = _deduce_tower(tensors, f"{prefix}transformer", width, activation, where)
+    vision_width, _, patch_size, _ = shape("visual.conv1.weight", 4)
+    positions, _ = shape("visual.positional_embedding", 2)
+    vision = _deduce_tower(tensors, "visual.transformer", vision_width, activation, where)
+    image_size = patch_size * round((positions - 1) ** 0.5)
+    return ClipConfig(
+        embed_dim,
+        VisionConfig(image_size, patch_size, vision),
+        TextConfig(vocab_size, context_length, vocab_size - 1, text),
+    )
+
+
+def _deduce_tower(
+    tensors: Mapping[str, Tensor], theirs: str, width: int, activation: Activation, where: str
+) -> TransformerConfig:
+    prefix, suffix = f"{theirs}.resblocks.", ".mlp.c_fc.weight"
+    layers = [name for name in tensors if name.startswith(prefix) and name.endswith(suffix)]
+    if not layers:
+        raise UserError(f"{where} has no '{prefix}0{suffix}': it is no CLIP of two transformers")
+    head_dim = max(_HEAD_DIM, width // 16) if theirs.startswith("visual") else _HEAD_DIM
+    if width % head_dim:
+        raise UserError(f"{where}: '{theirs}' is {width} wide, which does not divide into heads of {head_dim}")
+    mlp_dim = tensors[layers[0]].shape[0]
+    return tower_config(len(layers), width, head_dim, mlp_dim=mlp_dim, activation=activation)

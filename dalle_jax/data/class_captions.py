@@ -1,0 +1,50 @@
+"""Captions made from the names of classes, for data sets that have labels and no captions."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+from dalle_jax.data.records import Record, Source
+from dalle_jax.errors import UserError
+
+
+class ClassCaptions(Source):
+    """The records of a source; those without a caption have one for each template."""
+
+    def __init__(self, source: Source, templates: Sequence[str]):
+        """Args:
+        source: with labels and the names of the classes.
+        templates: captions with `{}` where the name goes; an `a` before it becomes `an` where the name asks for it.
+
+        Raises:
+          UserError: a template has no `{}`.
+        """
+        for template in templates:
+            if "{}" not in template:
+                raise UserError(f"config.data.caption_templates: '{template}' has no '{{}}' for the class's name")
+        self._source, self._templates = source, tuple(templates)
+        self.name, self.has_labels, self.class_names = source.name, source.has_labels, source.class_names
+        self._captions = [tuple(fill(template, name) for template in templates) for name in source.class_names]
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self._source[index]
+        if record.captions or record.captions_fault or record.label is None or record.label < 0:
+            return record
+        return dataclasses.replace(record, captions=self._captions[record.label])
+
+    def key(self, index: int) -> str:
+        return self._source.key(index)
+
+    def key_hashes(self):
+        return self._source.key_hashes()
+
+
+def fill(template: str, name: str) -> str:
+    """A template with a class's name in it: underscores are spaces, and `a {}` before a vowel is `an ...`."""
+    name = name.replace("_", " ")
+    if name[:1].lower() in tuple("aeiou"):
+        template = re.sub(r"\b([Aa]) \{\}", r"\1n {}", template)
+    return template.replace("{}", name)

@@ -1,0 +1,30 @@
+"""Pictures in one folder for each class."""
+
+from dalle_jax.data.folder import Folder
+from dalle_jax.data.records import Record
+from dalle_jax.errors import UserError
+
+
+class ClassFolder(Folder):
+    """A folder whose folders are the classes, in the order of their names; pictures may lie deeper."""
+
+    def __init__(self, path: str):
+        """Lists the folder.
+
+        Raises:
+          UserError: where there is no picture, or one that lies in no class's folder.
+        """
+        super().__init__(path)
+        self.name = f"folder by class {path}"
+        outside = next((file for file in self._files if "/" not in file), None)
+        if outside is not None:
+            raise UserError(
+                f"'{outside}' lies in {path} itself: give each class a folder with its name, and its pictures in it"
+            )
+        self.class_names = tuple(sorted({file.split("/")[0] for file in self._files}))
+        self.has_labels = True
+
+    def __getitem__(self, index: int) -> Record:
+        record = super().__getitem__(index)
+        label = self.class_names.index(record.key.split("/")[0])
+        return Record(record.image, record.captions, record.key, label, None, record.captions_fault)

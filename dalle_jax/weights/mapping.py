@@ -1,0 +1,221 @@
+"""Which of our parameters is made of which tensors: one table for both directions.
+
+Ours may differ from a file's in three ways: axes are turned (linear layers and convolutions have their output last),
+tensors are reshaped (q, k and v as an axis of their own), and several of theirs lie in one of ours (layers in a stack).
+"""
+
+import dataclasses
+import fnmatch
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from dalle_jax.errors import UserError
+from dalle_jax.weights.tensors import Tensor
+
+Index = tuple[slice, ...]
+"""Part of an array: a slice with start and stop for each axis."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A tensor of a file, and the part of one of our parameters that it is."""
+
+    name: str
+    shape: tuple[int, ...]
+    """In the file."""
+    axes: tuple[int, ...] | None = None
+    """Its axes in our order, None: as they are. What they then span is reshaped, where ours has other axes."""
+    at: tuple[int | None, ...] = ()
+    """Where it lies along our first axes; None, and whatever is not said: all along that axis."""
+
+    @property
+    def turned(self) -> tuple[int, ...]:
+        """Its shape with the axes in our order."""
+        return tuple(self.shape[axis] for axis in self._order)
+
+    def to_ours(self, tensor: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+        """What a tensor of the file is in ours, of which it is a part or all."""
+        kept = tuple(size for axis, size in enumerate(shape) if self._free(axis))
+        return tensor.reshape(self.shape).transpose(self._order).reshape(kept)
+
+    def to_theirs(self, param: np.ndarray) -> np.ndarray:
+        """The tensor for a file, contiguous."""
+        part = param[tuple(slice(None) if self._free(axis) else self.at[axis] for axis in range(param.ndim))]
+        back = tuple(np.argsort(self._order))
+        return np.ascontiguousarray(part.reshape(self.turned).transpose(back)).reshape(self.shape)
+
+    def fill(self, out: np.ndarray, index: Index, tensor: Tensor, shape: Sequence[int]) -> None:
+        """Writes what lies inside `index` of our parameter of `shape` into `out`, which is that part of it."""
+        place: list[int | slice] = []
+        for axis, span in enumerate(index):
+            if self._free(axis):
+                place.append(slice(None))
+                continue
+            position = self.at[axis]
+            assert position is not None
+            if not span.start <= position < span.stop:
+                return
+            place.append(position - span.start)
+        kept = tuple(span for axis, span in enumerate(index) if self._free(axis))
+        out[tuple(place)] = self.to_ours(tensor.read(), shape)[kept]
+
+    @property
+    def _order(self) -> tuple[int, ...]:
+        return tuple(range(len(self.shape))) if self.axes is None else self.axes
+
+    def _free(self, axis: int) -> bool:
+        return axis >= len(self.at) or self.at[axis] is None
+
+
+class Names(dict[str, list[Piece]]):
+    """The pieces of each of our parameters, by its path `a/b/c`; filled by the methods below.
+
+    In each, `ours` is the path of a module or parameter and `theirs` its name in the file; `at` is as in `Piece`.
+    """
+
+    def array(
+        self,
+        ours: str,
+        theirs: str,
+        shape: Sequence[int],
+        axes: tuple[int, ...] | None = None,
+        at: tuple[int | None, ...] = (),
+    ) -> None:
+        """One tensor."""
+        self.setdefault(ours, []).append(Piece(theirs, tuple(shape), axes, at))
+
+    def linear(self, ours: str, theirs: str, sizes: tuple[int, int], at: tuple[int | None, ...] = ()) -> None:
+        """A dense layer of `(in, out)` features, with a bias."""
+        features_in, features_out = sizes
+        self.array(f"{ours}/kernel", f"{theirs}.weight", (features_out, features_in), (1, 0), at)
+        self.array(f"{ours}/bias", f"{theirs}.bias", (features_out,), at=at)
+
+    def norm(self, ours: str, theirs: str, width: int, at: tuple[int | None, ...] = ()) -> None:
+        """Gain and bias of a normalisation."""
+        self.array(f"{ours}/scale", f"{theirs}.weight", (width,), at=at)
+        self.array(f"{ours}/bias", f"{theirs}.bias", (width,), at=at)
+
+    def conv(
+        self, ours: str, theirs: str, sizes: tuple[int, int, int], leaves: tuple[str, str] = ("weight", "bias")
+    ) -> None:
+        """A square convolution of `(in, out, side)`, with a bias; `leaves` are their names of its tensors."""
+        features_in, features_out, side = sizes
+        self.array(f"{ours}/kernel", f"{theirs}.{leaves[0]}", (features_out, features_in, side, side), (2, 3, 1, 0))
+        self.array(f"{ours}/bias", f"{theirs}.{leaves[1]}", (features_out,))
+
+    @property
+    def pieces(self) -> list[Piece]:
+        return [piece for pieces in self.values() for piece in pieces]
+
+
+def check_tensors(names: Names, tensors: Mapping[str, Tensor], where: str, ignored: Iterable[str] = ()) -> None:
+    """Compares the tensors of a file with those that a model needs.
+
+    Args:
+      names: of the model.
+      tensors: of the file.
+      where: name of the file, for the message.
+      ignored: patterns (`*.position_ids`) of tensors that are no parameters.
+
+    Raises:
+      UserError: one line with the names of all that are missing, unknown, or of another shape (ten of each).
+    """
+    wanted = {piece.name: piece.shape for piece in names.pieces}
+    missing = [name for name in wanted if name not in tensors]
+    unknown = [
+        name
+        for name in tensors
+        if name not in wanted and not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignored)
+    ]
+    wrong = [
+        f"{name} is {tensors[name].shape} and should be {shape}"
+        for name, shape in wanted.items()
+        if name in tensors and not _same_shape(tensors[name].shape, shape)
+    ]
+    faults = [
+        f"{kind}: {', '.join(found[:10])}{f' and {len(found) - 10} more' if len(found) > 10 else ''}"
+        for kind, found in (("missing", missing), ("unknown", unknown), ("of a wrong shape", wrong))
+        if found
+    ]
+    if faults:
+        raise UserError(f"{where} does not fit the model; {'; '.join(faults)}")
+
+
+def _same_shape(found: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Whether shapes agree; a single number may be written as an array of one or as none."""
+    return tuple(found) == tuple(wanted) or (math.prod(found) == math.prod(wanted) == 1)
+
+
+def read_params(
+    names: Names,
+    shapes: Any,
+    tensors: Mapping[str, Tensor],
+    *,
+    dtype: str | None = "float32",
+    shardings: Any = None,
+) -> Any:
+    """Makes our parameters from tensors that `check_tensors` has found fit.
+
+    Args:
+      names: of the model; must name every parameter.
+      shapes: our tree of parameters, abstract.
+      tensors: of the file.
+      dtype: of the result; None: as each is in the file.
+      shardings: one `Sharding` for all, or a tree of them like `shapes`: each device's part is read and put there by
+        itself, so that the host holds one part at a time. None: arrays on the host.
+
+    Returns:
+      The tree: `jax.Array`s with shardings, NumPy arrays without.
+    """
+
+    def make(path: tuple[Any, ...], leaf: Any, sharding: jax.sharding.Sharding | None = None) -> Any:
+        pieces = names[jax.tree_util.keystr(path, simple=True, separator="/")]
+        kind = np.result_type(*(tensors[piece.name].dtype for piece in pieces)) if dtype is None else np.dtype(dtype)
+
+        def part(index: Index) -> np.ndarray:
+            out = np.empty([span.stop - span.start for span in index], kind)
+            for piece in pieces:
+                piece.fill(out, index, tensors[piece.name], leaf.shape)
+            return out
+
+        if sharding is None:
+            return part(_resolved((slice(None),) * len(leaf.shape), leaf.shape))
+        return _on_devices(part, leaf.shape, sharding)
+
+    if shardings is None:
+        return jax.tree_util.tree_map_with_path(make, shapes)
+    if isinstance(shardings, jax.sharding.Sharding):
+        shardings = jax.tree.map(lambda _: shardings, shapes)
+    return jax.tree_util.tree_map_with_path(make, shapes, shardings)
+
+
+def _on_devices(part: Any, shape: Sequence[int], sharding: jax.sharding.Sharding) -> jax.Array:
+    devices: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(tuple(shape)).items():
+        spans = _resolved(index or (slice(None),) * len(shape), shape)
+        devices.setdefault(tuple((span.start, span.stop) for span in spans), []).append(device)
+    arrays = []
+    for spans, holders in devices.items():
+        numbers = part(tuple(slice(start, stop) for start, stop in spans))
+        arrays += [jax.device_put(numbers, device) for device in holders]
+        jax.block_until_ready(arrays[-len(holders) :])  # or the next part would join this one on the host
+    return jax.make_array_from_single_device_arrays(tuple(shape), sharding, arrays)
+
+
+def _resolved(index: Sequence[slice], shape: Sequence[int]) -> Index:
+    spans = [slice(*span.indices(size)[:2]) for span, size in zip(index, shape, strict=True)]
+    return tuple(spans)
+
+
+def write_tensors(names: Names, params: Any) -> dict[str, np.ndarray]:
+    """The tensors for a file, by its names, from our parameters."""
+    leaves = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    assert leaves.keys() == names.keys(), leaves.keys() ^ names.keys()
+    return {piece.name: piece.to_theirs(np.asarray(leaves[ours])) for ours, pieces in names.items() for piece in pieces}

@@ -1,0 +1,91 @@
+"""Tensors that are still in their file: name, shape and dtype are known, numbers are read when they are asked for."""
+
+import dataclasses
+import math
+import os
+
+import ml_dtypes
+import numpy as np
+
+from dalle_jax.errors import UserError
+
+DTYPES: dict[str, np.dtype] = {
+    "float64": np.dtype(np.float64),
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "int64": np.dtype(np.int64),
+    "int32": np.dtype(np.int32),
+    "int16": np.dtype(np.int16),
+    "int8": np.dtype(np.int8),
+    "uint8": np.dtype(np.uint8),
+    "bool": np.dtype(np.bool_),
+}
+"""By PyTorch's name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor in a file."""
+
+    path: str
+    offset: int
+    """Of its first element, in bytes from the start of the file."""
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    """Distance between neighbours along each dimension, in elements."""
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        return math.prod(self.shape)
+
+    def read(self) -> np.ndarray:
+        """The numbers, read-only, mapped from the file: they are in memory only while they are looked at.
+
+        Copy what is to outlive the file.
+        """
+        if self.size == 0:
+            return np.zeros(self.shape, self.dtype)
+        length = span(self.shape, self.strides) * self.dtype.itemsize
+        raw = np.memmap(self.path, np.uint8, "r", self.offset, (length,))
+        strides = tuple(stride * self.dtype.itemsize for stride in self.strides)
+        flat = np.asarray(raw).view(self.dtype)
+        return np.lib.stride_tricks.as_strided(flat, self.shape, strides, writeable=False)
+
+
+def span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """Elements from the first to the last of a strided tensor, both included; 0 where there is none."""
+    if 0 in shape:
+        return 0
+    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+
+
+def dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides of a contiguous tensor in row-major order."""
+    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+def overlaps(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether elements of a strided tensor may share memory (sizes and strides nest for all that do not)."""
+    reach = 0
+    for stride, size in sorted((stride, size) for size, stride in zip(shape, strides, strict=True) if size > 1):
+        if stride <= reach:
+            return True
+        reach += (size - 1) * stride
+    return False
+
+
+def local_path(path: str | os.PathLike) -> str:
+    """A path as a string, where it is one of this machine's.
+
+    Raises:
+      UserError: it is not there, or in a bucket.
+    """
+    text = os.fspath(path)
+    if "://" in text:
+        raise UserError(f"{text}: weights are read from local files alone; copy it to this machine")
+    if not os.path.exists(text):
+        raise UserError(f"{text} does not exist")
+    return text

@@ -1,0 +1,148 @@
+"""The data sets of an evaluation: where they lie, what their classes are called, which prompts go with them."""
+
+import dataclasses
+import enum
+import glob
+import os
+
+from clip_jax.prompts import Prompts, find_published, parse_prompts, published_prompts
+from dalle_jax.config import from_config_dict, read_json
+from dalle_jax.data import paths
+from dalle_jax.data.class_folder import ClassFolder
+from dalle_jax.data.config import DataConfig, SourceKind
+from dalle_jax.data.records import Source
+from dalle_jax.data.sources import EVAL, TRAIN, open_source
+from dalle_jax.data.webdataset import WebDataset
+from dalle_jax.errors import UserError
+from dalle_jax.training.workdir import read_workdir
+from launch.data_path import guess_source
+
+RUN = "run"
+"""`--data=run`: what the model was trained on, and what it held out of that."""
+
+_CLASS_NAMES, _TEMPLATES, _TYPE = "classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt"
+
+
+class Classes(enum.Enum):
+    """How labels and class names come together."""
+
+    MATCH = "match"  # the data's names are looked up among the published ones
+    INDEX = "index"  # label i is the i-th published name
+    DATA = "data"  # the data's own names
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFlags:
+    """What is said of all data sets of an evaluation."""
+
+    model: str
+    prompts: str = ""
+    classes: Classes = Classes.MATCH
+    caption_field: str = ""
+    image_field: str = ""
+    label_field: str = ""
+
+
+def open_split(data: str, split: str, flags: DataFlags, *, labelled: bool) -> Source:
+    """Opens one split.
+
+    Args:
+      data: a folder of CLIP_benchmark's layout, a folder by class, tars, a TFDS name or directory, or `run`; `{split}`
+        in a path stands for the split.
+      split: its name.
+      flags: fields to read.
+      labelled: whether a folder's folders are classes.
+
+    Raises:
+      UserError: where there are no such data.
+    """
+    if data == RUN:
+        run = from_config_dict(DataConfig, read_workdir(flags.model)["data"], "config.data")
+        return open_source(run, TRAIN if split == TRAIN else EVAL)
+    path = data.replace("{split}", split)
+    if is_benchmark(path):
+        return WebDataset(_shards(os.path.join(path, split)), caption_field=flags.caption_field)
+    if guess_source(path) is SourceKind.FOLDER:
+        path = os.path.join(path, split) if os.path.isdir(os.path.join(path, split)) else path
+        if labelled:
+            return ClassFolder(path)
+    config = DataConfig(
+        source=guess_source(path),
+        path=path,
+        split=split,
+        eval_fraction=0.0,
+        caption_field=flags.caption_field,
+        image_field=flags.image_field,
+        label_field=flags.label_field,
+    )
+    return open_source(config)
+
+
+def find_prompts(data: str, source: Source, flags: DataFlags) -> Prompts:
+    """Class names in the order of the labels, and templates.
+
+    In this order: those that are named, those that lie beside the data, the published ones of a data set of this name,
+    the data's class names in `a photo of a {}.`.
+
+    Raises:
+      UserError: there are none, or their classes are not those of the data.
+    """
+    if not flags.prompts and is_benchmark(data):
+        return _stored(data)
+    prompts = _named(flags.prompts) if flags.prompts else _guess(data, flags)
+    own = Prompts(data, tuple((name.replace("_", " "),) for name in source.class_names), ("a photo of a {}.",))
+    if prompts is None and not own.classes:
+        raise UserError(f"{source.name} does not name its classes: say whose they are with --prompts=NAME")
+    if prompts is None:
+        return own
+    if flags.classes is Classes.DATA and own.classes:
+        return dataclasses.replace(prompts, classes=own.classes)
+    if flags.classes is Classes.MATCH and own.classes:
+        return prompts.in_order_of(source.class_names)
+    return prompts
+
+
+def is_benchmark(path: str) -> bool:
+    """Whether a folder has CLIP_benchmark's layout: `SPLIT/0.tar` and on, with the names of the classes beside them."""
+    return any(os.path.isfile(os.path.join(path, name)) for name in (_CLASS_NAMES, _TEMPLATES, _TYPE))
+
+
+def _shards(folder: str) -> list[str]:
+    """The tars of a split: as many as `nshards.txt` says, or all that are there."""
+    count = os.path.join(folder, "nshards.txt")
+    if not os.path.isfile(count):
+        return paths.expand(os.path.join(glob.escape(folder), "*.tar"), ".tar")
+    with open(count, encoding="utf-8") as file:
+        text = file.read().strip()
+    if not text.isdigit() or not int(text):
+        raise UserError(f"{count} must hold the number of tars, not '{text[:20]}'")
+    return paths.expand(",".join(os.path.join(folder, f"{i}.tar") for i in range(int(text))), ".tar")
+
+
+def _stored(folder: str) -> Prompts:
+    """Prompts as CLIP_benchmark keeps them, a line each."""
+    classes, templates = (_lines(os.path.join(folder, name)) for name in (_CLASS_NAMES, _TEMPLATES))
+    name = os.path.basename(os.path.normpath(folder))
+    published = find_published(name)
+    prompts = parse_prompts(name, {"classes": classes, "templates": templates})
+    return prompts if published is None else dataclasses.replace(prompts, metric=published.metric)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return [line.strip() for line in file if line.strip()]
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: classification needs it, or --prompts=NAME") from None
+
+
+def _named(name: str) -> Prompts:
+    """Published ones, or those of a JSON file."""
+    return parse_prompts(name, read_json(name)) if name.endswith(".json") else published_prompts(name)
+
+
+def _guess(data: str, flags: DataFlags) -> Prompts | None:
+    """The published prompts of a data set that is called as a part of the path is."""
+    path = read_workdir(flags.model)["data"]["path"] if data == RUN else data
+    parts = reversed(path.split(":")[0].split("/"))
+    return next((found for part in parts if (found := find_published(part))), None)

@@ -1,0 +1,20 @@
+"""Zero-shot classification of a data set by prompts (Radford et al. 2021, §3.1)."""
+
+from typing import Any
+
+from clip_jax import Clip
+from clip_jax.features import encode_source, label_array
+from clip_jax.zero_shot import class_cosines
+from launch.eval_data import DataFlags, find_prompts, open_split
+from launch.suites import classification
+
+
+def evaluate(clip: Clip, data: str, split: str, flags: DataFlags) -> dict[str, Any]:
+    """One line of the table; pictures with several classes are ranked by cosine, as all others are."""
+    source = open_split(data, split, flags, labelled=True)
+    prompts = find_prompts(data, source, flags)
+    encoded = encode_source(clip.encode_image, source, clip.config.vision.image_size)
+    labels = label_array(encoded.records, len(prompts.classes), source.name)
+    scores = class_cosines(encoded.features, clip.class_directions(prompts.classes, prompts.templates))
+    row = classification.row(data, split, prompts, encoded, labels, scores)
+    return row | {"templates": len(prompts.templates)}

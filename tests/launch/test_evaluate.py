@@ -1,0 +1,260 @@
+"""The suites on real layouts with a model that a test chose, and the script as a person runs it."""
+
+import io
+import json
+import tarfile
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clip_jax.features import encode_source, label_array
+from clip_jax.zero_shot import class_directions
+from dalle_jax.data.records import Record
+from dalle_jax.data.webdataset import WebDataset
+from dalle_jax.errors import UserError
+from launch.eval_data import Classes, DataFlags, find_prompts, is_benchmark, open_split
+from launch.suites import linear_probe, retrieval, zero_shot
+
+SIZE = 16
+COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250)}
+FLAGS = DataFlags(model="unused")
+
+
+class ColourClip:
+    """Pictures are their mean colour; captions are the colour that they name."""
+
+    config = SimpleNamespace(vision=SimpleNamespace(image_size=SIZE))
+
+    def encode_image(self, images):
+        assert images.dtype == np.uint8 and images.shape[1:] == (SIZE, SIZE, 3)
+        return images.mean(axis=(1, 2)).astype(np.float32)
+
+    def probe_features(self, images):
+        return self.encode_image(images) / 255
+
+    def encode_text(self, texts):
+        named = [[colour in text for colour in COLOURS] for text in texts]
+        return np.float32(named) * 100 + 1
+
+    def class_directions(self, class_names, templates):
+        return class_directions(self.encode_text, class_names, templates)
+
+
+def picture(rng, name, size=20):
+    noise = rng.integers(-9, 10, (size, size + 4, 3))
+    file = io.BytesIO()
+    Image.fromarray(np.uint8(np.clip(COLOURS[name] + noise, 0, 255))).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_tar(path, members):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def npy(marks):
+    file = io.BytesIO()
+    np.save(file, np.asarray(marks))
+    return file.getvalue()
+
+
+def write_benchmark(folder, split, labels, per_shard=10, kind="classification"):
+    """CLIP_benchmark's layout; class 1 is green, 0 blue, 2 red."""
+    rng, names = np.random.default_rng(len(split)), ("blue", "green", "red")
+    members = []
+    for i, label in enumerate(labels):
+        sample = {f"s{i:07d}.png": picture(rng, names[np.atleast_1d(label)[0]])}
+        if kind == "multilabel":
+            sample[f"s{i:07d}.npy"] = npy([c in np.atleast_1d(label) for c in range(3)])
+        elif kind == "retrieval":
+            sample[f"s{i:07d}.txt"] = f"a {names[label]} thing\nsomething {names[label]}".encode()
+        else:
+            sample[f"s{i:07d}.cls"] = str(label).encode()
+        members.append(sample)
+    shards = range(0, len(members), per_shard)
+    for number, start in enumerate(shards):
+        write_tar(
+            folder / split / f"{number}.tar", {k: v for m in members[start : start + per_shard] for k, v in m.items()}
+        )
+    (folder / split / "nshards.txt").write_text(f"{len(shards)}\n")
+    if kind != "retrieval":
+        (folder / "classnames.txt").write_text("\n".join(names) + "\n")
+        (folder / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\nthe {c}\n")
+    if kind != "classification":
+        (folder / "dataset_type.txt").write_text(kind + "\n")
+    return str(folder)
+
+
+@pytest.fixture
+def benchmark(tmp_path):
+    """23 test pictures in three tars, two of them with a wrong label, and 60 to train on."""
+    labels = [i % 3 for i in range(21)]
+    write_benchmark(tmp_path / "wds_colours", "train", [i % 3 for i in range(60)])
+    folder = write_benchmark(tmp_path / "wds_colours", "test", labels)
+    rng = np.random.default_rng(5)
+    wrong = {"x.png": picture(rng, "red"), "x.cls": b"0", "y.png": picture(rng, "red"), "y.cls": b"1"}
+    write_tar(tmp_path / "wds_colours" / "test" / "3.tar", wrong)
+    (tmp_path / "wds_colours" / "test" / "nshards.txt").write_text("4")
+    return folder
+
+
+def test_zero_shot_in_the_layout_of_clip_benchmark(benchmark):
+    row = zero_shot.evaluate(ColourClip(), benchmark, "test", FLAGS)
+    assert row["accuracy"] == row["result"] == pytest.approx(21 / 23) and row["metric"] == "accuracy"
+    assert row["mean_per_class"] == pytest.approx((7 / 8 + 7 / 8 + 1) / 3)
+    assert (row["pictures"], row["classes"], row["templates"], row["skipped"]) == (23, 3, 2, 0)
+    json.dumps(row)
+
+
+def test_shards_that_are_missing_are_named(benchmark, tmp_path):
+    (tmp_path / "wds_colours" / "test" / "nshards.txt").write_text("6")
+    with pytest.raises(UserError, match="4.tar"):
+        open_split(benchmark, "test", FLAGS, labelled=True)
+    (tmp_path / "wds_colours" / "test" / "nshards.txt").write_text("many")
+    with pytest.raises(UserError, match="nshards.txt must hold the number"):
+        open_split(benchmark, "test", FLAGS, labelled=True)
+    (tmp_path / "wds_colours" / "classnames.txt").unlink()
+    assert is_benchmark(benchmark)
+    with pytest.raises(UserError, match="classnames.txt is missing"):
+        find_prompts(benchmark, open_split(benchmark, "train", FLAGS, labelled=True), FLAGS)
+
+
+def test_several_classes_of_a_picture(tmp_path):
+    labels = [(2,), (1,), (0,), (2, 1), (0,), (1,)]
+    folder = write_benchmark(tmp_path / "wds_voc2007_multilabel", "test", labels, kind="multilabel")
+    row = zero_shot.evaluate(ColourClip(), folder, "test", FLAGS)
+    assert row["metric"] == "eleven_point_map"
+    # Red and blue rank their pictures first. Green has three: its two first, and the red one among four others like it
+    # or last, at a precision between 3/6 and 3/3, for the recalls over 2/3.
+    assert (1 + 1 + (7 + 4 * 3 / 6) / 11) / 3 <= row["result"] <= 1
+
+
+def test_retrieval_in_the_layout_of_clip_benchmark(tmp_path):
+    folder = write_benchmark(tmp_path / "pairs", "test", [0, 1, 2], kind="retrieval")
+    row = retrieval.evaluate(ColourClip(), folder, "test", FLAGS)
+    assert (row["pictures"], row["captions"], row["without_caption"]) == (3, 6, 0)
+    assert row["text_recall_at_1"] == row["image_recall_at_1"] == 1.0
+    misled = retrieval.evaluate(ColourClip(), folder, "test", FLAGS, prefix="a red, green and blue ")
+    assert misled["image_recall_at_1"] < 1
+    with pytest.raises(UserError, match="has no captions"):
+        (tmp_path / "none" / "a").mkdir(parents=True)
+        (tmp_path / "none" / "a" / "1.png").write_bytes(picture(np.random.default_rng(0), "red"))
+        retrieval.evaluate(ColourClip(), str(tmp_path / "none"), "test", FLAGS)
+
+
+def test_a_linear_probe(benchmark):
+    row = linear_probe.evaluate(ColourClip(), benchmark, "test", FLAGS)
+    assert row["accuracy"] == pytest.approx(21 / 23) and row["train_pictures"] == 60 and row["converged"]
+    assert len(row["validation"]) >= 11 and max(row["validation"].values()) == 1.0
+    json.dumps(row)
+    again = linear_probe.evaluate(ColourClip(), benchmark, "test", FLAGS, "train", "test")
+    assert max(again["validation"].values()) == pytest.approx(21 / 23)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 10), ("test", 4)):
+        for name in COLOURS:
+            for i in range(count):
+                path = tmp_path / "mine" / split / name / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(picture(rng, name))
+    (tmp_path / "mine" / "test" / "red" / "broken.png").write_bytes(b"no picture")
+    return str(tmp_path / "mine")
+
+
+def test_a_folder_by_class(folder):
+    row = zero_shot.evaluate(ColourClip(), folder, "test", FLAGS)
+    assert row["accuracy"] == 1.0 and row["pictures"] == 12 and row["skipped"] == 1 and row["templates"] == 1
+    assert linear_probe.evaluate(ColourClip(), folder, "test", FLAGS)["accuracy"] == 1.0
+
+
+def test_prompts_and_the_order_of_classes(folder, tmp_path):
+    source = open_split(folder, "test", FLAGS, labelled=True)
+    assert source.class_names == ("blue", "green", "red")
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"classes": ["Red", ["green", "lime"], "blue"], "templates": ["a {}"]}))
+
+    def classes(how, prompts=str(file)):
+        flags = DataFlags("unused", prompts, how)
+        return find_prompts(folder, source, flags).classes
+
+    assert classes(Classes.MATCH) == (("blue",), ("green", "lime"), ("Red",))
+    assert classes(Classes.INDEX) == (("Red",), ("green", "lime"), ("blue",))
+    assert classes(Classes.DATA) == (("blue",), ("green",), ("red",))
+    with pytest.raises(UserError, match="3 classes and CIFAR10 has 10"):
+        classes(Classes.MATCH, "cifar10")
+
+
+def test_labels_that_do_not_fit():
+    one, many = Record(b"", (), "k", label=3), Record(b"", (), "m", labels=(0, 1))
+    with pytest.raises(UserError, match="sample k of data has the label 3, and there are 3 class names"):
+        label_array([one], 3, "data")
+    with pytest.raises(UserError, match="sample m of data has no label"):
+        label_array([one, many], 4, "data")
+    assert label_array([one], 4, "data").tolist() == [3]
+    assert label_array([many], 3, "data").tolist() == [[True, True, False]]
+
+
+def test_pictures_in_order_and_none_that_can_be_read(benchmark, tmp_path, monkeypatch):
+    monkeypatch.setattr("clip_jax.features._AT_ONCE", 4)
+    source = open_split(benchmark, "test", FLAGS, labelled=True)
+    encoded = encode_source(ColourClip().encode_image, source, SIZE)
+    assert [record.key for record in encoded.records] == [source.key(i) for i in range(23)]
+    assert encoded.features.shape == (23, 3) and encoded.records[0].image == b""
+    write_tar(tmp_path / "bad.tar", {"a.png": b"no"})
+    with pytest.raises(UserError, match="none of the 1 pictures"):
+        encode_source(ColourClip().encode_image, WebDataset([str(tmp_path / "bad.tar")]), SIZE)
+
+
+@pytest.mark.entry
+def test_the_script(scripts, tiny_run, benchmark, folder, tmp_path):
+    done = scripts(
+        "evaluate", f"--model={tiny_run}", "--suite=zero_shot,linear_probe,retrieval", f"--data={benchmark}",
+        f"--out={tmp_path / 'out'}",
+    )  # fmt: skip
+    assert done.code == 2 and "has no captions" in done.err, done
+    done = scripts(
+        "evaluate", f"--model={tiny_run}", "--suite=zero_shot,linear_probe", f"--data={benchmark}", f"--data={folder}",
+        f"--out={tmp_path / 'out'}",
+    )  # fmt: skip
+    assert done.code == 0, done
+    for suite in ("zero_shot", "linear_probe"):
+        report = json.loads((tmp_path / "out" / f"{suite}.json").read_text())
+        assert [row["pictures"] for row in report["results"]] == [23, 12] and report["model"] == str(tiny_run)
+        assert all(0 <= row["accuracy"] <= 1 for row in report["results"])
+    lines = done.out.splitlines()
+    assert lines[0].split()[:5] == ["data", "pictures", "classes", "metric", "result"] and benchmark in lines[1]
+    done = scripts(
+        "evaluate", f"--model={tiny_run}", "--suite=retrieval", "--data=run", f"--out={tmp_path / 'out'}",
+        "--caption_prefix=a picture of ",
+    )  # fmt: skip
+    assert done.code == 0 and "text_recall_at_10" in done.out, done
+    (row,) = json.loads((tmp_path / "out" / "retrieval.json").read_text())["results"]
+    assert row["pictures"] == 32 and row["captions"] >= 32
+
+
+@pytest.mark.entry
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--suite=zeroshot"], ["no 'zeroshot'", "did you mean 'zero_shot'"]),
+        (["--suite=zero_shot"], ["measures on data", "--data"]),
+        (["--suite=zero_shot", "--data=no/where"], ["'no/where' does not exist"]),
+        (["--suite=zero_shot", "--data=run"], ["does not name its classes", "--prompts=NAME"]),
+        (["--suite=zero_shot", "--data=run", "--prompts=CIFAR11"], ["did you mean 'CIFAR10'"]),
+        (["--suite=zero_shot", "--data=run", "--prompts=CIFAR10"], ["has no label"]),
+    ],
+)
+def test_mistakes(scripts, tiny_run, arguments, parts, tmp_path):
+    done = scripts("evaluate", f"--model={tiny_run}", f"--out={tmp_path}", *arguments)
+    assert done.code == 2, done
+    (line,) = done.err.splitlines()
+    assert all(part in line for part in parts), line
