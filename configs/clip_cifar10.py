@@ -1,4 +1,4 @@
-r"""A CLIP of small photographs: CIFAR-10 with captions that name the class, then zero-shot by prompts.
+"""A CLIP of small photographs: CIFAR-10 with captions that name the class, then zero-shot by prompts.
 
     python -m launch.train --config=configs/clip_cifar10.py --workdir=runs/cifar10
     python -m launch.evaluate --model=runs/cifar10 --suite=zero_shot,linear_probe --data=cifar10
