@@ -16,7 +16,7 @@ SLOW = [(10.0, 0.2), (20.0, 0.15), (30.0, 0.3), (40.0, 0.4)]
 
 
 def test_pictures_to_an_accuracy():
-    assert report.pictures_to(FAST, 0.4, 0.1) == pytest.approx(15)  # halfway between two points
+    assert report.pictures_to(FAST, 0.7, 0.1) == pytest.approx(25)  # halfway between two points
     assert report.pictures_to(FAST, 0.2, 0.1) == pytest.approx(5)  # halfway from chance
     assert report.pictures_to(SLOW, 0.2, 0.1) == pytest.approx(10)  # the first time
     assert report.pictures_to(SLOW, 0.4, 0.1) == 40
@@ -49,8 +49,8 @@ def test_the_plot_puts_points_where_they_belong():
     assert sheet.shape == (600, 900, 3)
     rows, columns = np.where((sheet == colour).all(axis=-1))
     assert abs(columns.min() - 80) <= 3 and abs(columns.max() - 870) <= 3
-    assert abs(rows.max() - 540) <= 3 and abs(rows[columns > 300].min() - (540 - 510 / 1.05)) <= 3
-    level = round(540 - 510 * 0.25 / (0.5 * 1.05))
+    assert abs(rows.max() - 540) <= 3 and abs(rows[columns > 300].min() - (540 - 510 * 0.5 / 0.55)) <= 3
+    level = round(540 - 510 * 0.25 / 0.55)
     dark = np.flatnonzero((sheet[level] == 0).all(axis=-1))
     assert dark.min() <= 80 + 79 + 2 and dark.max() >= 80 + 711 - 2
 
