@@ -69,8 +69,7 @@ def eleven_point_map(labels: Marks, scores: Scores) -> float:
 def _eleven_point_precision(labels: Bool[np.ndarray, " n"], scores: Float[np.ndarray, " n"]) -> float:
     hits = np.cumsum(labels[np.argsort(-scores, kind="stable")])
     precision, recall = hits / np.arange(1, len(hits) + 1), hits / hits[-1]
-    # A hair below: 3 of 10 hits are 0.3 of recall in decimals, not always in binary.
-    return float(np.mean([precision[recall >= point - 1e-9].max() for point in RECALLS]))
+    return float(np.mean([precision[recall >= point].max() for point in RECALLS]))
 
 
 def classification_metrics(labels: Labels | Marks, scores: Scores) -> dict[str, float]:

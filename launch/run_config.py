@@ -48,6 +48,29 @@ class RunConfig:
                 _same("decoder.model.codebook_size", model.codebook_size, "codec.model.codebook_size", size)
 
 
+@dataclasses.dataclass(frozen=True)
+class EfficiencyConfig:
+    """One experiment: everything but the objective is the same in all runs."""
+
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    clip: ClipStage
+    """Towers, training and augmentation; the learning rate in it is replaced."""
+    prompts: str
+    """The published set that names the classes of the labels."""
+    templates: tuple[str, ...] = ("a photo of a {}",)
+    """Captions that score a class."""
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    mesh: MeshConfig = MeshConfig()
+
+    def __post_init__(self):
+        if not self.learning_rates or not self.seeds:
+            raise ValueError("learning_rates and seeds must each hold at least one")
+        if not self.clip.train.eval_every:
+            raise ValueError("clip.train.eval_every must be above 0: its evaluations are the points of the figure")
+
+
 def with_absolute_paths(run: RunConfig) -> RunConfig:
     """The same run, with the places it stands on named so that they are found from every working directory."""
     decoder, tokenizer = run.decoder, run.tokenizer

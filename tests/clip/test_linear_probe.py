@@ -69,15 +69,17 @@ def test_several_classes_of_a_picture_and_classes_never_seen():
     probe = linear_probe(many[np.arange(80)], many[np.arange(80, 120)], 4, Metric.ELEVEN_POINT_MAP)
     assert probe.scores.shape == (40, 4) and np.isfinite(probe.scores).all()
     assert ((probe.scores[:, 0] > 0.5) == marks[80:, 0]).mean() > 0.8
-    scores, _ = fit(data, data.features[:5], 5, 1.0)
-    assert scores.shape == (5, 5) and not scores[:, 3:].any()
+    gap = Labelled(data.features, data.labels * 2)  # classes 0, 2 and 4 of 6
+    scores, _ = fit(gap, gap.features, 6, 1.0)
+    assert scores.shape == (120, 6) and not scores[:, [1, 3, 5]].any()
+    assert np.mean(scores.argmax(1) == gap.labels) > 0.8
 
 
 def test_validation_rows_are_a_fifth_of_each_class():
     labels = np.repeat([0, 1, 2], [50, 10, 3])
     held_out = validation_rows(labels)
     assert np.bincount(labels[held_out], minlength=3).tolist() == [10, 2, 0]
-    assert (validation_rows(labels) == held_out).all()
+    assert (validation_rows(labels) == held_out).all() and not held_out[:10].all()
     assert validation_rows(np.ones((20, 3), bool)).sum() == 4
     with pytest.raises(UserError, match="too few pictures"):
         validation_rows(np.arange(4))

@@ -24,9 +24,9 @@ def one_hot(winners, classes):
 
 def test_accuracy_and_mean_per_class():
     labels = np.array([0, 0, 0, 0, 1, 2])
-    scores = one_hot([0, 0, 0, 1, 1, 0], 4)
+    scores = one_hot([0, 0, 0, 3, 1, 0], 4)
     assert accuracy(labels, scores) == pytest.approx(4 / 6)
-    # 3 of 4, 1 of 1 and 0 of 1; class 3 does not occur and does not count.
+    # 3 of 4, 1 of 1 and 0 of 1; class 3 occurs in no label and does not count.
     assert mean_per_class(labels, scores) == pytest.approx((3 / 4 + 1 + 0) / 3)
 
 

@@ -15,7 +15,7 @@ from dalle_jax.errors import UserError
 from dalle_jax.nn.attention import Pattern
 from dalle_jax.training.config import Schedule
 from dalle_jax.training.sharding import ShardingRules, describe
-from launch.run_config import RunConfig
+from launch.run_config import EfficiencyConfig, RunConfig
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).with_name("decoder_12b_shardings.txt")
@@ -31,6 +31,8 @@ PRESETS = [
     ("emoji", "cpu"),
     ("clip", "vit_b32"),
     ("clip", "tiny"),
+    ("clip_cifar10", ""),
+    ("clip_cifar10", "gpu"),
 ]
 
 
@@ -43,7 +45,13 @@ def load(name: str, arg: str = ""):
 
 def test_every_config_is_listed():
     files = {path.stem for path in (ROOT / "configs").glob("*.py")} - {"__init__"}
-    assert files == {name for name, _ in PRESETS}
+    assert files == {name for name, _ in PRESETS} | {"efficiency"}
+
+
+@pytest.mark.parametrize("arg", ["", "gpu", "tiny"])
+def test_the_experiment_of_several_runs_becomes_dataclasses_and_back(arg):
+    experiment = from_config_dict(EfficiencyConfig, load("efficiency", arg))
+    assert from_config_dict(EfficiencyConfig, to_config_dict(experiment)) == experiment
 
 
 @pytest.mark.parametrize(("name", "arg"), PRESETS)
@@ -51,7 +59,7 @@ def test_config_becomes_dataclasses_and_back(name, arg):
     config = load(name, arg)
     run = from_config_dict(RunConfig, config)
     assert from_config_dict(RunConfig, to_config_dict(run)) == run
-    assert (ROOT / "configs" / f"{name}.py").read_text().startswith('"""')
+    assert (ROOT / "configs" / f"{name}.py").read_text().startswith(('"""', 'r"""'))
 
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in PRESETS}))

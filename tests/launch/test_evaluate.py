@@ -32,7 +32,7 @@ class ColourClip:
         return images.mean(axis=(1, 2)).astype(np.float32)
 
     def probe_features(self, images):
-        return self.encode_image(images) / 255
+        return ColourClip.encode_image(self, images) / 255
 
     def encode_text(self, texts):
         named = [[colour in text for colour in COLOURS] for text in texts]
@@ -149,7 +149,9 @@ def test_retrieval_in_the_layout_of_clip_benchmark(tmp_path):
 
 
 def test_a_linear_probe(benchmark):
-    row = linear_probe.evaluate(ColourClip(), benchmark, "test", FLAGS)
+    clip = ColourClip()
+    clip.encode_image = None  # probes read what comes before the projection
+    row = linear_probe.evaluate(clip, benchmark, "test", FLAGS)
     assert row["accuracy"] == pytest.approx(21 / 23) and row["train_pictures"] == 60 and row["converged"]
     assert len(row["validation"]) >= 11 and max(row["validation"].values()) == 1.0
     json.dumps(row)
@@ -258,3 +260,18 @@ def test_mistakes(scripts, tiny_run, arguments, parts, tmp_path):
     assert done.code == 2, done
     (line,) = done.err.splitlines()
     assert all(part in line for part in parts), line
+
+
+@pytest.mark.entry
+def test_cifar10_trains_and_is_classified_by_prompts(scripts, cifar_glob, tmp_path):
+    train, workdir = "--config.clip.train", tmp_path / "cifar10"
+    done = scripts.train(
+        "clip_cifar10.py", workdir, "--config.data.source=webdataset", f"--config.data.path={cifar_glob}",
+        f"{train}.num_steps=2", f"{train}.batch_size=8", f"{train}.eval_batches=1", f"{train}.optimizer.warmup_steps=1",
+        "--config.data.eval_fraction=0.002",
+    )  # fmt: skip
+    assert done.code == 0, done
+    done = scripts("evaluate", f"--model={workdir}", "--suite=zero_shot", "--data=run")
+    assert done.code == 0, done
+    (row,) = json.loads((workdir / "report" / "zero_shot.json").read_text())["results"]
+    assert (row["prompts"], row["classes"], row["templates"]) == ("CIFAR10", 10, 18) and row["pictures"] > 10

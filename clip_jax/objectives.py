@@ -1,0 +1,227 @@
+"""Three ways to learn from captions with one image tower (Radford et al. 2021, Fig. 2), as tasks of the training loop.
+
+The paper names them and states neither targets nor scoring; the choices here are:
+
+- caption language model: the picture's feature becomes four prefix tokens (App. A.2's LM), a causal transformer
+  predicts every token of the caption after the first, and its end. A class scores the log-likelihood of its caption.
+- bag-of-words prediction: softmax over the vocabulary from the picture's feature; the target is uniform over the
+  caption's distinct tokens. A class scores the mean log-probability of its caption's tokens.
+- bag-of-words contrastive: CLIP with the bag of words as text tower. A class scores the cosine.
+
+A class with several captions scores the mean over them. Start, end and pads are no words.
+"""
+
+import abc
+import dataclasses
+import enum
+from collections.abc import Iterable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.linen.initializers import normal
+from jaxtyping import Array, Float, Int
+
+from clip_jax import initializers
+from clip_jax.config import ClipConfig, ClipStage, TextTower
+from clip_jax.model import normalize
+from clip_jax.task import ClipTask
+from clip_jax.text import TokenEmbedding, end_positions
+from clip_jax.vision import VisionTransformer, normalize_pixels
+from dalle_jax.nn.attention import causal_attention
+from dalle_jax.nn.transformer import Dense, Transformer, layer_norm, same_everywhere, uniform_kinds
+from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task
+
+PREFIX_LENGTH = 4
+
+
+class Objective(enum.Enum):
+    """What the image tower is trained by, slowest learner of the paper first."""
+
+    CAPTION = "caption_language_model"
+    WORDS = "bag_of_words_prediction"
+    CONTRASTIVE = "bag_of_words_contrastive"
+
+
+class CaptionModel(nn.Module):
+    """Captions from pictures: prefix tokens, then a causal transformer over the caption."""
+
+    config: ClipConfig
+
+    def setup(self):
+        text, sizes = self.config.text, self.config.text.transformer
+        self.vision = VisionTransformer(self.config.vision)
+        self.to_prefix = Dense(PREFIX_LENGTH * sizes.embed_dim, ("embed", None), normal(0.02))
+        self.token_embedding = TokenEmbedding(text)
+        init = nn.with_logical_partitioning(normal(0.01), (None, "embed"))
+        shape = (PREFIX_LENGTH + text.context_length - 1, sizes.embed_dim)
+        self.positions = self.param("position_embedding", init, shape, jnp.float32)
+        blocks, attend = initializers.text_blocks(sizes), same_everywhere(causal_attention)
+        self.transformer = Transformer(sizes, blocks, uniform_kinds(sizes), attend)
+        self.norm_final = layer_norm(sizes.norm_epsilon)
+        self.head = Dense(text.vocab_size, ("embed", "vocab"), normal(sizes.embed_dim**-0.5))
+
+    def prefix(self, pixels: Float[Array, "B height width 3"]) -> Float[Array, "B P D"]:
+        """What stands for the picture before the caption."""
+        return self.to_prefix(self.vision(pixels)).reshape(len(pixels), PREFIX_LENGTH, -1)
+
+    def token_log_likelihoods(
+        self, prefix: Float[Array, "B P D"], ids: Int[Array, "B T"]
+    ) -> tuple[Float[Array, "B T-1"], Float[Array, "B T-1"]]:
+        """Log-likelihoods of all tokens but the first, and 1 for those up to the end, 0 for pads."""
+        x = jnp.concatenate([prefix, self.token_embedding(ids[:, :-1])], axis=1)
+        x, _ = self.transformer(x + self.positions[: x.shape[1]])
+        logits = self.head(self.norm_final(x[:, PREFIX_LENGTH:]))
+        found = jnp.take_along_axis(jax.nn.log_softmax(logits), ids[:, 1:, None], axis=-1)[..., 0]
+        inside = jnp.arange(1, ids.shape[1]) <= end_positions(ids, self.config.text.end_id)[:, None]
+        return jnp.where(inside, found, 0), inside.astype(jnp.float32)
+
+    def __call__(self, pixels: Float[Array, "B height width 3"], ids: Int[Array, "B T"]):
+        return self.token_log_likelihoods(self.prefix(pixels), ids)
+
+
+class WordsModel(nn.Module):
+    """Log-probabilities of the vocabulary's entries from a picture."""
+
+    config: ClipConfig
+
+    @nn.compact
+    def __call__(self, pixels: Float[Array, "B height width 3"]) -> Float[Array, "B V"]:
+        features = VisionTransformer(self.config.vision, name="vision")(pixels)
+        init = normal(features.shape[-1] ** -0.5)
+        return jax.nn.log_softmax(Dense(self.config.text.vocab_size, ("embed", "vocab"), init, name="head")(features))
+
+
+def word_targets(ids: Int[Array, "... T"], end_id: int, vocab_size: int) -> Float[Array, "... V"]:
+    """Uniform over the distinct tokens between start and end; all zero where there are none."""
+    places = jnp.arange(ids.shape[-1])
+    ends = jnp.argmax(ids == end_id, axis=-1)[..., None]
+    words = jnp.where((places > 0) & (places < ends), ids, vocab_size)  # what stands outside falls off
+    marks = jax.nn.one_hot(words, vocab_size).max(axis=-2)
+    return marks / jnp.maximum(marks.sum(axis=-1, keepdims=True), 1)
+
+
+class ObjectiveTask(Task):
+    """An objective, and zero-shot classification of held-out pictures by it."""
+
+    best_metric, best_mode = "zero_shot_accuracy", "max"
+
+    def __init__(self, stage: ClipStage, classes: Int[np.ndarray, "classes captions T"]):
+        """Args:
+        stage: towers and text sizes.
+        classes: ids of the captions of each class.
+        """
+        self.config, self.classes = stage.model, classes
+        self._evaluated = jax.jit(self._evaluate)
+
+    @abc.abstractmethod
+    def scores(self, params: Params, images: Array) -> Float[Array, "B classes"]:
+        """How well uint8 pictures fit the classes."""
+
+    def evaluate(self, params: Params, model_state: ModelState, batches: Iterable[Batch]) -> dict[str, float]:
+        """`loss` and `zero_shot_accuracy`, means over batches, which hold `image`, `text` and `label`."""
+        rows = [jax.device_get(self._evaluated(params, batch)) for batch in batches]
+        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+    def preview(self, params: Params, model_state: ModelState, batch: Batch) -> None:
+        return None
+
+    def _evaluate(self, params: Params, batch: Batch) -> Metrics:
+        key, step = jax.random.key(0), jnp.int32(0)
+        loss, _ = self.loss(params, {}, batch, key=key, step=step)
+        right = self.scores(params, batch["image"]).argmax(axis=-1) == batch["label"]
+        return {"loss": loss, "zero_shot_accuracy": jnp.mean(right, dtype=jnp.float32)}
+
+    def _pixels(self, images: Array) -> Array:
+        return normalize_pixels(jnp.asarray(images), self.config.vision)
+
+
+class CaptionTask(ObjectiveTask):
+    """The caption language model."""
+
+    name = Objective.CAPTION.value
+
+    def __init__(self, stage: ClipStage, classes: Int[np.ndarray, "classes captions T"]):
+        super().__init__(stage, classes)
+        self.model = CaptionModel(self.config)
+
+    def init(self, key: jax.Array) -> tuple[Params, ModelState]:
+        size, text = self.config.vision.image_size, self.config.text
+        ids = jnp.full((1, text.context_length), text.end_id, jnp.int32)
+        return self.model.init(key, jnp.zeros((1, size, size, 3)), ids)["params"], {}
+
+    def loss(self, params, model_state, batch, *, key, step):
+        """Cross-entropy a token, the mean over all tokens of the batch."""
+        found, inside = self.model.apply({"params": params}, self._pixels(batch["image"]), batch["text"])
+        return -found.sum() / inside.sum(), (model_state, {})
+
+    def scores(self, params: Params, images: Array) -> Float[Array, "B classes"]:
+        prefix = self.model.apply({"params": params}, self._pixels(images), method="prefix")
+
+        def score(ids: Int[Array, " T"]) -> Float[Array, " B"]:
+            many = jnp.broadcast_to(ids, (len(images), len(ids)))
+            found, _ = self.model.apply({"params": params}, prefix, many, method="token_log_likelihoods")
+            return found.sum(axis=-1)
+
+        count, captions, length = self.classes.shape
+        found = jax.lax.map(score, jnp.asarray(self.classes.reshape(-1, length)))
+        return found.reshape(count, captions, -1).mean(axis=1).T
+
+
+class WordsTask(ObjectiveTask):
+    """Bag-of-words prediction."""
+
+    name = Objective.WORDS.value
+
+    def __init__(self, stage: ClipStage, classes: Int[np.ndarray, "classes captions T"]):
+        super().__init__(stage, classes)
+        self.model = WordsModel(self.config)
+
+    def init(self, key: jax.Array) -> tuple[Params, ModelState]:
+        size = self.config.vision.image_size
+        return self.model.init(key, jnp.zeros((1, size, size, 3)))["params"], {}
+
+    def loss(self, params, model_state, batch, *, key, step):
+        """Cross-entropy against the words of the caption."""
+        found = self.model.apply({"params": params}, self._pixels(batch["image"]))
+        return -jnp.mean(jnp.sum(self._targets(batch["text"]) * found, axis=-1)), (model_state, {})
+
+    def scores(self, params: Params, images: Array) -> Float[Array, "B classes"]:
+        found = self.model.apply({"params": params}, self._pixels(images))
+        return found @ self._targets(jnp.asarray(self.classes)).mean(axis=1).T
+
+    def _targets(self, ids: Array) -> Array:
+        return word_targets(ids, self.config.text.end_id, self.config.text.vocab_size)
+
+
+class ContrastiveTask(ObjectiveTask):
+    """CLIP with a bag of words."""
+
+    name = Objective.CONTRASTIVE.value
+
+    def __init__(self, stage: ClipStage, classes: Int[np.ndarray, "classes captions T"]):
+        text = dataclasses.replace(stage.model.text, tower=TextTower.BAG_OF_WORDS)
+        stage = dataclasses.replace(stage, model=dataclasses.replace(stage.model, text=text))
+        super().__init__(stage, classes)
+        self._clip = ClipTask(stage)
+
+    def init(self, key: jax.Array) -> tuple[Params, ModelState]:
+        return self._clip.init(key)
+
+    def loss(self, params, model_state, batch, *, key, step):
+        """The symmetric cross-entropy of CLIP."""
+        return self._clip.loss(params, model_state, batch, key=key, step=step)
+
+    def constrain(self, params: Params) -> Params:
+        return self._clip.constrain(params)
+
+    def scores(self, params: Params, images: Array) -> Float[Array, "B classes"]:
+        variables, model = {"params": params}, self._clip.model
+        count, captions, length = self.classes.shape
+        text = model.apply(variables, jnp.asarray(self.classes.reshape(-1, length)), method="encode_text")
+        directions = normalize(normalize(text).reshape(count, captions, -1).mean(axis=1))
+        return normalize(model.apply(variables, self._pixels(images), method="encode_image")) @ directions.T
+
+
+TASKS = {Objective.CAPTION: CaptionTask, Objective.WORDS: WordsTask, Objective.CONTRASTIVE: ContrastiveTask}

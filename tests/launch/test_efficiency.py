@@ -1,0 +1,86 @@
+"""The efficiency figure: its ratios by hand, its picture, and a tiny run of everything."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clip_jax.objectives import Objective
+from launch import efficiency_report as report
+from launch.line_plot import Line, Span, draw_lines
+
+FAST = [(10.0, 0.3), (20.0, 0.5), (30.0, 0.9)]
+SLOW = [(10.0, 0.2), (20.0, 0.15), (30.0, 0.3), (40.0, 0.4)]
+
+
+def test_pictures_to_an_accuracy():
+    assert report.pictures_to(FAST, 0.7, 0.1) == pytest.approx(25)  # halfway between two points
+    assert report.pictures_to(FAST, 0.2, 0.1) == pytest.approx(5)  # halfway from chance
+    assert report.pictures_to(SLOW, 0.2, 0.1) == pytest.approx(10)  # the first time
+    assert report.pictures_to(SLOW, 0.4, 0.1) == 40
+    with pytest.raises(ValueError, match="does not reach"):
+        report.pictures_to(SLOW, 0.5, 0.1)
+
+
+def test_ratios():
+    # At the slow one's highest accuracy, 0.4: 40 pictures against 15; the other seed of the fast one: against 5.
+    faster = [(10.0, 0.7)]
+    assert report.compare([SLOW], [FAST], 0.1)["ratio"] == pytest.approx(40 / 15)
+    assert report.compare([FAST], [SLOW], 0.1)["ratio"] == pytest.approx(15 / 40)
+    both = report.compare([SLOW], [FAST, faster], 0.1)
+    assert both["lowest"] == pytest.approx(40 / 15) and both["highest"] == pytest.approx(40 / 5)
+    assert both["ratio"] == pytest.approx((40 / 15 * 40 / 5) ** 0.5) and both["pairs"] == 2
+    assert report.compare([SLOW], [[(10.0, 0.1)]], 0.1) is None
+    assert report.describe(both) == "4.6x (2.7 to 8.0)" and report.describe(None) == "not above chance"
+
+
+def test_curves_are_the_evaluations():
+    rows = [{"step": 1, "loss": 2.0}, {"step": 2, report.ACCURACY: 0.25}, {"step": 4, report.ACCURACY: 0.5}]
+    assert report.read_curve("\n".join(map(json.dumps, rows)), 8) == [(16.0, 0.25), (32.0, 0.5)]
+
+
+def test_the_plot_puts_points_where_they_belong():
+    colour = (255, 0, 0)
+    sheet = np.asarray(
+        draw_lines([Line("", colour, [(0, 0), (50, 0.5), (100, 0.5)])], [Span("2x", 10, 90, 0.25)], "x", "y")
+    )
+    assert sheet.shape == (600, 900, 3)
+    rows, columns = np.where((sheet == colour).all(axis=-1))
+    assert abs(columns.min() - 80) <= 3 and abs(columns.max() - 870) <= 3
+    assert abs(rows.max() - 540) <= 3 and abs(rows[columns > 300].min() - (540 - 510 * 0.5 / 0.55)) <= 3
+    level = round(540 - 510 * 0.25 / 0.55)
+    dark = np.flatnonzero((sheet[level] == 0).all(axis=-1))
+    assert dark.min() <= 80 + 79 + 2 and dark.max() >= 80 + 711 - 2
+
+
+@pytest.mark.entry
+def test_a_tiny_run_and_going_on_with_it(scripts, cifar_glob, tmp_path):
+    arguments = [
+        "--config=configs/efficiency.py:tiny", f"--workdir={tmp_path / 'W'}", "--config.data.source=webdataset",
+        f"--config.data.path={cifar_glob}",
+    ]  # fmt: skip
+    done = scripts("efficiency", *arguments)
+    assert done.code == 0, done
+    found = json.loads((tmp_path / "W" / "efficiency.json").read_text())
+    assert len(found["runs"]) == 6 and found["chance"] == 0.1 and len(found["ratios"]) == 3
+    assert all([x for x, _ in run["curve"]] == [8.0, 16.0] for run in found["runs"])
+    assert {run["objective"] for run in found["runs"]} == {objective.value for objective in Objective}
+    with open(tmp_path / "W" / "efficiency.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 12
+    assert Image.open(tmp_path / "W" / "efficiency.png").size == (900, 600)
+    again = scripts("efficiency", *arguments)
+    assert again.code == 0 and json.loads((tmp_path / "W" / "efficiency.json").read_text()) == found
+
+
+@pytest.mark.entry
+def test_data_without_labels_are_refused(scripts, tmp_path):
+    done = scripts(
+        "efficiency",
+        "--config=configs/efficiency.py:tiny",
+        f"--workdir={tmp_path / 'W'}",
+        "--config.data.source=shapes",
+        scripts.data,
+    )
+    assert done.code == 2 and "no labels" in done.err and not (tmp_path / "W").exists(), done
