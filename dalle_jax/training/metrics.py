@@ -43,8 +43,9 @@ class JsonLines(Writer):
     def __init__(self, path: epath.PathLike, step: int):
         path = epath.Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in _lines(path) if line["step"] <= step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        kept = "".join(json.dumps(line) + "\n" for line in _lines(path) if line["step"] <= step)
+        if not path.exists() or path.read_text() != kept:
+            path.write_text(kept)
         self._file = path.open("a")
 
     def scalars(self, step: int, row: Row) -> None:

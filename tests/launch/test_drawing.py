@@ -83,7 +83,8 @@ def test_pictures_and_grid_are_those_of_the_manifest(drawn, alone):
     images = np.stack([np.asarray(Image.open(drawn / p["file"])) for p in pictures])
     decoded = alone.decode(np.asarray([p["tokens"] for p in pictures], np.int32))
     np.testing.assert_allclose(images.astype(int), decoded.astype(int), atol=1)
-    assert len(np.unique(images.reshape(8, -1), axis=0)) == 8
+    # Two captions, four pictures each; a model of two steps may draw the same candidate of both alike.
+    assert all(len(np.unique(half.reshape(4, -1), axis=0)) == 4 for half in np.split(images, 2))
     grid = Image.open(drawn / "grid.png")
     assert grid.width >= 4 * 64 and grid.height >= 2 * 64
     names = {p["file"] for p in pictures} | {"grid.png", "manifest.json"}

@@ -95,7 +95,7 @@ def test_missing_config_preset_or_workdir(scripts, tmp_path):
         ("config.unlock(); config.codec.train = {'num_steps': 2}", ["missing", "config.codec.train.batch_size"]),
         ("config.unlock(); config.seed = '0'", [", line 4: ", "'seed'", "<class 'int'>"]),
         ("config.unlock(); del config.seed; config.seed = '0'", ["'config.seed' must be int"]),
-        ("config.unlock(); config.codec = 5", ["'config.codec' must hold a section"]),
+        ("config.unlock(); del config.codec; config.codec = 5", ["'config.codec' must hold a section"]),
         ("config = 5", ["get_config must return a ConfigDict, not int"]),
     ],
 )

@@ -16,7 +16,7 @@ from dalle_jax.nn.attention.dense import causal_attention
 from dalle_jax.nn.attention.patterns import Pattern, band_offsets
 
 QUERY_CHUNK = 128
-"""Image queries of a `full` layer that are scored at a time: the largest array grows with the length, not its square."""
+"""Image queries of a `full` layer scored at a time: the largest array grows with the length, not with its square."""
 
 
 def structured_attention(
