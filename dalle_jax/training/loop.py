@@ -108,6 +108,8 @@ def train(
             contextlib.closing(Checkpoints(workdir, config, task.best_metric, task.best_mode))
         )
         program, state, progress = _prepare(task, config, mesh, rules, checkpoints, init_from, seed)
+        if int(state.step) >= config.num_steps:
+            return state  # finished before: its files stay as they are
         writers: list[Writer] = []
         if jax.process_index() == 0:
             writers = open_writers(task.name, workdir, int(state.step), config.num_steps, wandb)
@@ -179,8 +181,6 @@ class _Loop:
     def run(self, state: TrainState, profile: Callable[[int], None]) -> TrainState:
         """Steps until the end, or until a stop is asked for."""
         first, num_steps = int(state.step), self.config.num_steps
-        if first >= num_steps:
-            return state
         with _closing(self.batches.iterate(first, sharding=self.sharding)) as stream:
             for done in range(first + 1, num_steps + 1):
                 profile(done)
