@@ -7,7 +7,7 @@ tensors are reshaped (q, k and v as an axis of their own), and several of theirs
 import dataclasses
 import fnmatch
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -99,17 +99,27 @@ class Names(dict[str, list[Piece]]):
         self.array(f"{ours}/scale", f"{theirs}.weight", (width,), at=at)
         self.array(f"{ours}/bias", f"{theirs}.bias", (width,), at=at)
 
-    def conv(
-        self, ours: str, theirs: str, sizes: tuple[int, int, int], leaves: tuple[str, str] = ("weight", "bias")
-    ) -> None:
-        """A square convolution of `(in, out, side)`, with a bias; `leaves` are their names of its tensors."""
-        features_in, features_out, side = sizes
-        self.array(f"{ours}/kernel", f"{theirs}.{leaves[0]}", (features_out, features_in, side, side), (2, 3, 1, 0))
-        self.array(f"{ours}/bias", f"{theirs}.{leaves[1]}", (features_out,))
-
     @property
     def pieces(self) -> list[Piece]:
         return [piece for pieces in self.values() for piece in pieces]
+
+
+def conv_names(shapes: Any, rename: Callable[[str], str]) -> Names:
+    """Names of a model of convolutions whose modules are called nearly as in the file: read off its own parameters.
+
+    Args:
+      shapes: our tree of parameters, abstract; kernels are (row, column, in, out).
+      rename: the file's name of a path `a/b/c` of ours; there kernels are (out, in, row, column).
+    """
+    names = Names()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        ours = jax.tree_util.keystr(path, simple=True, separator="/")
+        if len(leaf.shape) == 4:
+            rows, columns, features_in, features_out = leaf.shape
+            names.array(ours, rename(ours), (features_out, features_in, rows, columns), (2, 3, 1, 0))
+        else:
+            names.array(ours, rename(ours), leaf.shape)
+    return names
 
 
 def check_tensors(names: Names, tensors: Mapping[str, Tensor], where: str, ignored: Iterable[str] = ()) -> None:

@@ -65,7 +65,7 @@ def same(clip, variables):
 
 
 def test_openais_names_are_the_published_ones(openai):
-    """PAPERS: section B.7.2's table, by name and shape."""
+    """By name and shape."""
     assert openai["visual.conv1.weight"].shape == (64, 3, 16, 16)
     assert openai["visual.positional_embedding"].shape == (5, 64)
     assert openai["visual.proj"].shape == (64, 8) and openai["text_projection"].shape == (128, 8)
