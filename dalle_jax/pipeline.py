@@ -302,7 +302,7 @@ def load(workdir: epath.PathLike, *, step: int | None = None, mesh: MeshConfig |
     stage = from_config_dict(DecoderStage, run["decoder"], "config.decoder")
     mesh = mesh or MeshConfig()
     devices, rules = make_mesh(mesh), ShardingRules.of(mesh)
-    codec = load_codec(codec_workdir(workdir))
+    codec = load_codec(codec_workdir(workdir), image_size=run["data"]["image_size"])
     tokenizer = Tokenizer(workdir / "tokenizer.model")
     shardings = param_shardings(abstract_params(stage.model), devices, rules)
     loaded = load_params(workdir / "decoder", step=step, shardings=shardings)

@@ -101,7 +101,7 @@ def _codec(run: RunConfig, workdir: epath.Path, trained: bool) -> FrozenCodec:
     assert run.decoder is not None
     size = run.data.image_size
     if run.decoder.codec_from:
-        codec = load_codec(run.decoder.codec_from)
+        codec = load_codec(run.decoder.codec_from, image_size=size)
     elif run.codec and not trained:
         return FrozenCodec(run.codec.model, {}, {}, size)
     elif run.codec:
@@ -111,7 +111,7 @@ def _codec(run: RunConfig, workdir: epath.Path, trained: bool) -> FrozenCodec:
             )
         return load_codec(workdir)
     elif run.init_from:
-        codec = load_codec(codec_workdir(run.init_from))
+        codec = load_codec(codec_workdir(run.init_from), image_size=size)
     else:
         raise UserError("the decoder needs a codec: set config.decoder.codec_from to a work directory with one")
     if codec.image_size != size:

@@ -12,8 +12,9 @@ from dalle_jax.codec.config import (
     Relaxation,
     VqConfig,
 )
-from dalle_jax.codec.frozen import FrozenCodec, load_codec
+from dalle_jax.codec.frozen import FrozenCodec, load_codec, save_codec
 from dalle_jax.codec.model import Codec, decode, encode
+from dalle_jax.codec.vqgan import Vqgan, VqganConfig
 
 __all__ = [
     "Body",
@@ -29,7 +30,10 @@ __all__ = [
     "Reconstruction",
     "Relaxation",
     "VqConfig",
+    "Vqgan",
+    "VqganConfig",
     "decode",
     "encode",
     "load_codec",
+    "save_codec",
 ]

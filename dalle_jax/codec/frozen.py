@@ -10,13 +10,19 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, UInt8
 
+from dalle_jax.codec import model, vqgan
 from dalle_jax.codec.codec_task import CodecStage
 from dalle_jax.codec.config import CodecConfig
-from dalle_jax.codec.model import decode, encode
+from dalle_jax.codec.vqgan import VqganConfig
+from dalle_jax.codec.weights_dvae import find_dvae, load_dvae, save_dvae
+from dalle_jax.codec.weights_vqgan import load_vqgan, save_vqgan
 from dalle_jax.config import from_config_dict
 from dalle_jax.errors import UserError
 from dalle_jax.training.checkpoint import load_params
 from dalle_jax.training.workdir import read_workdir
+
+PUBLISHED_IMAGE_SIZE = 256
+"""Pixels a side that the published codecs were trained on."""
 
 
 class FrozenCodec:
@@ -27,14 +33,15 @@ class FrozenCodec:
       codebook_size: how many values a token has.
       image_size: pixels a side.
       grid_size: tokens a side.
+      weights: parameters and model state.
     """
 
-    def __init__(self, config: CodecConfig, params: Any, model_state: Any, image_size: int):
+    def __init__(self, config: CodecConfig | VqganConfig, params: Any, model_state: Any, image_size: int):
         self.config = config
         self.codebook_size = config.codebook_size
         self.image_size = image_size
         self.grid_size = config.grid_size(image_size)
-        self._weights = (params, model_state)
+        self.weights = (params, model_state)
         self._placed: dict[Any, Any] = {}
 
     def encode(self, images: UInt8[Array | np.ndarray, "B height width 3"]) -> Int[Array, "B tokens"]:
@@ -62,36 +69,81 @@ class FrozenCodec:
         sharding = getattr(x, "sharding", None)
         place = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
         if place not in self._placed:
-            self._placed[place] = jax.device_put(self._weights, place)
+            self._placed[place] = jax.device_put(self.weights, place)
         return self._placed[place]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode(config: CodecConfig, params: Any, model_state: Any, images: Array) -> Array:
-    tokens = encode(config, params, model_state, images)
+def _encode(config: CodecConfig | VqganConfig, params: Any, model_state: Any, images: Array) -> Array:
+    if isinstance(config, VqganConfig):
+        tokens = vqgan.encode(config, params, images)
+    else:
+        tokens = model.encode(config, params, model_state, images)
     return tokens.reshape(len(tokens), -1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _decode(config: CodecConfig, params: Any, model_state: Any, tokens: Array) -> Array:
+def _decode(config: CodecConfig | VqganConfig, params: Any, model_state: Any, tokens: Array) -> Array:
     side = round(tokens.shape[1] ** 0.5)
-    return decode(config, params, model_state, jnp.reshape(tokens, (-1, side, side)))
+    grid = jnp.reshape(tokens, (-1, side, side))
+    if isinstance(config, VqganConfig):
+        return vqgan.decode(config, params, grid)
+    return model.decode(config, params, model_state, grid)
 
 
-def load_codec(workdir: epath.PathLike, *, step: int | None = None) -> FrozenCodec:
-    """Loads the codec of a run, its averaged weights where it kept them.
+def load_codec(path: epath.PathLike, *, step: int | None = None, image_size: int | None = None) -> FrozenCodec:
+    """Loads the codec of a run, its averaged weights where it kept them, or a published one.
 
     Args:
-      workdir: of `launch.train`.
-      step: of the checkpoint; None: the newest.
+      path: a work directory of `launch.train`; a folder with OpenAI's `encoder.pkl` and `decoder.pkl` (or as
+        `save_codec` writes them); a VQGAN's checkpoint, or a folder with one alone. No code of a file is run.
+      step: of a run's checkpoint; None: the newest.
+      image_size: pixels a side that a published codec is to take; None: the 256 that they were trained on. That of a
+        run is what it was trained on.
 
     Raises:
-      UserError: the directory is missing, of another format version, or has no trained codec.
+      UserError: the path is missing, of another format version, or has no codec; or a file of weights is damaged, asks
+        for a call that weights do not need, or lacks parameters, and the message names them.
     """
-    workdir = epath.Path(workdir)
-    run = read_workdir(workdir)
+    path = epath.Path(path)
+    if path.is_dir() and (files := find_dvae(path)):
+        return _published(*load_dvae(files), image_size)
+    if file := _vqgan_file(path):
+        return _published(*load_vqgan(file), image_size)
+    run = read_workdir(path)
     if not run.get("codec"):
-        raise UserError(f"{workdir} has no codec: train one with a config that has a `codec` section, or name another")
+        raise UserError(f"{path} has no codec: train one with a config that has a `codec` section, or name another")
     stage = from_config_dict(CodecStage, run["codec"], "config.codec")
-    loaded = load_params(workdir / "codec", step=step)
+    loaded = load_params(path / "codec", step=step)
     return FrozenCodec(stage.model, loaded.params, loaded.model_state or {}, run["data"]["image_size"])
+
+
+def save_codec(codec: FrozenCodec, folder: epath.PathLike) -> None:
+    """Writes a codec for others, and for `load_codec`.
+
+    With OpenAI's names (`encoder.safetensors`, `decoder.safetensors`), or a VQGAN with its own (`vqgan.safetensors`).
+
+    Raises:
+      UserError: the codec is of a form that has no published names.
+    """
+    params, _ = codec.weights
+    if isinstance(codec.config, VqganConfig):
+        save_vqgan(codec.config, params, folder)
+    else:
+        save_dvae(codec.config, params, folder)
+
+
+def _published(config: CodecConfig | VqganConfig, params: Any, image_size: int | None) -> FrozenCodec:
+    try:
+        return FrozenCodec(config, params, {}, PUBLISHED_IMAGE_SIZE if image_size is None else image_size)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _vqgan_file(path: epath.Path) -> epath.Path | None:
+    if path.is_file():
+        return path
+    if not path.is_dir() or (path / "config.json").exists():
+        return None
+    files = [file for file in path.iterdir() if file.suffix in (".ckpt", ".pt", ".pth", ".bin", ".safetensors")]
+    return files[0] if len(files) == 1 else None

@@ -9,13 +9,17 @@ from jaxtyping import Array, Float, Int
 
 
 class Conv(nn.Module):
-    """Stride-1 convolution that keeps the size, normal with standard deviation 1/sqrt(fan in), zero bias."""
+    """Convolution that keeps the size, or halves an even one with stride 2 (zeros then come below and at the right).
+
+    Normal with standard deviation 1/sqrt(fan in), zero bias.
+    """
 
     features: int
     kernel_size: int
     in_features: int
     dtype: Any = jnp.float32
     axes: tuple[str, str] = ("conv_in", "conv_out")
+    stride: int = 1
 
     def setup(self):
         side = self.kernel_size
@@ -25,12 +29,14 @@ class Conv(nn.Module):
         self.kernel = self.param("kernel", kernel_init, (side, side, self.in_features, self.features), jnp.float32)
         self.bias = self.param("bias", bias_init, (self.features,), jnp.float32)
 
-    def __call__(self, x: Float[Array, "B height width i"]) -> Float[Array, "B height width o"]:
+    def __call__(self, x: Float[Array, "B height width i"]) -> Float[Array, "B height2 width2 o"]:
         x, kernel = x.astype(self.dtype), self.kernel.astype(self.dtype)
         if self.kernel_size == 1:
             y = jnp.dot(x, kernel[0, 0])
         else:
-            y = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            y = lax.conv_general_dilated(
+                x, kernel, (self.stride, self.stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
         return y + self.bias.astype(self.dtype)
 
     def lookup(self, tokens: Int[Array, "B height width"]) -> Float[Array, "B height width o"]:

@@ -86,4 +86,5 @@ class DecoderStage:
     train: TrainConfig
     augment: Augment = Augment.DALLE
     codec_from: str | None = None
-    """Work directory whose codec makes the tokens; None: the codec of this run."""
+    """What makes the tokens: a work directory with a codec, or a published codec (`dalle_jax.codec.load_codec`); None:
+    the codec of this run."""

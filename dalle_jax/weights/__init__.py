@@ -3,7 +3,7 @@
 Knows no model: what tensors mean is said beside each model, as a table from its parameters to their names.
 """
 
-from dalle_jax.weights.mapping import Names, Piece, check_tensors, read_params, write_tensors
+from dalle_jax.weights.mapping import Names, Piece, check_tensors, conv_names, read_params, write_tensors
 from dalle_jax.weights.reading import find_file, read_settings, read_tensors
 from dalle_jax.weights.safetensors_files import write_safetensors
 from dalle_jax.weights.tensors import Tensor, local_path
@@ -14,6 +14,7 @@ __all__ = [
     "Piece",
     "Tensor",
     "check_tensors",
+    "conv_names",
     "find_file",
     "is_torchscript",
     "local_path",

@@ -6,11 +6,13 @@ tensors are reshaped (q, k and v as an axis of their own), and several of theirs
 
 import dataclasses
 import fnmatch
+import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dalle_jax.errors import UserError
@@ -18,6 +20,12 @@ from dalle_jax.weights.tensors import Tensor
 
 Index = tuple[slice, ...]
 """Part of an array: a slice with start and stop for each axis."""
+
+Part = Callable[[Index], np.ndarray]
+"""Gives a part of a parameter."""
+
+HOST_BYTES = 1 << 26
+"""The most of a parameter that the host holds at once, where a row is not more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,17 +107,27 @@ class Names(dict[str, list[Piece]]):
         self.array(f"{ours}/scale", f"{theirs}.weight", (width,), at=at)
         self.array(f"{ours}/bias", f"{theirs}.bias", (width,), at=at)
 
-    def conv(
-        self, ours: str, theirs: str, sizes: tuple[int, int, int], leaves: tuple[str, str] = ("weight", "bias")
-    ) -> None:
-        """A square convolution of `(in, out, side)`, with a bias; `leaves` are their names of its tensors."""
-        features_in, features_out, side = sizes
-        self.array(f"{ours}/kernel", f"{theirs}.{leaves[0]}", (features_out, features_in, side, side), (2, 3, 1, 0))
-        self.array(f"{ours}/bias", f"{theirs}.{leaves[1]}", (features_out,))
-
     @property
     def pieces(self) -> list[Piece]:
         return [piece for pieces in self.values() for piece in pieces]
+
+
+def conv_names(shapes: Any, rename: Callable[[str], str]) -> Names:
+    """Names of a model of convolutions whose modules are called nearly as in the file: read off its own parameters.
+
+    Args:
+      shapes: our tree of parameters, abstract; kernels are (row, column, in, out).
+      rename: the file's name of a path `a/b/c` of ours; there kernels are (out, in, row, column).
+    """
+    names = Names()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        ours = jax.tree_util.keystr(path, simple=True, separator="/")
+        if len(leaf.shape) == 4:
+            rows, columns, features_in, features_out = leaf.shape
+            names.array(ours, rename(ours), (features_out, features_in, rows, columns), (2, 3, 1, 0))
+        else:
+            names.array(ours, rename(ours), leaf.shape)
+    return names
 
 
 def check_tensors(names: Names, tensors: Mapping[str, Tensor], where: str, ignored: Iterable[str] = ()) -> None:
@@ -184,7 +202,7 @@ def read_params(
 
         if sharding is None:
             return part(_resolved((slice(None),) * len(leaf.shape), leaf.shape))
-        return _on_devices(part, leaf.shape, sharding)
+        return _on_devices(part, leaf.shape, kind, sharding)
 
     if shardings is None:
         return jax.tree_util.tree_map_with_path(make, shapes)
@@ -193,17 +211,42 @@ def read_params(
     return jax.tree_util.tree_map_with_path(make, shapes, shardings)
 
 
-def _on_devices(part: Any, shape: Sequence[int], sharding: jax.sharding.Sharding) -> jax.Array:
+def _on_devices(part: Part, shape: Sequence[int], dtype: np.dtype, sharding: jax.sharding.Sharding) -> jax.Array:
     devices: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
     for device, index in sharding.addressable_devices_indices_map(tuple(shape)).items():
         spans = _resolved(index or (slice(None),) * len(shape), shape)
         devices.setdefault(tuple((span.start, span.stop) for span in spans), []).append(device)
     arrays = []
     for spans, holders in devices.items():
-        numbers = part(tuple(slice(start, stop) for start, stop in spans))
-        arrays += [jax.device_put(numbers, device) for device in holders]
-        jax.block_until_ready(arrays[-len(holders) :])  # or the next part would join this one on the host
+        arrays += _put(part, tuple(slice(start, stop) for start, stop in spans), dtype, holders)
     return jax.make_array_from_single_device_arrays(tuple(shape), sharding, arrays)
+
+
+def _put(part: Part, index: Index, dtype: np.dtype, devices: Sequence[jax.Device]) -> list[jax.Array]:
+    """One part of a parameter on the devices that hold it; where it is large, rows at a time, written in place."""
+    sizes = [span.stop - span.start for span in index]
+    row_bytes = math.prod(sizes[1:]) * dtype.itemsize
+    if not sizes or sizes[0] * row_bytes <= HOST_BYTES:
+        numbers = part(index)
+        whole = [jax.device_put(numbers, device) for device in devices]
+        jax.block_until_ready(whole)  # what is not yet on its device would join the next part on the host
+        return whole
+    arrays: list[jax.Array] = [jnp.zeros(sizes, dtype, device=device) for device in devices]
+    count = max(HOST_BYTES // row_bytes, 1)
+    for start in range(0, sizes[0], count):
+        first = index[0].start + start
+        rows = part((slice(first, min(first + count, index[0].stop)), *index[1:]))
+        arrays = [
+            _write_rows(array, jax.device_put(rows, device), jnp.int32(start))
+            for array, device in zip(arrays, devices, strict=True)
+        ]
+        jax.block_until_ready(arrays)
+    return arrays
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _write_rows(array: jax.Array, rows: jax.Array, start: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(array, rows, start, axis=0)
 
 
 def _resolved(index: Sequence[slice], shape: Sequence[int]) -> Index:

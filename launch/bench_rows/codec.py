@@ -11,6 +11,7 @@ import numpy as np
 
 from configs import codec_dalle
 from dalle_jax.codec.codec_task import CodecStage
+from dalle_jax.codec.config import CodecConfig
 from dalle_jax.codec.flops import decoder_flops, encoder_flops
 from dalle_jax.codec.frozen import FrozenCodec
 from dalle_jax.codec.model import Codec
@@ -20,26 +21,26 @@ from launch.bench_rows.workload import Row, Workload, import_torch, product_dtyp
 IMAGE_SIZE = 256
 
 
-def published() -> FrozenCodec:
-    """The model with random weights."""
+def published() -> tuple[FrozenCodec, CodecConfig]:
+    """The model with random weights, and its config."""
     stage = from_config_dict(CodecStage, codec_dalle.get_config()["codec"], "config.codec")
     config = dataclasses.replace(stage.model, dtype=product_dtype())
     images = jnp.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3), jnp.uint8)
     params = jax.jit(lambda key: nn.unbox(Codec(config).init(key, images)["params"]))(jax.random.key(0))
-    return FrozenCodec(config, params, {}, IMAGE_SIZE)
+    return FrozenCodec(config, params, {}, IMAGE_SIZE), config
 
 
 def encode(batch_size: int) -> Workload:
-    codec = published()
+    codec, config = published()
     images = np.random.default_rng(0).integers(0, 256, (batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    flops = batch_size * encoder_flops(codec.config, IMAGE_SIZE)
+    flops = batch_size * encoder_flops(config, IMAGE_SIZE)
     return Workload(functools.partial(codec.encode, jnp.asarray(images)), flops=flops, items=batch_size)
 
 
 def decode(batch_size: int) -> Workload:
-    codec = published()
+    codec, config = published()
     tokens = np.random.default_rng(0).integers(0, codec.codebook_size, (batch_size, codec.grid_size**2), np.int32)
-    flops = batch_size * decoder_flops(codec.config, IMAGE_SIZE)
+    flops = batch_size * decoder_flops(config, IMAGE_SIZE)
     return Workload(functools.partial(codec.decode, jnp.asarray(tokens)), flops=flops, items=batch_size)
 
 

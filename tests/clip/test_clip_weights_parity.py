@@ -247,6 +247,6 @@ def test_published_sizes(tmp_path, name):
     model.save_pretrained(tmp_path / "hf")
     encode = features(model.get_image_features), features(model.get_text_features)
     same_numbers(clip_jax.load(tmp_path / "hf"), *encode, model.logit_scale)
-    if name == "ViT-B/32":  # the table's count (section B.7)
+    if name == "ViT-B/32":  # as published
         published = open_published(tmp_path / "openai.pt")
         assert sum(tensor.size for tensor in published.tensors.values()) == 151_277_313
