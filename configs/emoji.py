@@ -5,7 +5,7 @@ r"""Text to emoji: 3,421 glyphs of Noto Color Emoji and their Unicode names, 64x
     python -m launch.generate --workdir=runs/emoji --prompt="woman judge: light skin tone" \
         --num_samples=64 --keep=8 --out=out
 
-`emoji.py` is the full run, for one GPU; `emoji.py:cpu` is a reduced one for two cores (about an hour).
+`emoji.py` is the full run, for one GPU; `emoji.py:cpu` is a reduced one for two cores (about 45 minutes).
 
 Data         flags, faces, people by profession and skin tone, animals, objects: small, but drawn and named by people,
              and compositional. 5% are held out by a hash of their keys.
@@ -15,7 +15,7 @@ Result       see docs/results.md
 import dataclasses
 
 from clip_jax import ClipConfig, ClipStage, TextConfig, VisionConfig, tower_config
-from dalle_jax.codec import Body, CodecConfig, CodecStage, PatchConfig, Reconstruction, Relaxation
+from dalle_jax.codec import Body, CodecConfig, CodecStage, CosineRamp, PatchConfig, Reconstruction, Relaxation, VqConfig
 from dalle_jax.config import choose_preset, to_config_dict
 from dalle_jax.data.config import Augment, DataConfig, SourceKind, TokenizerConfig
 from dalle_jax.decoder.config import DecoderConfig, DecoderStage
@@ -30,9 +30,10 @@ class Size:
     """What differs between the full run and the reduced one."""
 
     codebook_size: int
-    fine_patch: int
+    codec: PatchConfig
     embed_dim: int
     num_layers: int
+    clip_patch: int
     batch_size: int
     codec_steps: int
     decoder_steps: int
@@ -41,11 +42,24 @@ class Size:
 
     @property
     def grid_size(self) -> int:
-        return IMAGE_SIZE // (2 * self.fine_patch)
+        return IMAGE_SIZE // self.codec.stride
 
 
-FULL = Size(2048, 2, 768, 12, 128, 20_000, 30_000, 10_000, "bfloat16")
-CPU = Size(1024, 4, 256, 6, 64, 2_500, 2_500, 800, "float32")
+FULL = Size(2048, PatchConfig(fine_patch=2), 768, 12, 8, 128, 20_000, 30_000, 10_000, "bfloat16")
+CPU = Size(
+    codebook_size=1024,
+    codec=PatchConfig(
+        fine_patch=8, merge=1, fine_dim=192, fine_blocks=0, token_dim=384, encoder_blocks=2, decoder_blocks=4
+    ),
+    embed_dim=256,
+    num_layers=4,
+    clip_patch=16,
+    batch_size=32,
+    codec_steps=2_500,
+    decoder_steps=2_000,
+    clip_steps=600,
+    dtype="float32",
+)
 
 
 def get_config(arg: str = ""):
@@ -74,9 +88,12 @@ def codec(size: Size) -> CodecStage:
         body=Body.PATCH,
         relaxation=Relaxation.VQ,
         reconstruction=Reconstruction.PIXEL,
-        patch=PatchConfig(fine_patch=size.fine_patch),
+        patch=size.codec,
+        vq=VqConfig(normalize=False, commitment=3.0, decay=0.98, dead_share=0.05, quantized=CosineRamp(0.0, 1.0, 300)),
     )
-    optimizer = OptimizerConfig(learning_rate=2e-3, warmup_steps=100, final_learning_rate=2e-5)
+    optimizer = OptimizerConfig(
+        learning_rate=2e-3, warmup_steps=100, final_learning_rate=2e-5, b2=0.98, weight_decay=1e-4, clip_norm=1.0
+    )
     return CodecStage(model, _train(optimizer, size.batch_size, size.codec_steps), Augment.DALLE)
 
 
@@ -108,12 +125,12 @@ def decoder(size: Size) -> DecoderStage:
 def clip(size: Size) -> ClipStage:
     """A small CLIP for ranking."""
     width = size.embed_dim // 2
-    vision = VisionConfig(IMAGE_SIZE, patch_size=8, transformer=tower_config(4, width, head_dim=32))
+    vision = VisionConfig(IMAGE_SIZE, patch_size=size.clip_patch, transformer=tower_config(4, width, head_dim=32))
     text = TextConfig(VOCAB_SIZE, TEXT_LENGTH, end_id=3, transformer=tower_config(4, width, head_dim=32))
     optimizer = OptimizerConfig(
         learning_rate=1e-3, warmup_steps=100, final_learning_rate=1e-5, b2=0.98, weight_decay=0.2, clip_norm=1.0
     )
-    return ClipStage(ClipConfig(width, vision, text), _train(optimizer, 2 * size.batch_size, size.clip_steps))
+    return ClipStage(ClipConfig(width, vision, text), _train(optimizer, 4 * size.batch_size, size.clip_steps))
 
 
 def _train(optimizer: OptimizerConfig, batch_size: int, num_steps: int) -> TrainConfig:

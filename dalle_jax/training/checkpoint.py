@@ -9,6 +9,7 @@ import contextlib
 import errno
 import logging
 import math
+import os
 import sys
 from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple
@@ -45,7 +46,7 @@ class Checkpoints:
           best_mode: `min` or `max` of it.
         """
         _quiet_orbax()
-        self.directory = epath.Path(stage_dir) / "checkpoints"
+        self.directory = _folder(stage_dir)
         self._best_metric, self._best_mode = best_metric, best_mode
         self._manager = self._open(config)
 
@@ -220,7 +221,7 @@ def load_params(stage_dir: epath.PathLike, step: int | None = None, *, shardings
       UserError: there is no such checkpoint, it cannot be read, or it is of another model.
     """
     _quiet_orbax()
-    directory, steps = epath.Path(stage_dir) / "checkpoints", saved_steps(stage_dir)
+    directory, steps = _folder(stage_dir), saved_steps(stage_dir)
     if not steps or (step is not None and step not in steps):
         which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
         has = f"; it has {', '.join(map(str, steps))}" if steps else "; train that stage first"
@@ -239,7 +240,7 @@ def load_params(stage_dir: epath.PathLike, step: int | None = None, *, shardings
 
 def saved_steps(stage_dir: epath.PathLike) -> list[int]:
     """The steps of a stage's checkpoints, oldest first; empty where there are none."""
-    directory = epath.Path(stage_dir) / "checkpoints"
+    directory = _folder(stage_dir)
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit()) if directory.exists() else []
 
 
@@ -261,6 +262,12 @@ def check_same(wanted: Any, found: Any, where: str) -> None:
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise UserError(f"{where} does not fit the model: {'; '.join(faults[:3])}{more}; is its config another one?")
+
+
+def _folder(stage_dir: epath.PathLike) -> epath.Path:
+    """Where a stage's checkpoints are; absolute, since Orbax takes no other path (and says so only when it saves)."""
+    path = os.fspath(stage_dir)
+    return epath.Path(path if "://" in path else os.path.abspath(path)) / "checkpoints"
 
 
 def _load(directory: epath.Path, step: int, shardings: Any) -> LoadedParams:

@@ -56,6 +56,15 @@ def test_keeps_last_best_and_every(tmp_path):
     assert saved_steps(tmp_path / "b") == [2, 3, 6, 8]
 
 
+def test_a_relative_folder_is_one_of_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_all("runs/mine/codec", [1])
+    assert saved_steps("runs/mine/codec") == saved_steps(tmp_path / "runs/mine/codec") == [1]
+    assert float(load_params("runs/mine/codec").params["w"][0, 0]) == 1.0
+    mesh = make_mesh(MeshConfig())
+    assert int(open_checkpoints("runs/mine/codec").restore(abstract(replicated(mesh))).state.step) == 1
+
+
 def test_knows_what_improves_after_a_restart(tmp_path):
     save_all(tmp_path, [1, 2], {1: {"loss": 0.5}})
     checkpoints = open_checkpoints(tmp_path)
