@@ -57,7 +57,7 @@ def codec() -> CodecStage:
     optimizer = OptimizerConfig(
         learning_rate=2e-3, warmup_steps=50, final_learning_rate=2e-5, b2=0.98, weight_decay=1e-4, clip_norm=1.0
     )
-    train = _train(optimizer, 32, 1200)
+    train = _train(optimizer, 32, 1000)
     return CodecStage(model, train, Augment.NONE)
 
 
@@ -81,7 +81,7 @@ def decoder() -> DecoderStage:
     optimizer = OptimizerConfig(
         learning_rate=2e-3, warmup_steps=50, final_learning_rate=4e-5, b2=0.98, weight_decay=0.05, clip_norm=1.0
     )
-    return DecoderStage(model, _train(optimizer, 32, 1600), Augment.NONE)
+    return DecoderStage(model, _train(optimizer, 32, 1100), Augment.NONE)
 
 
 def clip() -> ClipStage:
@@ -93,7 +93,7 @@ def clip() -> ClipStage:
     optimizer = OptimizerConfig(
         learning_rate=1e-3, warmup_steps=50, b2=0.98, epsilon=1e-6, weight_decay=0.1, clip_norm=1.0
     )
-    return ClipStage(ClipConfig(128, vision, text), _train(optimizer, 128, 600), Augment.NONE)
+    return ClipStage(ClipConfig(128, vision, text), _train(optimizer, 128, 500), Augment.NONE)
 
 
 def _train(optimizer: OptimizerConfig, batch_size: int, num_steps: int) -> TrainConfig:
