@@ -20,6 +20,8 @@ NUM_CAPTIONS = 200
 CANDIDATES = 8
 SHEET_CAPTIONS = 6
 SHEET_CANDIDATES = 64
+SHEET_TOP_P = 0.95
+"""Keeps the rarest codes, which are stray patches, out of the sheet. The figures are of all codes, as in the paper."""
 SEED = 20_210_224
 
 
@@ -128,7 +130,9 @@ def _draw_sheet(dalle: Dalle, clip: Clip, max_objects: int, out: Path) -> None:
     """grid.png: captions never seen, the best 8 of 64 candidates of each, best first."""
     _, texts, _ = _scenes("unseen", dalle.codec.image_size, max_objects)
     texts = texts[:SHEET_CAPTIONS]
-    samples = dalle.generate(texts, num_samples=SHEET_CANDIDATES, keep=8, score_fn=clip.score, seed=SEED)
+    samples = dalle.generate(
+        texts, num_samples=SHEET_CANDIDATES, keep=8, score_fn=clip.score, seed=SEED, top_p=SHEET_TOP_P
+    )
     _save(captioned_grid(samples.images, texts), out / "grid.png")
 
 
