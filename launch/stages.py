@@ -126,7 +126,9 @@ def plan_clip(run: RunConfig, workdir: epath.Path, trained: bool = True) -> Stag
     """CLIP's captions end with a token of their own and are not augmented (CLIP §2.3)."""
     assert run.clip is not None
     text = TextConfig(length=run.clip.model.text.context_length, end=True)
-    return StagePlan(ClipTask(run.clip), run.clip.train, run.clip.augment, run.clip.model.vision.image_size, text)
+    return StagePlan(
+        ClipTask(run.clip), run.clip.locked_train, run.clip.augment, run.clip.model.vision.image_size, text
+    )
 
 
 PLANS: dict[str, Callable[[RunConfig, epath.Path, bool], StagePlan]] = {
