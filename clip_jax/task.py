@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from clip_jax.accumulation import accumulated_gradients
-from clip_jax.config import ClipConfig, ClipStage, Lock
+from clip_jax.config import ClipStage, Lock
 from clip_jax.flops import step_flops
 from clip_jax.losses import contrastive_loss
 from clip_jax.model import ClipModel, init_params, normalize

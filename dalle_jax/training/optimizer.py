@@ -22,8 +22,8 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
       num_steps: length of the run in updates, over which a cosine without `decay_steps` falls.
 
     Returns:
-      A transformation. Its `init` takes all parameters (in boxes or not) and raises a `UserError` where a pattern of the
-      config finds none; its `update` takes the trained part of them (`Freezing.trained`), their gradients, and the
+      A transformation. Its `init` takes all parameters, in boxes or not, and raises a `UserError` where a pattern of
+      the config finds none; its `update` takes the trained part of them (`Freezing.trained`), their gradients, and the
       training loss of the step as `value=` (the plateau rule reads it). Its state is all that the schedule remembers,
       so that a restored state goes on where it stopped.
     """

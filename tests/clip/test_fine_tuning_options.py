@@ -147,9 +147,7 @@ def test_accumulation_drops_the_same_patches_in_both_passes(params, batch):
     def plain(p):
         cut = jax.tree.map(lambda x: [x[i::parts] for i in range(parts)], batch)
         keys = jax.random.split(key, parts)
-        pairs = [
-            task._encode(p, {"image": cut["image"][i], "text": cut["text"][i]}, keys[i]) for i in range(parts)
-        ]
+        pairs = [task._encode(p, {"image": cut["image"][i], "text": cut["text"][i]}, keys[i]) for i in range(parts)]
         merged = [jnp.stack(side, axis=1).reshape(BATCH, -1) for side in zip(*pairs, strict=True)]
         return task._objective(p, tuple(merged))[0]
 
@@ -181,9 +179,9 @@ def test_accumulation_gives_each_part_a_key_of_its_own():
 def test_computing_layers_again_changes_nothing(params, batch, remat):
     def gradients(config):
         task = ClipTask(dataclasses.replace(stage(), model=config))
-        return jax.jit(lambda p: task.gradients(p, {}, batch, key=jax.random.key(0), step=jnp.int32(0), micro_batches=1))(
-            params
-        )
+        return jax.jit(
+            lambda p: task.gradients(p, {}, batch, key=jax.random.key(0), step=jnp.int32(0), micro_batches=1)
+        )(params)
 
     towers = {
         side: dataclasses.replace(

@@ -1,4 +1,4 @@
-"""Frozen parameters: what is trained is a tree of its own, and the rest of a step is as if the frozen were constants."""
+"""Frozen parameters: what is trained is a tree of its own, and the rest are constants of the step."""
 
 import flax.linen as nn
 import jax
