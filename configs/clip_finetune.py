@@ -4,8 +4,8 @@ r"""Fine-tuning a published CLIP on pictures and captions of your own: `clip_fin
         --config.data.path='shards/*.tar'
     python -m launch.evaluate --model=runs/tuned --suite=zero_shot --data=cifar10
 
-WEIGHTS is a file of OpenAI's or open_clip's, or a folder of Hugging Face's or open_clip's; model and tokenizer are taken
-from it, and the run keeps the tokenizer. The same command goes on with a run that was stopped. What is trained:
+WEIGHTS is a file of OpenAI's or open_clip's, or a folder of Hugging Face's or open_clip's. Model and tokenizer are
+taken from it, and the run keeps the tokenizer. The same command goes on with a run that was stopped. What is trained:
 
     --config.clip.lock=image                              # LiT: the text tower learns to fit a picture tower that stays
     --config.clip.lock=image --config.clip.unlocked_layers=2    # ... whose last two blocks learn too
@@ -16,9 +16,9 @@ from it, and the run keeps the tokenizer. The same command goes on with a run th
 Of open_clip's bare files, which cannot tell, both activations must be said where they are not QuickGELU:
 `--config.clip.model.vision.transformer.activation=gelu`, and `text` for `vision`.
 
-Source       AdamW at a low rate with warm-up and a cosine, decay 0.1 and the norm clipped at 1, much as Wortsman et al. 2022
-             (WiSE-FT) tune whole CLIPs, whose rate is 3e-5; ours is 1e-5. A locked side as in Zhai et al. 2022 (LiT): the
-             other one bears the rates of training from nothing. Dropped patches as in Li et al. 2023 (FLIP).
+Source       AdamW at a low rate with warm-up and a cosine, decay 0.1 and the norm clipped at 1, much as Wortsman et al.
+             2022 (WiSE-FT) tune whole CLIPs, whose rate is 3e-5; ours is 1e-5. A locked side as in Zhai et al. 2022
+             (LiT): the other one bears the rates of training from nothing. Dropped patches as in Li et al. 2023 (FLIP).
 Command      as above. Without an argument: the sizes of ViT-B/32, for `--config.init_from=WEIGHTS`.
 Result       not recorded: no published weights were at hand. The tests tune small random ones.
 """

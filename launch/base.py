@@ -40,8 +40,8 @@ def check_base(run: RunConfig, workdir: epath.Path, stages: list[str]) -> None:
     others = [name for name in stages if name != "clip"]
     if others:
         raise UserError(
-            f"config.init_from={run.init_from} holds a CLIP, and the config trains a {others[0]} too: train CLIP "
-            "alone, with --stages=clip or a config of its own"
+            f"config.init_from={run.init_from} holds a CLIP, and the config trains a {others[0]} too: tune it by a "
+            "config of its own"
         )
     if run.clip is not None and not saved_steps(workdir / "clip"):
         open_base(run.clip.model, run.init_from)

@@ -102,9 +102,10 @@ def _describe(name: str, run: RunConfig, plan: StagePlan, tokenizer: RowTokenize
     state = abstract_state(plan.task, optimizer, plan.train.ema_decay is not None)
     state_shardings(state, mesh, rules)
     make_batches(run, plan, tokenizer, TRAIN)[0]
+    freezing = Freezing.of(plan.train.optimizer)
     parameters, trained = (
         sum(x.size for x in jax.tree.leaves(params))
-        for params in (state.params, Freezing.of(plan.train.optimizer).trained(state.params))
+        for params in (state.params, jax.eval_shape(freezing.trained, state.params))
     )
     frozen = f" ({trained:,} of them trained)" if trained < parameters else ""
     flops = plan.task.step_flops(plan.train.batch_size)

@@ -23,8 +23,8 @@ from dalle_jax.training.trees import is_box, named_leaves
 class Freezing:
     """The rule of `OptimizerConfig.freeze` and `freeze_first`.
 
-    Parameters are nested dicts of arrays, abstract arrays or boxes. A parameter of which the first n entries are frozen
-    is in the trained part without them.
+    Parameters are nested dicts of arrays or boxes. One of which the first n entries are frozen is in the trained part
+    without them.
     """
 
     patterns: tuple[str, ...] = ()
