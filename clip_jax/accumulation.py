@@ -8,12 +8,17 @@ import jax.numpy as jnp
 
 from dalle_jax.training.task import Batch, Params
 
-Encode = Callable[[Params, Batch], Any]
-"""Features of a batch: a tree of arrays with the batch first."""
+Encode = Callable[[Params, Batch, jax.Array], Any]
+"""Features of a batch, under a key of its own: a tree of arrays with the batch first."""
 
 
 def accumulated_gradients(
-    encode: Encode, objective: Callable[[Params, Any], tuple[jax.Array, Any]], params: Params, batch: Batch, parts: int
+    encode: Encode,
+    objective: Callable[[Params, Any], tuple[jax.Array, Any]],
+    params: Params,
+    batch: Batch,
+    key: jax.Array,
+    parts: int,
 ) -> tuple[Params, tuple[jax.Array, Any]]:
     """The gradients of `objective(params, encode(params, batch))`, one part of the batch in memory at a time.
 
@@ -22,28 +27,31 @@ def accumulated_gradients(
     encoded again and takes back its share of the gradient. The price is one more forward pass.
 
     Args:
-      encode: each row's features must depend on that row alone (no batch statistics) and on no randomness.
+      encode: each row's features must depend on that row alone (no batch statistics), and on the key. It is called
+        twice for each part, with the same key, so that what the first call drops the second drops too.
       objective: of the parameters that it uses itself and all features; returns (value, auxiliary).
       params: differentiated.
       batch: arrays whose first axis divides by `parts`.
+      key: split into one for each part.
       parts: how many.
 
     Returns:
-      (gradients, (value, auxiliary)), up to rounding those of one big batch.
+      (gradients, (value, auxiliary)), up to rounding those of one big batch, where nothing is random.
     """
     micro = jax.tree.map(lambda x: _split(x, parts), batch)
-    features = jax.lax.map(lambda part: encode(params, part), micro)
+    keys = jax.random.split(key, parts)
+    features = jax.lax.map(lambda part: encode(params, *part), (micro, keys))
     merged = jax.tree.map(_merge, features)
     value_and_grad = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
     (value, auxiliary), (gradients, cotangents) = value_and_grad(params, merged)
 
     def add(total, part_and_cotangents):
-        part, cotangent = part_and_cotangents
-        _, pull_back = jax.vjp(lambda p: encode(p, part), params)
+        part, part_key, cotangent = part_and_cotangents
+        _, pull_back = jax.vjp(lambda p: encode(p, part, part_key), params)
         return jax.tree.map(jnp.add, total, pull_back(cotangent)[0]), None
 
     cotangents = jax.tree.map(lambda x: _split(x, parts), cotangents)
-    gradients, _ = jax.lax.scan(add, gradients, (micro, cotangents))
+    gradients, _ = jax.lax.scan(add, gradients, (micro, keys, cotangents))
     return gradients, (value, auxiliary)
 
 

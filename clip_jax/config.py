@@ -32,14 +32,23 @@ class VisionConfig:
     tower: VisionTower = VisionTower.VIT
     pixel_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     pixel_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    patch_dropout: float = 0.0
+    """Share of the patches that a picture loses in training, drawn anew every time (Li et al. 2023, FLIP)."""
 
     def __post_init__(self):
+        if not 0 <= self.patch_dropout < 1:
+            raise ValueError(f"patch_dropout must be in [0, 1), not {self.patch_dropout}")
         if self.image_size % self.patch_size:
             raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
 
     @property
     def num_patches(self) -> int:
         return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def kept_patches(self) -> int:
+        """Patches of a picture in training; always as many, so that shapes are static."""
+        return max(1, round((1 - self.patch_dropout) * self.num_patches))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +81,17 @@ class ClipConfig:
     max_logit_scale: float = 100.0
 
 
+class Lock(enum.Enum):
+    """Which side keeps its parameters while the other learns to fit it (Zhai et al. 2022, LiT)."""
+
+    NONE = "none"
+    IMAGE = "image"
+    TEXT = "text"
+
+
+_BEFORE_THE_BLOCKS = "(patch_embedding|class_embedding|token_embedding|position_embedding|norm_pre)"
+
+
 @dataclasses.dataclass(frozen=True)
 class ClipStage:
     """A training stage: the model, how long and how it is trained, and what is done to its pictures."""
@@ -79,6 +99,49 @@ class ClipStage:
     model: ClipConfig
     train: TrainConfig
     augment: Augment = Augment.CLIP
+    lock: Lock = Lock.NONE
+    """Short for patterns in `train.optimizer.freeze`: a tower and its projection. The logit scale is trained."""
+    unlocked_layers: int = 0
+    """Of the locked tower: its last so many blocks are trained, with all that follows them."""
+
+    def __post_init__(self):
+        if self.unlocked_layers < 0 or (self.unlocked_layers and self.lock is Lock.NONE):
+            raise ValueError(f"unlocked_layers is {self.unlocked_layers}: give lock a tower, and a number from 0")
+        if self.unlocked_layers and self.unlocked_layers >= self._locked_layers:
+            raise ValueError(
+                f"unlocked_layers is {self.unlocked_layers}, and the locked tower has {self._locked_layers} blocks"
+            )
+
+    @property
+    def locked_train(self) -> TrainConfig:
+        """`train` with the patterns of `lock` in its optimizer: what the loop is given."""
+        if self.lock is Lock.NONE:
+            return self.train
+        tower, optimizer = self._locked_tower, self.train.optimizer
+        if self.unlocked_layers:
+            freeze = (f"^{tower}/{_BEFORE_THE_BLOCKS}(/|$)",)
+            first = ((f"^{tower}/transformer/", self._locked_layers - self.unlocked_layers),)
+        else:
+            freeze, first = (f"^{tower}(_projection)?/",), ()
+        optimizer = dataclasses.replace(
+            optimizer, freeze=optimizer.freeze + freeze, freeze_first=optimizer.freeze_first + first
+        )
+        return dataclasses.replace(self.train, optimizer=optimizer)
+
+    def trains(self, side: Lock) -> bool:
+        """Whether a tower is run as in training: patches and units dropped, statistics of the batch taken and kept.
+
+        One that is wholly locked is run as in evaluation.
+        """
+        return self.lock is not side or self.unlocked_layers > 0
+
+    @property
+    def _locked_tower(self) -> str:
+        return {Lock.IMAGE: "vision", Lock.TEXT: "text"}[self.lock]
+
+    @property
+    def _locked_layers(self) -> int:
+        return getattr(self.model, self._locked_tower).transformer.num_layers
 
 
 def tower_config(num_layers: int, embed_dim: int, head_dim: int = 64, **changes: Any) -> TransformerConfig:

@@ -1,6 +1,8 @@
 """Useful floating-point operations of a CLIP, by formula; a multiplication and an addition count as two."""
 
-from clip_jax.config import ClipConfig, TextConfig, TextTower, VisionConfig
+import dataclasses
+
+from clip_jax.config import ClipStage, Lock, TextConfig, TextTower, VisionConfig
 from dalle_jax.nn.transformer import TransformerConfig
 
 
@@ -12,11 +14,11 @@ def transformer_flops(config: TransformerConfig, length: int, causal: bool = Fal
     return 2 * config.num_layers * (length * products + 2 * pairs * width)
 
 
-def image_flops(config: VisionConfig, embed_dim: int) -> int:
-    """Forward pass of one picture, patch embedding and projection included."""
-    width = config.transformer.embed_dim
-    patches = 2 * config.num_patches * config.patch_size**2 * 3 * width
-    return patches + transformer_flops(config.transformer, config.num_patches + 1) + 2 * width * embed_dim
+def image_flops(config: VisionConfig, embed_dim: int, *, patches: int | None = None) -> int:
+    """Forward pass of one picture of which `patches` are read (default: all), embedding and projection included."""
+    width, count = config.transformer.embed_dim, config.num_patches if patches is None else patches
+    embedding = 2 * count * config.patch_size**2 * 3 * width
+    return embedding + transformer_flops(config.transformer, count + 1) + 2 * width * embed_dim
 
 
 def text_flops(config: TextConfig, embed_dim: int, length: int | None = None) -> int:
@@ -27,7 +29,21 @@ def text_flops(config: TextConfig, embed_dim: int, length: int | None = None) ->
     return projection + transformer_flops(config.transformer, length or config.context_length, causal=True)
 
 
-def forward_flops(config: ClipConfig, batch_size: int) -> int:
-    """Forward pass of a batch of pairs: both towers, and the logits of both directions."""
-    pair = image_flops(config.vision, config.embed_dim) + text_flops(config.text, config.embed_dim)
-    return batch_size * (pair + 2 * 2 * batch_size * config.embed_dim)
+def step_flops(stage: ClipStage, batch_size: int) -> float:
+    """A training step: three times the forward pass, since each product has two in the backward pass.
+
+    Patches that are dropped count nowhere; what is locked has a forward pass alone.
+    """
+    config = stage.model
+    patches = config.vision.kept_patches if stage.trains(Lock.IMAGE) else config.vision.num_patches
+    image = image_flops(config.vision, config.embed_dim, patches=patches)
+    text = text_flops(config.text, config.embed_dim)
+    logits = 2 * 2 * batch_size * config.embed_dim
+    forward_alone = 0
+    if stage.lock is not Lock.NONE:
+        of_image = stage.lock is Lock.IMAGE
+        sizes = config.vision.transformer if of_image else config.text.transformer
+        trained = dataclasses.replace(sizes, num_layers=stage.unlocked_layers)
+        length = patches + 1 if of_image else config.text.context_length
+        forward_alone = (image if of_image else text) - transformer_flops(trained, length, causal=not of_image)
+    return float(batch_size * (3 * (image + text + logits) - 2 * forward_alone))

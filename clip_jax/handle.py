@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from clip_jax.config import ClipConfig
 from clip_jax.model import ClipModel, normalize
 from clip_jax.pictures import Picture, preprocess, preprocess_on_device
+from clip_jax.tokenizers import CaptionTokenizer
 from clip_jax.vision import normalize_pixels
 from clip_jax.zero_shot import ClassName, class_directions, class_probabilities
 from dalle_jax.errors import UserError
@@ -89,17 +90,25 @@ class Clip:
         parts = [self._start(program, squares[part]) for part in _parts(len(squares), self._most_at_once)]
         return _gather(parts)
 
-    def encode_text(self, texts: Sequence[str]) -> Float[np.ndarray, "B E"]:
+    def encode_text(self, texts: Sequence[str], *, truncate: bool | None = None) -> Float[np.ndarray, "B E"]:
         """Features of captions, projected, not normalised.
 
         Captions of similar length run together, cut where all of them have ended: a causal tower need not compute what
         follows the end token.
+
+        Args:
+          texts: captions.
+          truncate: cut those that are longer than the model reads; None: as was said to `load`, which refuses them.
+
+        Raises:
+          UserError: a caption is too long, and the message names it; or the tokenizer is the caller's own, which
+            takes no `truncate`.
         """
         if isinstance(texts, str):
             raise UserError(f"encode_text takes a list of captions, not the one string '{texts[:40]}'")
         if not texts:
             return np.zeros((0, self.config.embed_dim), np.float32)
-        ids = self.tokenize(texts)
+        ids = self._ids(texts, truncate)
         lengths = np.argmax(ids == self.config.text.end_id, axis=-1) + 1
         order = np.argsort(lengths, kind="stable")
         parts = []
@@ -108,6 +117,13 @@ class Clip:
             length = min(-(-lengths[rows].max() // _TEXT_STEP) * _TEXT_STEP, ids.shape[1])
             parts.append(self._start(self._text_features, ids[rows, :length]))
         return _gather(parts)[np.argsort(order)]
+
+    def _ids(self, texts: Sequence[str], truncate: bool | None) -> Int[np.ndarray, "n T"]:
+        if truncate is None:
+            return self.tokenize(texts)
+        if not isinstance(self.tokenize, CaptionTokenizer):
+            raise UserError("truncate is for tokenizers of clip_jax: this model's cuts or refuses captions by itself")
+        return self.tokenize(texts, truncate=truncate)
 
     def score(self, images: Images, text: str | Sequence[str]) -> Float[Array, " B"] | Float[np.ndarray, " B"]:
         """How well pictures fit captions: cosine times the learned scale, float32.

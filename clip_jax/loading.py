@@ -1,6 +1,5 @@
 """From a path to a `Clip`: a run of ours, or published weights."""
 
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -8,21 +7,18 @@ import numpy as np
 from etils import epath
 from jax.sharding import SingleDeviceSharding
 
-from clip_jax.config import ClipConfig, ClipStage
+from clip_jax.config import ClipStage
 from clip_jax.handle import Clip, Tokenize
 from clip_jax.model import abstract_params
+from clip_jax.run_tokenizer import TRAINED, read_tokenizer
 from clip_jax.tokenizers import FILES as TOKENIZER_FILES
-from clip_jax.tokenizers import load_tokenizer
+from clip_jax.tokenizers import CaptionTokenizer, load_tokenizer
 from clip_jax.weights import Published, is_published, open_published
 from dalle_jax.config import from_config_dict
-from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation
 from dalle_jax.training.checkpoint import check_same, load_params
 from dalle_jax.training.workdir import read_workdir
-
-TOKENIZER = "tokenizer.model"
-"""The file of a tokenizer trained here, in a run and beside weights that were saved from one."""
 
 
 def load(
@@ -33,6 +29,7 @@ def load(
     activation: str | Activation | None = None,
     param_dtype: str | None = "float32",
     tokenize: Tokenize | None = None,
+    truncate: bool = False,
 ) -> Clip:
     """Loads the CLIP of a run, its average weights where it kept them, or published weights.
 
@@ -45,57 +42,64 @@ def load(
         names without `-quickgelu`).
       param_dtype: of published parameters; None: as they are in the file, half precision included.
       tokenize: captions to ids; None: the tokenizer beside the weights, or OpenAI's where there is none.
+      truncate: cut captions that are longer than the model reads, instead of refusing them.
 
     Raises:
       UserError: there is no CLIP at the path, it is damaged, has another format version, or asks for a call that
         weights do not need; or parameters are missing, unknown, or of a wrong shape, and the message names them.
     """
+    if tokenize is not None and truncate:
+        raise UserError("truncate is for the tokenizer beside the weights: one given by tokenize= cuts by itself")
     if is_published(path):
         published = open_published(path, activation=activation)
         home = SingleDeviceSharding(jax.local_devices()[0])
         params = published.read(dtype=param_dtype, shardings=home)["params"]
-        return Clip(published.config, params, tokenize or _tokenize(published), batch_size=batch_size)
+        return Clip(published.config, params, tokenize or _tokenize(published, truncate), batch_size=batch_size)
     if activation is not None:
         raise UserError(f"{path} is a work directory, which knows its activation: leave activation={activation} out")
-    return _load_run(epath.Path(path), step, batch_size)
+    return _load_run(epath.Path(path), step, batch_size, tokenize, truncate)
 
 
-def _load_run(path: epath.Path, step: int | None, batch_size: int) -> Clip:
+def _load_run(path: epath.Path, step: int | None, batch_size: int, tokenize: Tokenize | None, truncate: bool) -> Clip:
     run = read_workdir(path)
     if not run.get("clip"):
         raise UserError(f"{path} has no CLIP: train one with a config that has a `clip` section")
     config = from_config_dict(ClipStage, run["clip"], "config.clip").model
-    tokenize = _own_tokenize(path / TOKENIZER, config)
+    if tokenize is None:
+        tokenize = read_tokenizer(path, context_length=config.text.context_length, truncate=truncate)
+        if tokenize.vocab_size > config.text.vocab_size:
+            raise UserError(
+                f"the tokenizer in {path} has {tokenize.vocab_size} entries and the CLIP beside it knows "
+                f"{config.text.vocab_size}: they are of different runs"
+            )
     loaded = load_params(path / "clip", step=step)
     check_same(abstract_params(config), loaded.params, f"checkpoint {loaded.step} of {path / 'clip'}")
     return Clip(config, loaded.params, tokenize, batch_size=batch_size)
 
 
-def _own_tokenize(path: epath.Path, config: ClipConfig) -> Tokenize:
-    """Of a tokenizer trained here."""
-    tokenizer = Tokenizer(path)
-    if tokenizer.vocab_size > config.text.vocab_size:
-        raise UserError(
-            f"{path} has {tokenizer.vocab_size} entries and the CLIP beside it knows {config.text.vocab_size}: they "
-            "are of different runs"
-        )
-    return functools.partial(tokenizer.encode, length=config.text.context_length, end=True)
+def published_tokenizer(published: Published, truncate: bool = False) -> CaptionTokenizer | None:
+    """The tokenizer that a folder brings, or OpenAI's; None where it does not fit the model."""
+    text, folder = published.config.text, published.folder
+    options = {"context_length": text.context_length, "truncate": truncate}
+    if folder is not None and (epath.Path(folder) / TRAINED).is_file():
+        tokenizer = read_tokenizer(folder, **options)
+    else:
+        brings = folder is not None and any((epath.Path(folder) / name).is_file() for name in TOKENIZER_FILES)
+        tokenizer = load_tokenizer(folder if brings else None, **options)
+    fits = tokenizer.vocab_size <= text.vocab_size and tokenizer.end_id == text.end_id
+    return tokenizer if fits else None
 
 
-def _tokenize(published: Published) -> Tokenize:
-    """The tokenizer that a folder brings, or OpenAI's; one that does not fit is an error when text comes."""
-    config, folder = published.config, published.folder
-    if folder is not None and (epath.Path(folder) / TOKENIZER).is_file():
-        return _own_tokenize(epath.Path(folder) / TOKENIZER, config)
-    brings = folder is not None and any((epath.Path(folder) / name).is_file() for name in TOKENIZER_FILES)
-    tokenizer = load_tokenizer(folder if brings else None, context_length=config.text.context_length)
-    if tokenizer.vocab_size <= config.text.vocab_size and tokenizer.end_id == config.text.end_id:
+def _tokenize(published: Published, truncate: bool) -> Tokenize:
+    """One that does not fit is an error when text comes."""
+    tokenizer, text = published_tokenizer(published, truncate), published.config.text
+    if tokenizer is not None:
         return tokenizer
 
     def refuse(texts: Sequence[str]) -> np.ndarray:
         raise UserError(
-            f"{published.path} has a vocabulary of {config.text.vocab_size} that ends captions with "
-            f"{config.text.end_id}, and no tokenizer for it: give one to clip_jax.load(..., tokenize=...)"
+            f"{published.path} has a vocabulary of {text.vocab_size} that ends captions with "
+            f"{text.end_id}, and no tokenizer for it: give one to clip_jax.load(..., tokenize=...)"
         )
 
     return refuse

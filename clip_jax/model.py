@@ -43,20 +43,33 @@ class ClipModel(nn.Module):
     def _projection(self, width: int) -> Dense:
         return Dense(self.config.embed_dim, ("embed", None), normal(width**-0.5), use_bias=False)
 
-    def encode_image(self, pixels: Float[Array, "B height width 3"]) -> Float[Array, "B E"]:
-        """Args: pixels: as `normalize_pixels` gives them. Returns: projected features, not normalised, float32."""
-        return constrain_activations(self.vision_projection(self.vision(pixels)))
+    def encode_image(self, pixels: Float[Array, "B height width 3"], train: bool = False) -> Float[Array, "B E"]:
+        """Args: pixels: as `normalize_pixels` gives them; train: drop what the config says, by the stream `dropout`.
+
+        Returns: projected features, not normalised, float32.
+        """
+        return constrain_activations(self.vision_projection(self.vision(pixels, train=train)))
 
     def image_trunk(self, pixels: Float[Array, "B height width 3"]) -> Float[Array, "B D"]:
         """Args: pixels: as `normalize_pixels` gives them. Returns: features before the projection, float32."""
         return constrain_activations(self.vision(pixels))
 
-    def encode_text(self, ids: Int[Array, "B T"]) -> Float[Array, "B E"]:
-        """Args: ids: captions, `T` up to `context_length`. Returns: projected features, not normalised, float32."""
-        return constrain_activations(self.text_projection(self.text(ids)))
+    def encode_text(self, ids: Int[Array, "B T"], train: bool = False) -> Float[Array, "B E"]:
+        """Args: ids: captions, `T` up to `context_length`; train: as above.
 
-    def __call__(self, pixels: Float[Array, "B height width 3"], ids: Int[Array, "B T"]) -> ClipOutput:
-        return ClipOutput(self.encode_image(pixels), self.encode_text(ids), jnp.exp(self.log_scale))
+        Returns: projected features, not normalised, float32.
+        """
+        return constrain_activations(self.text_projection(self.text(ids, train=train)))
+
+    def __call__(
+        self,
+        pixels: Float[Array, "B height width 3"],
+        ids: Int[Array, "B T"],
+        train_image: bool = False,
+        train_text: bool = False,
+    ) -> ClipOutput:
+        image, text = self.encode_image(pixels, train_image), self.encode_text(ids, train_text)
+        return ClipOutput(image, text, jnp.exp(self.log_scale))
 
 
 def init_params(config: ClipConfig, key: jax.Array) -> Params:

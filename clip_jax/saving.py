@@ -8,14 +8,12 @@ import jax
 from etils import epath
 
 from clip_jax.handle import Clip
-from clip_jax.loading import TOKENIZER
 from clip_jax.tokenizers import CaptionTokenizer
 from clip_jax.weights_hf import config_to_hf, hf_names, preprocessor_to_hf
 from clip_jax.weights_open_clip import CONFIG as OPEN_CLIP_CONFIG
 from clip_jax.weights_open_clip import config_to_open_clip
 from clip_jax.weights_openai import openai_names
 from dalle_jax.config import write_json
-from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.errors import UserError, closest
 from dalle_jax.weights import write_safetensors, write_tensors
 
@@ -66,11 +64,7 @@ def _write_open_clip(clip: Clip, dtype: str) -> dict[str, Any]:
 
 def _tokenizer_files(clip: Clip) -> dict[str, Any]:
     """A tokenizer that is neither published nor trained here is the caller's to keep."""
-    tokenize = clip.tokenize
-    if isinstance(tokenize, CaptionTokenizer):
-        return dict(tokenize.files())
-    owner = getattr(getattr(tokenize, "func", None), "__self__", None)
-    return {TOKENIZER: owner.model} if isinstance(owner, Tokenizer) else {}
+    return dict(clip.tokenize.files()) if isinstance(clip.tokenize, CaptionTokenizer) else {}
 
 
 def _write(file: epath.Path, content: Any) -> None:

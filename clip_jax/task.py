@@ -1,6 +1,6 @@
 """CLIP's training: the task that the one loop runs."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from clip_jax.accumulation import accumulated_gradients
-from clip_jax.config import ClipConfig, ClipStage
-from clip_jax.flops import forward_flops
+from clip_jax.config import ClipStage, Lock
+from clip_jax.flops import step_flops
 from clip_jax.losses import contrastive_loss
 from clip_jax.model import ClipModel, init_params, normalize
 from clip_jax.preview import similarity_sheet
@@ -26,7 +26,7 @@ class ClipTask(Task):
     name = "clip"
 
     def __init__(self, stage: ClipStage):
-        self.config: ClipConfig = stage.model
+        self.stage, self.config = stage, stage.model
         self.model = ClipModel(self.config)
         self._evaluate_batch = jax.jit(self._evaluate)
         self._matches = jax.jit(self._match)
@@ -37,8 +37,8 @@ class ClipTask(Task):
     def loss(
         self, params: Params, model_state: ModelState, batch: Batch, *, key: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[ModelState, Metrics]]:
-        del key, step  # nothing here is random
-        loss, metrics = self._objective(params, self._encode(params, batch))
+        del step
+        loss, metrics = self._objective(params, self._encode(params, batch, key))
         return loss, (model_state, metrics)
 
     def gradients(
@@ -50,17 +50,25 @@ class ClipTask(Task):
         key: jax.Array,
         step: jax.Array,
         micro_batches: int,
+        whole: Callable[[Params], Params] = lambda trained: trained,
     ) -> tuple[Params, tuple[ModelState, Metrics]]:
         """Exact accumulation: every picture is contrasted with the captions of the whole batch.
 
         The metrics are those of `loss`, and the loss itself.
         """
         if micro_batches == 1:
-            differentiate = jax.value_and_grad(self.loss, has_aux=True)
-            (loss, (model_state, metrics)), gradients = differentiate(params, model_state, batch, key=key, step=step)
+            differentiate = jax.value_and_grad(
+                lambda p: self.loss(whole(p), model_state, batch, key=key, step=step), has_aux=True
+            )
+            (loss, (model_state, metrics)), gradients = differentiate(params)
         else:
             gradients, (loss, metrics) = accumulated_gradients(
-                self._encode, self._objective, params, batch, micro_batches
+                lambda p, *part: self._encode(whole(p), *part),
+                lambda p, features: self._objective(whole(p), features),
+                params,
+                batch,
+                key,
+                micro_batches,
             )
         return gradients, (model_state, metrics | {"loss": loss})
 
@@ -70,8 +78,8 @@ class ClipTask(Task):
         return {**params, "logit_scale": jnp.minimum(params["logit_scale"], limit)}
 
     def step_flops(self, batch_size: int) -> float:
-        """Three times the forward pass (each product has two in the backward pass); see `clip_jax.flops`."""
-        return 3.0 * forward_flops(self.config, batch_size)
+        """See `clip_jax.flops`."""
+        return step_flops(self.stage, batch_size)
 
     def evaluate(self, params: Params, model_state: ModelState, batches: Iterable[Batch]) -> dict[str, float]:
         """Held-out loss and retrieval, each the mean over `batches`, which hold equally many pairs.
@@ -94,9 +102,20 @@ class ClipTask(Task):
         few = {name: np.asarray(batch[name])[:count] for name in ("image", "text")}
         return similarity_sheet(few["image"], np.asarray(self._matches(params, few)))
 
-    def _encode(self, params: Params, batch: Batch) -> tuple[Float[Array, "B E"], Float[Array, "B E"]]:
+    def _encode(
+        self, params: Params, batch: Batch, key: jax.Array | None = None
+    ) -> tuple[Float[Array, "B E"], Float[Array, "B E"]]:
+        """Features; with a key as in training, where a tower that is wholly locked still runs as in evaluation."""
         pixels = normalize_pixels(jnp.asarray(batch["image"]), self.config.vision)
-        output = self.model.apply({"params": params}, pixels, batch["text"])
+        train_image, train_text = (key is not None and self.stage.trains(side) for side in (Lock.IMAGE, Lock.TEXT))
+        output = self.model.apply(
+            {"params": params},
+            pixels,
+            batch["text"],
+            train_image=train_image,
+            train_text=train_text,
+            rngs=None if key is None else {"dropout": key},
+        )
         return output.image, output.text
 
     def _objective(self, params: Params, features: tuple[Array, Array]) -> tuple[jax.Array, Metrics]:

@@ -39,8 +39,11 @@ class TextTransformer(nn.Module):
     config: TextConfig
 
     @nn.compact
-    def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B D"]:
-        """Args: ids: captions. Returns: features before the projection, float32."""
+    def __call__(self, ids: Int[Array, "B T"], *, train: bool = False) -> Float[Array, "B D"]:
+        """Args: ids: captions; train: drop units, by the stream `dropout`.
+
+        Returns: features before the projection, float32.
+        """
         config, sizes = self.config, self.config.transformer
         positions_init = nn.with_logical_partitioning(normal(0.01), (None, "embed"))
         shape = (config.context_length, sizes.embed_dim)
@@ -48,7 +51,7 @@ class TextTransformer(nn.Module):
         x = TokenEmbedding(config, name="token_embedding")(ids) + positions[: ids.shape[1]]
         blocks = initializers.text_blocks(sizes)
         attend = same_everywhere(causal_attention)
-        x, _ = Transformer(sizes, blocks, uniform_kinds(sizes), attend, name="transformer")(x)
+        x, _ = Transformer(sizes, blocks, uniform_kinds(sizes), attend, name="transformer")(x, deterministic=not train)
         ends = end_positions(ids, config.end_id)
         x = jnp.take_along_axis(x, ends[:, None, None], axis=1)[:, 0]
         return layer_norm(sizes.norm_epsilon, "norm_final")(x)
@@ -64,8 +67,9 @@ class BagOfWords(nn.Module):
     config: TextConfig
 
     @nn.compact
-    def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B D"]:
-        """Args: ids: captions. Returns: features before the projection, float32."""
+    def __call__(self, ids: Int[Array, "B T"], *, train: bool = False) -> Float[Array, "B D"]:
+        """Args: ids: captions; train: makes no difference. Returns: features before the projection, float32."""
+        del train
         ends = end_positions(ids, self.config.end_id)
         inside = jnp.arange(ids.shape[1]) <= ends[:, None]
         x = TokenEmbedding(self.config, name="token_embedding")(ids)

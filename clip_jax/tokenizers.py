@@ -1,12 +1,13 @@
 """The tokenizers of published models: CLIP's byte-pair encoding and SigLIP's SentencePiece.
 
-Both turn captions into int32 [n, context_length], the same ids as open_clip's tokenizers. A run trained here brings a
-tokenizer of its own instead (`dalle_jax.data.tokenizer`).
+Both turn captions into int32 [n, context_length], the same ids as open_clip's tokenizers. A run may have a tokenizer of
+its own instead (`clip_jax.run_tokenizer`).
 """
 
 import abc
 import functools
 import gzip
+import hashlib
 import html
 import itertools
 import json
@@ -23,6 +24,7 @@ import tokenizers
 from etils import epath
 from jaxtyping import Int32
 
+from dalle_jax.data.config import TextConfig
 from dalle_jax.errors import UserError
 
 _SPECIAL = (("<|startoftext|>", "<|endoftext|>"), ("<start_of_text>", "<end_of_text>"))
@@ -55,26 +57,53 @@ class CaptionTokenizer(abc.ABC):
     def files(self) -> dict[str, bytes]:
         """What a folder of weights holds of this tokenizer, by name of file; `load_tokenizer` reads it."""
 
-    def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "n T"]:
+    def __call__(self, texts: Sequence[str], *, truncate: bool | None = None) -> Int32[np.ndarray, "n T"]:
         """Ids of captions, `context_length` positions each.
 
+        Args:
+          texts: captions.
+          truncate: cut those that take more positions, their last id still the end; None: as the tokenizer was made.
+
         Raises:
-          UserError: a caption takes more positions, and `truncate` is not set; with it, it is cut, its last id still
-            the end.
+          UserError: a caption takes more positions and is not to be cut; the message names it.
         """
         rows = np.full((len(texts), self.context_length), self._pad_id, np.int32)
-        room = self.context_length - len(self._start) - 1
+        cut = self.truncate if truncate is None else truncate
         for i, (row, text) in enumerate(zip(rows, texts, strict=True)):
             pieces = self.pieces(text)
-            if len(pieces) > room and not self.truncate:
+            if len(pieces) > self._room and not cut:
                 start = text[:60] + "..." * (len(text) > 60)
+                positions = len(pieces) + self.context_length - self._room
                 raise UserError(
-                    f"caption {i} ('{start}') takes {len(pieces) + self.context_length - room} positions and the model "
-                    f"reads {self.context_length}: shorten it, or let captions be cut with truncate=True"
+                    f"caption {i} ('{start}') takes {positions} positions and the model reads {self.context_length}: "
+                    "shorten it, or let captions be cut with truncate=True"
                 )
-            ids = (*self._start, *pieces[:room], self.end_id)
-            row[: len(ids)] = ids
+            self._fill(row, pieces)
         return rows
+
+    def row(self, caption: str, text: TextConfig, seed: int) -> tuple[Int32[np.ndarray, " T"], bool]:
+        """One caption for a batch of training: its ids, and whether it was cut. See `dalle_jax.data.tokenizer`."""
+        del seed  # nothing is left out of published merges
+        assert text.length == self.context_length and text.end and not text.dropout, text
+        pieces = self.pieces(caption)
+        row = np.full(self.context_length, self._pad_id, np.int32)
+        self._fill(row, pieces)
+        return row, len(pieces) > self._room
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """First 12 hexadecimal digits of a SHA-256 of its files: equal for equal tokenizers."""
+        content = b"".join(name.encode() + data for name, data in sorted(self.files().items()))
+        return hashlib.sha256(content).hexdigest()[:12]
+
+    @property
+    def _room(self) -> int:
+        """The most pieces of a caption."""
+        return self.context_length - len(self._start) - 1
+
+    def _fill(self, row: np.ndarray, pieces: Sequence[int]) -> None:
+        ids = (*self._start, *pieces[: self._room], self.end_id)
+        row[: len(ids)] = ids
 
 
 class ClipTokenizer(CaptionTokenizer):

@@ -1,9 +1,10 @@
 """The image tower: a vision transformer (Radford et al. 2021, §2.4; Dosovitskiy et al. 2020)."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax.linen.initializers import Initializer, normal
-from jaxtyping import Array, Float, Real
+from jaxtyping import Array, Float, Int, Real
 
 from clip_jax import initializers
 from clip_jax.config import VisionConfig
@@ -24,6 +25,17 @@ def patches(images: Float[Array, "B height width 3"], size: int) -> Float[Array,
     return grid.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, size * size * channels)
 
 
+def draw_patches(key: jax.Array, shape: tuple[int, int], count: int) -> Int[Array, "B count"]:
+    """Which patches each picture keeps: a random subset of exactly `count`, in order.
+
+    Args:
+      key: of the draw.
+      shape: (B, patches of a picture).
+      count: kept.
+    """
+    return jnp.sort(jnp.argsort(jax.random.uniform(key, shape), axis=1)[:, :count], axis=1)
+
+
 class VisionTransformer(nn.Module):
     """Patches, a class token, learned positions and a norm before the first block; the class token's feature.
 
@@ -33,23 +45,31 @@ class VisionTransformer(nn.Module):
     config: VisionConfig
 
     @nn.compact
-    def __call__(self, images: Float[Array, "B height width 3"]) -> Float[Array, "B D"]:
-        """Args: images: normalised pixels, `image_size` a side. Returns: features before the projection, float32."""
+    def __call__(self, images: Float[Array, "B height width 3"], *, train: bool = False) -> Float[Array, "B D"]:
+        """Args: images: normalised pixels, `image_size` a side; train: drop patches, by the stream `dropout`.
+
+        Returns: features before the projection, float32.
+        """
         config, sizes = self.config, self.config.transformer
         width, scaled_normal = sizes.embed_dim, normal(sizes.embed_dim**-0.5)
         x = patches(images, config.patch_size)
+        kept = None
+        if train and config.patch_dropout:
+            kept = draw_patches(self.make_rng("dropout"), x.shape[:2], config.kept_patches)
+            x = jnp.take_along_axis(x, kept[..., None], axis=1)
         embed_init = initializers.torch_linear(x.shape[-1])
         dtype = jnp.dtype(sizes.dtype)
         x = Dense(width, (None, "embed"), embed_init, use_bias=False, dtype=dtype, name="patch_embedding")(x)
         token = self.param("class_embedding", _partitioned(scaled_normal, ("embed",)), (width,), jnp.float32)
-        token = jnp.broadcast_to(token, (x.shape[0], 1, width))
-        x = jnp.concatenate([token, x.astype(jnp.float32)], axis=1)
         positions_init = _partitioned(scaled_normal, (None, "embed"))
-        x += self.param("position_embedding", positions_init, (config.num_patches + 1, width), jnp.float32)
+        positions = self.param("position_embedding", positions_init, (config.num_patches + 1, width), jnp.float32)
+        x = x.astype(jnp.float32) + (positions[1:] if kept is None else positions[1:][kept])
+        token = jnp.broadcast_to(token + positions[0], (x.shape[0], 1, width))
+        x = jnp.concatenate([token, x], axis=1)
         x = layer_norm(sizes.norm_epsilon, "norm_pre")(x)
         blocks = initializers.vision_blocks(sizes)
         attend = same_everywhere(dense_attention)
-        x, _ = Transformer(sizes, blocks, uniform_kinds(sizes), attend, name="transformer")(x)
+        x, _ = Transformer(sizes, blocks, uniform_kinds(sizes), attend, name="transformer")(x, deterministic=not train)
         return layer_norm(sizes.norm_epsilon, "norm_post")(x[:, 0])
 
 

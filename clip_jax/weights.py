@@ -96,7 +96,10 @@ def open_published(path: epath.PathLike, *, activation: str | Activation | None 
     if opened is None:
         return _bare_file(path, chosen)
     if chosen is not None and chosen is not (said := opened.config.text.transformer.activation):
-        raise UserError(f"{path} says that its activation is '{said.value}': leave activation='{chosen.value}' out")
+        raise UserError(
+            f"{path} says that its activation is '{said.value}', not '{chosen.value}': leave activation out, or set it "
+            "alike"
+        )
     return opened
 
 

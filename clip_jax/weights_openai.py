@@ -1,5 +1,6 @@
 """OpenAI's names of CLIP's parameters, which open_clip shares, and what a bare file of them says of the model."""
 
+import functools
 import hashlib
 import os
 import sys
@@ -31,9 +32,16 @@ _HEAD_DIM = 64
 
 def check_official(path: str) -> None:
     """Compares a file that is called like one of OpenAI's with its SHA-256, and warns on stderr where it is another."""
+    if os.path.basename(path) in OFFICIAL:
+        about = os.stat(path)
+        _compare(path, about.st_size, about.st_mtime_ns)
+
+
+@functools.cache
+def _compare(path: str, size: int, changed: int) -> None:
+    """Once for a file as long as it stays as it is: fine-tuning opens it several times."""
+    del size, changed
     name = os.path.basename(path)
-    if name not in OFFICIAL:
-        return
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != OFFICIAL[name]:

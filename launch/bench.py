@@ -55,6 +55,8 @@ def line(result: dict[str, Any], unit: str) -> str:
         parts.append(f"{result['share_of_matmul']:5.2f} of matmul")
     if "share_of_memory" in result:
         parts.append(f"{result['share_of_memory']:5.2f} of memory")
+    for name, value in result.get("facts", {}).items():
+        parts.append(f"{name[:-6]} {value / 2**30:.2f} GiB" if name.endswith("_bytes") else f"{name} {value:.2f}")
     if "ratio" in result:
         peer = result["peer"]
         parts.append(f"{result['ratio']:5.2f}x {peer['name']} ({peer['seconds']:.4f} s; to reach: {result['reach']}x)")

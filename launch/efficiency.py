@@ -21,18 +21,20 @@ from etils import epath
 
 from clip_jax.objectives import TASKS, Objective
 from clip_jax.prompts import published_prompts
+from clip_jax.run_tokenizer import has_tokenizer, write_tokenizer
 from dalle_jax.config import from_config_dict, write_json
 from dalle_jax.data.class_captions import fill
 from dalle_jax.data.config import TextConfig
 from dalle_jax.data.sources import EVAL, TRAIN, open_source
-from dalle_jax.data.tokenizer import Tokenizer
+from dalle_jax.data.tokenizer import RowTokenizer
 from dalle_jax.errors import UserError
 from dalle_jax.training.loop import train
 from dalle_jax.training.workdir import code_version, open_workdir
+from launch.base import find_tokenizer
 from launch.efficiency_report import describe, draw, read_curve, summarise, write_csv
 from launch.flags import define_config, start
 from launch.run_config import EfficiencyConfig, RunConfig
-from launch.stages import TOKENIZER, StagePlan, find_tokenizer, make_batches
+from launch.stages import StagePlan, make_batches
 
 CONFIG = define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the runs and the figure", required=True)
@@ -48,8 +50,8 @@ def main() -> None:
     tokenizer = find_tokenizer(_run_config(config, 0), workdir)
     assert tokenizer is not None
     open_workdir(workdir, dataclasses.asdict(config))
-    if not (workdir / TOKENIZER).exists():
-        tokenizer.save(workdir / TOKENIZER)
+    if not has_tokenizer(workdir):
+        write_tokenizer(tokenizer, workdir)
     runs = {objective: search(config, objective, tokenizer, workdir) for objective in Objective}
     report = summarise(runs, 1 / len(published_prompts(config.prompts).classes))
     write_json(workdir / "efficiency.json", report | {"commit": code_version()})
@@ -61,7 +63,7 @@ def main() -> None:
 
 
 def search(
-    config: EfficiencyConfig, objective: Objective, tokenizer: Tokenizer, workdir: epath.Path
+    config: EfficiencyConfig, objective: Objective, tokenizer: RowTokenizer, workdir: epath.Path
 ) -> list[dict[str, Any]]:
     """The runs of an objective: every learning rate with the first seed, the best with all."""
     first, *others = config.seeds
@@ -73,7 +75,7 @@ def search(
 
 
 def run(
-    config: EfficiencyConfig, objective: Objective, rate: float, seed: int, tokenizer: Tokenizer, workdir: epath.Path
+    config: EfficiencyConfig, objective: Objective, rate: float, seed: int, tokenizer: RowTokenizer, workdir: epath.Path
 ) -> dict[str, Any]:
     """Trains one tower, or goes on with it, and reads its curve."""
     folder = workdir / objective.value / f"rate_{rate:g}_seed_{seed}"
@@ -96,11 +98,11 @@ def run(
     return {"objective": objective.value, "learning_rate": rate, "seed": seed, "chosen": False, "curve": curve}
 
 
-def class_ids(config: EfficiencyConfig, tokenizer: Tokenizer) -> np.ndarray:
+def class_ids(config: EfficiencyConfig, tokenizer: RowTokenizer) -> np.ndarray:
     """[classes, templates, T]"""
     names, length = published_prompts(config.prompts).classes, config.clip.model.text.context_length
     captions = [fill(template, several[0]) for several in names for template in config.templates]
-    ids = tokenizer.encode(captions, length, end=True)
+    ids = np.stack([tokenizer.row(caption, TextConfig(length, end=True), seed=0)[0] for caption in captions])
     return ids.reshape(len(names), len(config.templates), length)
 
 

@@ -156,7 +156,7 @@ def load_ranker(workdir: str) -> tuple[clip_jax.Clip | None, dict[str, Any]]:
         return None, {"clip": None, "clip_step": None}
     where = epath.Path(CLIP.value or workdir)
     steps = saved_steps(where / "clip")
-    return clip_jax.load(where), {"clip": str(where), "clip_step": steps[-1] if steps else None}
+    return clip_jax.load(where, truncate=True), {"clip": str(where), "clip_step": steps[-1] if steps else None}
 
 
 def write_results(out: epath.Path, dalle: Dalle, prompts: list[str], samples: Samples, settings: dict) -> None:

@@ -3,9 +3,9 @@
 import dataclasses
 import os
 
-from clip_jax import ClipStage
+from clip_jax import ClipStage, Lock
 from dalle_jax.codec import CodecStage
-from dalle_jax.data.config import DataConfig, TokenizerConfig
+from dalle_jax.data.config import DataConfig, TokenizerConfig, TokenizerKind
 from dalle_jax.decoder.config import DecoderStage
 from dalle_jax.errors import UserError
 from dalle_jax.training.config import MeshConfig
@@ -24,7 +24,7 @@ class RunConfig:
     clip: ClipStage | None = None
     init_from: str | None = None
     """Work directory of a trained run to fine-tune: every stage begins with its weights, captions are read with its
-    tokenizer, and its codec is used where this run trains none."""
+    tokenizer, and its codec is used where this run trains none. Or published weights of a CLIP to fine-tune."""
 
     def __post_init__(self):
         if not (self.codec or self.decoder or self.clip):
@@ -32,6 +32,8 @@ class RunConfig:
         if (self.decoder or self.clip) and self.tokenizer is None:
             raise UserError("config.tokenizer is missing: the decoder and CLIP read captions")
         tokenizer = self.tokenizer
+        if tokenizer is not None and tokenizer.kind is TokenizerKind.PUBLISHED and (self.decoder or not self.clip):
+            raise UserError("config.tokenizer.kind is 'published', which is CLIP's alone: the decoder needs 'trained'")
         if self.decoder is not None and tokenizer is not None:
             model = self.decoder.model
             _same("decoder.model.text_vocab_size", model.text_vocab_size, "tokenizer.vocab_size", tokenizer.vocab_size)
@@ -69,6 +71,8 @@ class EfficiencyConfig:
             raise ValueError("learning_rates and seeds must each hold at least one")
         if not self.clip.train.eval_every:
             raise ValueError("clip.train.eval_every must be above 0: its evaluations are the points of the figure")
+        if self.clip.model.vision.patch_dropout or self.clip.lock is not Lock.NONE:
+            raise ValueError("clip.model.vision.patch_dropout and clip.lock are for CLIP: leave them out here")
 
 
 def with_absolute_paths(run: RunConfig) -> RunConfig:

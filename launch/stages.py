@@ -1,4 +1,4 @@
-"""What each stage of a run is made of: tokenizer, codec, decoder, CLIP."""
+"""What each stage of a run is made of: codec, decoder, CLIP."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,11 +9,10 @@ from etils import epath
 from clip_jax import ClipTask
 from dalle_jax.codec import CodecTask, FrozenCodec, load_codec
 from dalle_jax.data.batches import Batches
-from dalle_jax.data.captions import all_captions
 from dalle_jax.data.config import Augment, SourceKind, TextConfig
 from dalle_jax.data.records import Source
 from dalle_jax.data.sources import EVAL, TRAIN, open_source
-from dalle_jax.data.tokenizer import Tokenizer, train_tokenizer
+from dalle_jax.data.tokenizer import RowTokenizer
 from dalle_jax.decoder.task import DecoderTask
 from dalle_jax.errors import UserError
 from dalle_jax.pipeline import codec_workdir
@@ -21,10 +20,8 @@ from dalle_jax.training.checkpoint import saved_steps
 from dalle_jax.training.config import TrainConfig
 from dalle_jax.training.loop import train
 from dalle_jax.training.task import Task
+from launch.base import initial_params
 from launch.run_config import RunConfig
-
-TOKENIZER = "tokenizer.model"
-"""In the work directory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,41 +41,6 @@ class Watch:
 
     profile_steps: tuple[int, int] | None = None
     wandb: str = ""
-
-
-def find_tokenizer(run: RunConfig, workdir: epath.Path) -> Tokenizer | None:
-    """The run's tokenizer, in this order: the one in its work directory, one that is named, a new one.
-
-    Raises:
-      UserError: the one that is named differs from that of the run that is fine-tuned, whose weights know no other; or
-        the captions cannot give the vocabulary that is asked for.
-    """
-    if run.tokenizer is None:
-        return None
-    path = workdir / TOKENIZER
-    if path.exists():
-        return _check_vocab(Tokenizer(path), run)
-    named = Tokenizer(run.tokenizer.path) if run.tokenizer.path else None
-    base = Tokenizer(epath.Path(run.init_from) / TOKENIZER) if run.init_from else None
-    if named is not None and base is not None and named.fingerprint != base.fingerprint:
-        raise UserError(
-            f"config.tokenizer.path={run.tokenizer.path} is not the tokenizer that {run.init_from} was trained with, "
-            "and its weights know no other: leave config.tokenizer.path out to use it"
-        )
-    tokenizer = base or named
-    if tokenizer is None:
-        tokenizer = train_tokenizer(all_captions(open_source(run.data, TRAIN)), run.tokenizer.vocab_size)
-    return _check_vocab(tokenizer, run)
-
-
-def _check_vocab(tokenizer: Tokenizer, run: RunConfig) -> Tokenizer:
-    assert run.tokenizer is not None
-    if tokenizer.vocab_size != run.tokenizer.vocab_size:
-        raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} pieces, but config.tokenizer.vocab_size is "
-            f"{run.tokenizer.vocab_size}: set it, and the vocab_size of the models, to {tokenizer.vocab_size}"
-        )
-    return tokenizer
 
 
 def plan_codec(run: RunConfig, workdir: epath.Path, trained: bool = True) -> StagePlan:
@@ -126,7 +88,9 @@ def plan_clip(run: RunConfig, workdir: epath.Path, trained: bool = True) -> Stag
     """CLIP's captions end with a token of their own and are not augmented (CLIP §2.3)."""
     assert run.clip is not None
     text = TextConfig(length=run.clip.model.text.context_length, end=True)
-    return StagePlan(ClipTask(run.clip), run.clip.train, run.clip.augment, run.clip.model.vision.image_size, text)
+    return StagePlan(
+        ClipTask(run.clip), run.clip.locked_train, run.clip.augment, run.clip.model.vision.image_size, text
+    )
 
 
 PLANS: dict[str, Callable[[RunConfig, epath.Path, bool], StagePlan]] = {
@@ -143,7 +107,7 @@ def stages_of(run: RunConfig) -> list[str]:
     return [name for name in PLANS if getattr(run, name) is not None]
 
 
-def train_stage(name: str, run: RunConfig, workdir: epath.Path, tokenizer: Tokenizer | None, watch: Watch) -> None:
+def train_stage(name: str, run: RunConfig, workdir: epath.Path, tokenizer: RowTokenizer | None, watch: Watch) -> None:
     """Trains a stage to its end, or goes on where it was stopped."""
     plan = PLANS[name](run, workdir, True)
     train(
@@ -154,7 +118,7 @@ def train_stage(name: str, run: RunConfig, workdir: epath.Path, tokenizer: Token
         eval_batches=make_batches(run, plan, tokenizer, EVAL) if EVAL in splits_of(run) else None,
         workdir=workdir / name,
         seed=run.seed,
-        init_from=epath.Path(run.init_from) / name if run.init_from else None,
+        init_from=initial_params(run, name),
         profile_steps=watch.profile_steps,
         wandb=watch.wandb,
     )
@@ -168,7 +132,7 @@ def splits_of(run: RunConfig) -> list[str]:
 
 
 def make_batches(
-    run: RunConfig, plan: StagePlan, tokenizer: Tokenizer | None, split: str, source: Source | None = None
+    run: RunConfig, plan: StagePlan, tokenizer: RowTokenizer | None, split: str, source: Source | None = None
 ) -> Batches:
     """Batches of one split, as the stage wants them; held-out ones are not augmented."""
     held_out = split != TRAIN

@@ -10,29 +10,22 @@ import jax
 from absl import flags
 from etils import epath
 
+from clip_jax.run_tokenizer import has_tokenizer, write_tokenizer
 from dalle_jax.config import from_config_dict, to_json
 from dalle_jax.data.sources import TRAIN, open_source
-from dalle_jax.data.tokenizer import Tokenizer
+from dalle_jax.data.tokenizer import RowTokenizer
 from dalle_jax.errors import UserError
 from dalle_jax.training.determinism import set_deterministic
+from dalle_jax.training.freezing import Freezing
 from dalle_jax.training.mesh import make_mesh
 from dalle_jax.training.optimizer import make_optimizer
 from dalle_jax.training.sharding import ShardingRules, check_batch
 from dalle_jax.training.state import abstract_state, state_shardings
 from dalle_jax.training.workdir import open_workdir
+from launch.base import check_base, find_tokenizer
 from launch.flags import define_config, start
 from launch.run_config import RunConfig, with_absolute_paths
-from launch.stages import (
-    PLANS,
-    TOKENIZER,
-    StagePlan,
-    Watch,
-    find_tokenizer,
-    make_batches,
-    splits_of,
-    stages_of,
-    train_stage,
-)
+from launch.stages import PLANS, StagePlan, Watch, make_batches, splits_of, stages_of, train_stage
 
 CONFIG = define_config(optional=["init_from"])
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; made where it does not exist")
@@ -61,13 +54,13 @@ def main() -> None:
             _describe(name, run, plan, tokenizer)
         return
     open_workdir(workdir, dataclasses.asdict(run))
-    if tokenizer is not None and not (workdir / TOKENIZER).exists() and jax.process_index() == 0:
-        tokenizer.save(workdir / TOKENIZER)
+    if tokenizer is not None and not has_tokenizer(workdir) and jax.process_index() == 0:
+        write_tokenizer(tokenizer, workdir)
     for name in stages:
         train_stage(name, run, workdir, tokenizer, watch)
 
 
-def _check(run: RunConfig, workdir: epath.Path, stages: list[str]) -> tuple[dict[str, StagePlan], Tokenizer | None]:
+def _check(run: RunConfig, workdir: epath.Path, stages: list[str]) -> tuple[dict[str, StagePlan], RowTokenizer | None]:
     """Finds what is wrong with any stage before the first one trains, and before the folder of a new run is made.
 
     A config that is refused will be another one next time, and its folder would be in the way of that.
@@ -80,6 +73,7 @@ def _check(run: RunConfig, workdir: epath.Path, stages: list[str]) -> tuple[dict
         open_workdir(workdir, dataclasses.asdict(run))
     for split in splits_of(run):
         open_source(run.data, split)
+    check_base(run, workdir, stages)
     plans = {name: PLANS[name](run, workdir, "codec" not in stages) for name in stages}
     return plans, find_tokenizer(run, workdir)
 
@@ -101,16 +95,21 @@ def _profile_steps() -> tuple[int, int] | None:
     return first, last
 
 
-def _describe(name: str, run: RunConfig, plan: StagePlan, tokenizer: Tokenizer | None) -> None:
+def _describe(name: str, run: RunConfig, plan: StagePlan, tokenizer: RowTokenizer | None) -> None:
     """Makes everything up to the first step and prints what the stage will cost."""
     mesh, rules = make_mesh(run.mesh), ShardingRules.of(run.mesh)
     optimizer = make_optimizer(plan.train.optimizer, plan.train.num_steps)
     state = abstract_state(plan.task, optimizer, plan.train.ema_decay is not None)
     state_shardings(state, mesh, rules)
     make_batches(run, plan, tokenizer, TRAIN)[0]
-    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    freezing = Freezing.of(plan.train.optimizer)
+    parameters, trained = (
+        sum(x.size for x in jax.tree.leaves(params))
+        for params in (state.params, jax.eval_shape(freezing.trained, state.params))
+    )
+    frozen = f" ({trained:,} of them trained)" if trained < parameters else ""
     flops = plan.task.step_flops(plan.train.batch_size)
-    print(f"{name}: {parameters:,} parameters, batch {plan.train.batch_size}, {plan.train.num_steps:,} steps, "
+    print(f"{name}: {parameters:,} parameters{frozen}, batch {plan.train.batch_size}, {plan.train.num_steps:,} steps, "
           f"{flops:.3g} useful FLOP a step; mesh {dict(mesh.shape)}")  # fmt: skip
 
 

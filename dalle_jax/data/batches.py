@@ -15,7 +15,7 @@ from dalle_jax.data.counts import ReadCounts
 from dalle_jax.data.prefetch import compute_ahead, to_global
 from dalle_jax.data.records import BadSample, Source
 from dalle_jax.data.samples import SampleReader
-from dalle_jax.data.tokenizer import Tokenizer
+from dalle_jax.data.tokenizer import RowTokenizer
 from dalle_jax.errors import UserError
 
 _MAX_THREADS = 8
@@ -41,7 +41,7 @@ class Batches:
         image_size: int,
         augment: Augment,
         seed: int,
-        tokenizer: Tokenizer | None = None,
+        tokenizer: RowTokenizer | None = None,
         text: TextConfig | None = None,
         process_index: int = 0,
         process_count: int = 1,

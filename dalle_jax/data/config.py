@@ -94,6 +94,13 @@ class DataConfig:
             raise ValueError(f"workers must be 0 or more, not {self.workers}")
 
 
+class TokenizerKind(enum.Enum):
+    """Whose tokenizer reads the captions."""
+
+    TRAINED = "trained"  # byte-pair encoding by SentencePiece, trained here: at `path`, or on the run's own captions
+    PUBLISHED = "published"  # a published CLIP's: the files at `path`, or OpenAI's table
+
+
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
     """The text tokenizer of a run and what it does to captions (DALL·E section 2.2 and App. B.1)."""
@@ -104,9 +111,13 @@ class TokenizerConfig:
     bpe_dropout: float = 0.1
     """Probability in training that a merge is left out."""
     path: str | None = None
-    """A trained `tokenizer.model`; None: the run trains one on its own captions."""
+    """A `tokenizer.model`; of kind `published`, a folder with `tokenizer.json`, `vocab.json` and `merges.txt`, or
+    `spiece.model`. None: that of the run or weights that are fine-tuned; else a new one, or OpenAI's."""
+    kind: TokenizerKind = TokenizerKind.TRAINED
 
     def __post_init__(self):
+        if self.kind is TokenizerKind.PUBLISHED and self.bpe_dropout:
+            raise ValueError("bpe_dropout must be 0 where kind is 'published': its merges are never left out")
         if not 0.0 <= self.bpe_dropout < 1.0:
             raise ValueError(f"bpe_dropout must be in [0, 1), not {self.bpe_dropout}")
         if self.text_length < 2:

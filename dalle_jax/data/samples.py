@@ -10,7 +10,7 @@ from dalle_jax.data.config import Augment, TextConfig
 from dalle_jax.data.counts import REASONS, describe
 from dalle_jax.data.decode import decode
 from dalle_jax.data.records import BadReason, BadSample, Record, Source
-from dalle_jax.data.tokenizer import Tokenizer, fit
+from dalle_jax.data.tokenizer import RowTokenizer
 from dalle_jax.errors import UserError
 
 NO_LABEL = -1
@@ -26,7 +26,7 @@ class SampleReader:
     image_size: int
     augment: Augment
     max_pixels: int
-    tokenizer: Tokenizer | None = None
+    tokenizer: RowTokenizer | None = None
     text: TextConfig | None = None
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -74,10 +74,9 @@ class SampleReader:
         return sample
 
     @staticmethod
-    def _encode(record: Record, tokenizer: Tokenizer, text: TextConfig, rng: np.random.Generator) -> dict[str, Any]:
+    def _encode(record: Record, tokenizer: RowTokenizer, text: TextConfig, rng: np.random.Generator) -> dict[str, Any]:
         if not record.captions:
             raise BadSample(record.captions_fault or BadReason.NO_CAPTION)
         caption = record.captions[int(rng.integers(len(record.captions)))]
-        pieces = tokenizer.pieces(caption, dropout=text.dropout, seed=int(rng.integers(2**31)))
-        ids = fit(pieces, text.length, end=text.end)
-        return {"text": ids, "cut": np.int32(1 + len(pieces) + text.end > text.length)}
+        ids, cut = tokenizer.row(caption, text, seed=int(rng.integers(2**31)))
+        return {"text": ids, "cut": np.int32(cut)}

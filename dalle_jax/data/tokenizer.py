@@ -6,6 +6,7 @@ import io
 import os
 import re
 from collections.abc import Iterable, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import sentencepiece
@@ -13,9 +14,25 @@ from etils import epath
 from jaxtyping import Int32
 
 from dalle_jax.data.bpe import Merges
+from dalle_jax.data.config import TextConfig
 from dalle_jax.errors import UserError
 
 PAD, UNKNOWN, START, END = range(4)
+
+
+@runtime_checkable
+class RowTokenizer(Protocol):
+    """What batches need of a tokenizer: `Tokenizer` below, or one that a published model brings. Picklable."""
+
+    vocab_size: int
+    end_id: int
+    """Of end-of-text."""
+    fingerprint: str
+    """Equal for equal tokenizers."""
+
+    def row(self, caption: str, text: TextConfig, seed: int) -> tuple[Int32[np.ndarray, " T"], bool]:
+        """The ids of one caption, `text.length` of them, and whether it was cut; a function of the arguments alone."""
+        ...
 
 
 class Tokenizer:
@@ -23,6 +40,8 @@ class Tokenizer:
 
     Captions are normalised (NFKC) and lower-cased by rules that the model file carries. Picklable.
     """
+
+    end_id = END
 
     def __init__(self, model: epath.PathLike | bytes):
         """Loads a model.
@@ -106,6 +125,11 @@ class Tokenizer:
             for i, text in enumerate(texts)
         ]
         return np.stack(rows) if rows else np.zeros((0, length), np.int32)
+
+    def row(self, caption: str, text: TextConfig, seed: int) -> tuple[Int32[np.ndarray, " T"], bool]:
+        """One caption for a batch; see `RowTokenizer`."""
+        pieces = self.pieces(caption, dropout=text.dropout, seed=seed)
+        return fit(pieces, text.length, end=text.end), 1 + len(pieces) + text.end > text.length
 
     def num_tokens(self, text: str, *, end: bool = False) -> int:
         """Positions that a text takes, start and end included; where it exceeds `length`, `encode` cuts the text."""

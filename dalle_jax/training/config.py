@@ -40,6 +40,14 @@ class OptimizerConfig:
     second_moment_clip: float | None = None
     """Largest value of Adam's running variance, before it is used (DALL·E App. B.2: 5)."""
     first_moment_dtype: str = "float32"
+    freeze: tuple[str, ...] = ()
+    """Regular expressions, searched in `a/b/c` parameter paths: parameters that keep their values. They have no update,
+    no weight decay, no optimizer sums, and no part in `clip_norm` and the reported `grad_norm`."""
+    freeze_first: tuple[tuple[str, int], ...] = ()
+    """Pairs of a regular expression and n: the first n entries along the first axis keep their values. Blocks of a
+    stack lie along it in its parameters, so that `(("^vision/transformer/", 9),)` trains the last 3 of 12."""
+    lr_scale: tuple[tuple[str, float], ...] = ()
+    """Pairs of a regular expression and a factor on the learning rate; the first that is found in a path counts."""
 
 
 @dataclasses.dataclass(frozen=True)

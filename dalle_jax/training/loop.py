@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding
 
-from dalle_jax.training.checkpoint import Checkpoints, check_same, load_params
+from dalle_jax.training.checkpoint import Checkpoints, LoadedParams, check_same, load_params
 from dalle_jax.training.config import MeshConfig, TrainConfig
 from dalle_jax.training.determinism import warn_unless_deterministic
 from dalle_jax.training.mesh import make_mesh
@@ -30,6 +30,10 @@ from dalle_jax.training.state import (
 )
 from dalle_jax.training.step import TrainStep, compile_step, make_train_step
 from dalle_jax.training.task import Batch, Metrics, Task
+
+InitFrom = epath.PathLike | Callable[[TrainState], LoadedParams]
+"""Where a run's first parameters come from: a stage's folder of another run, or a function that reads them onto the
+shardings of the abstract state that it is given."""
 
 
 @runtime_checkable
@@ -64,7 +68,7 @@ def train(
     workdir: epath.PathLike,
     seed: int,
     eval_batches: BatchSource | None = None,
-    init_from: epath.PathLike | None = None,
+    init_from: InitFrom | None = None,
     profile_steps: tuple[int, int] | None = None,
     wandb: str = "",
     on_row: Callable[[int, Mapping[str, float]], None] | None = None,
@@ -83,7 +87,7 @@ def train(
       workdir: the stage's folder; gets `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `previews/`, `profile/`.
       seed: of the parameters and of every step.
       eval_batches: held-out data, of which the same `config.eval_batches` batches are evaluated every time.
-      init_from: a stage's folder of another run whose parameters this one begins with (fine-tuning).
+      init_from: parameters that this run begins with (fine-tuning); not looked at where it is gone on with.
       profile_steps: first and last step of a profiler trace.
       wandb: project of Weights & Biases; empty: none.
       on_row: called on every process with each row of metrics.
@@ -127,7 +131,7 @@ def _prepare(
     mesh: Mesh,
     rules: ShardingRules,
     checkpoints: Checkpoints,
-    init_from: epath.PathLike | None,
+    init_from: InitFrom | None,
     seed: int,
 ) -> tuple[TrainStep, TrainState, dict[str, Any]]:
     """The compiled step and the state it starts from."""
@@ -143,15 +147,16 @@ def _prepare(
     if restored is not None:
         key = jax.device_put(run_keys(seed)[1], shardings.key)
         return program, restored.state.replace(key=key), restored.progress
-    # 2. A fresh state, with the parameters of another run where one is named.
+    # 2. A fresh state, with the parameters of another model where one is named.
     state = init_state(task, optimizer, config.ema_decay is not None, seed, shardings)
     if init_from is not None:
-        loaded = load_params(init_from, shardings=abstract.params)
+        state = state.replace(params=None, ema=None)  # no memory for two models
+        loaded = init_from(abstract) if callable(init_from) else load_params(init_from, shardings=abstract.params)
         state = state.replace(params=loaded.params)
-        if state.ema is not None:
+        if abstract.ema is not None:
             state = state.replace(ema=jax.tree.map(lambda x: x.copy(), loaded.params))
         if jax.tree.leaves(loaded.model_state):
-            check_same(state.model_state, loaded.model_state, f"the model state in {init_from}")
+            check_same(state.model_state, loaded.model_state, "the model state that this run begins with")
             state = state.replace(model_state=jax.device_put(loaded.model_state, shardings.model_state))
     return program, state, {}
 

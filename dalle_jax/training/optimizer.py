@@ -1,4 +1,5 @@
-"""AdamW as the papers have it: schedules, plateau halving, weight-decay mask, and a bound on the second moment."""
+"""AdamW as the papers have it: schedules, plateau halving, weight-decay mask, and a bound on the second moment; and
+what fine-tuning asks of it: parameters that are frozen or learn at a rate of their own."""
 
 import re
 from typing import Any
@@ -9,7 +10,8 @@ import optax
 
 from dalle_jax.errors import UserError
 from dalle_jax.training.config import OptimizerConfig, Schedule
-from dalle_jax.training.trees import path_name
+from dalle_jax.training.freezing import Freezing, check_found, check_patterns
+from dalle_jax.training.trees import is_box, named_leaves, path_name
 
 
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformationExtraArgs:
@@ -20,10 +22,13 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
       num_steps: length of the run in updates, over which a cosine without `decay_steps` falls.
 
     Returns:
-      A transformation whose `update` takes the training loss of the step as `value=` (the plateau rule reads it). Its
-      state is all that the schedule remembers, so that a restored state goes on where it stopped.
+      A transformation. Its `init` takes all parameters, in boxes or not, and raises a `UserError` where a pattern of
+      the config finds none; its `update` takes the trained part of them (`Freezing.trained`), their gradients, and the
+      training loss of the step as `value=` (the plateau rule reads it). Its state is all that the schedule remembers,
+      so that a restored state goes on where it stopped.
     """
     _check(config)
+    freezing = Freezing.of(config)
     parts = [
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm is not None else optax.identity(),
         _scale_by_adam(config),
@@ -42,7 +47,17 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
                 min_scale=0.5**config.halvings,
             )
         )
-    return optax.with_extra_args_support(optax.chain(*parts))
+    if config.lr_scale:
+        parts.append(_scale_by_path(config.lr_scale))
+    chain = optax.with_extra_args_support(optax.chain(*parts))
+
+    def init(params: Any) -> Any:
+        freezing.check(params)
+        trained = freezing.trained(params)
+        check_found("lr_scale", tuple(pattern for pattern, _ in config.lr_scale), named_leaves(trained, is_leaf=is_box))
+        return chain.init(trained)
+
+    return optax.GradientTransformationExtraArgs(init, chain.update)
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -99,11 +114,18 @@ def _check(config: OptimizerConfig) -> None:
         raise UserError(f"optimizer.plateau_threshold must be in (0, 1], not {config.plateau_threshold}")
     if config.schedule is Schedule.PLATEAU and min(config.plateau_patience, config.plateau_window) < 1:
         raise UserError("optimizer.plateau_patience and optimizer.plateau_window must be at least 1")
-    for pattern in config.no_decay:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise UserError(f"optimizer.no_decay: '{pattern}' is not a regular expression ({error})") from error
+    check_patterns("no_decay", config.no_decay)
+    check_patterns("lr_scale", tuple(pattern for pattern, _ in config.lr_scale))
+
+
+def _scale_by_path(factors: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
+    """Multiplies the update of a parameter by the factor of the first pattern that its path has."""
+
+    def scale(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
+        found = (factor for pattern, factor in factors if re.search(pattern, path_name(path)))
+        return update * next(found, 1.0)
+
+    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))
 
 
 def _scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformation:

@@ -1,5 +1,6 @@
 """One training step: a pure function from state and batch to state and metrics."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -8,6 +9,7 @@ import optax
 from jax.sharding import NamedSharding
 
 from dalle_jax.training.config import TrainConfig
+from dalle_jax.training.freezing import Freezing
 from dalle_jax.training.optimizer import learning_rate
 from dalle_jax.training.state import TrainState
 from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task
@@ -31,31 +33,37 @@ def make_train_step(
 
     Returns:
       `train_step(state, batch) -> (state, metrics)`; metrics are float32 scalars: `loss`, what the task reports (means
-      over micro-batches), `learning_rate`, `grad_norm` (before clipping; not finite where any gradient is not) and
-      `param_norm` (after the update).
+      over micro-batches), `learning_rate`, `grad_norm` (of what is trained, before clipping; not finite where any
+      gradient is not) and `param_norm` (of all, after the update).
     """
 
+    freezing = Freezing.of(config.optimizer)
     platform = jax.default_backend() if batch_sharding is None else batch_sharding.mesh.devices.flat[0].platform
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
         batch = _constrain(batch, batch_sharding)
+        trained = freezing.trained(state.params)
+        whole = functools.partial(freezing.whole, state.params)
         if task.gradients is not None:
             grads, (model_state, metrics) = task.gradients(
-                state.params,
+                trained,
                 state.model_state,
                 batch,
                 key=key,
                 step=state.step,
                 micro_batches=config.micro_batches,
+                whole=whole,
             )
         else:
+            micro_batches = _cut(batch, config.micro_batches)
             grads, (model_state, metrics) = _mean_gradients(
-                task, state, _cut(batch, config.micro_batches), key, batch_sharding, unroll=platform == "cpu"
+                task, state, trained, whole, micro_batches, key, batch_sharding, unroll=platform == "cpu"
             )
         grad_norm = optax.tree.norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, value=metrics["loss"])
-        params = task.constrain(optax.apply_updates(state.params, updates))
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained, value=metrics["loss"])
+        params = task.constrain(whole(optax.apply_updates(trained, updates)))
+        params = whole(freezing.trained(params))  # what is frozen is not constrained either
         metrics = metrics | {
             "learning_rate": learning_rate(config.optimizer, config.num_steps, state.step, opt_state),
             "grad_norm": grad_norm,
@@ -67,7 +75,7 @@ def make_train_step(
             params=params,
             opt_state=opt_state,
             model_state=model_state,
-            ema=_average(config, step, state.ema, params),
+            ema=_average(config, freezing, step, state.ema, params),
         )
         return state, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
@@ -80,27 +88,36 @@ def compile_step(train_step: TrainStep, shardings: TrainState) -> TrainStep:
 
 
 def _mean_gradients(
-    task: Task, state: TrainState, micro_batches: Batch, key: jax.Array, sharding: NamedSharding | None, unroll: bool
+    task: Task,
+    state: TrainState,
+    trained: Params,
+    whole: Callable[[Params], Params],
+    micro_batches: Batch,
+    key: jax.Array,
+    sharding: NamedSharding | None,
+    unroll: bool,
 ) -> tuple[Params, tuple[ModelState, Metrics]]:
     """Gradients and metrics averaged over micro-batches; the model state goes from each to the next.
 
     Args:
+      trained: the part of the parameters that is differentiated.
+      whole: gives all parameters of it.
       micro_batches: arrays of [B / count, count, ...].
       unroll: compile a copy for each. XLA's CPU compiler makes a convolution's gradient inside a loop tens of times
         slower; elsewhere a loop compiles once and bounds memory.
     """
     count = jax.tree.leaves(micro_batches)[0].shape[1]
 
-    def loss(params, model_state, batch, i):
+    def loss(trained, model_state, batch, i):
         value, (model_state, metrics) = task.loss(
-            params, model_state, batch, key=jax.random.fold_in(key, i), step=state.step
+            whole(trained), model_state, batch, key=jax.random.fold_in(key, i), step=state.step
         )
         return value, (model_state, {"loss": value} | metrics)
 
     def one(model_state, i):
         batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, axis=1, keepdims=False), micro_batches)
         grads, (model_state, metrics) = jax.grad(loss, has_aux=True)(
-            state.params, model_state, _constrain(batch, sharding), i
+            trained, model_state, _constrain(batch, sharding), i
         )
         return (grads, metrics), model_state
 
@@ -129,7 +146,9 @@ def _constrain(batch: Batch, sharding: NamedSharding | None) -> Batch:
     return batch if sharding is None else jax.lax.with_sharding_constraint(batch, sharding)
 
 
-def _average(config: TrainConfig, step: jax.Array, ema: Params | None, params: Params) -> Params | None:
+def _average(
+    config: TrainConfig, freezing: Freezing, step: jax.Array, ema: Params | None, params: Params
+) -> Params | None:
     """The average after update `step` (counted from 1): moved at multiples of `ema_every`, else left."""
     decay = config.ema_decay
     if ema is None or decay is None:
@@ -137,7 +156,8 @@ def _average(config: TrainConfig, step: jax.Array, ema: Params | None, params: P
     rest = 1 - decay
 
     def move(ema):
-        return jax.tree.map(lambda average, value: decay * average + rest * value, ema, params)
+        averages, values = freezing.trained(ema), freezing.trained(params)
+        return freezing.whole(ema, jax.tree.map(lambda x, value: decay * x + rest * value, averages, values))
 
     if config.ema_every == 1:
         return move(ema)

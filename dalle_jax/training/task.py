@@ -62,8 +62,10 @@ class Task(abc.ABC):
         """
 
     gradients: Any = None
-    """A method `(params, model_state, batch, *, key, step, micro_batches) -> (grads, (model_state, metrics))`, only
-    where accumulation over micro-batches is not a plain mean (exact contrastive accumulation). None otherwise."""
+    """A method `(trained, model_state, batch, *, key, step, micro_batches, whole) -> (grads, (model_state, metrics))`,
+    only where accumulation over micro-batches is not a plain mean (exact contrastive accumulation). None otherwise.
+
+    `trained` is what is differentiated; `whole(trained)` gives all parameters, the frozen ones among them."""
 
     def constrain(self, params: Params) -> Params:
         """Projects the parameters after every update (CLIP's largest logit scale); the identity by default."""

@@ -38,7 +38,7 @@ def published(preset: str) -> ClipStage:
 def _batch(config: ClipConfig, batch_size: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     size, text = config.vision.image_size, config.text
-    ids = rng.integers(4, text.vocab_size, (batch_size, text.context_length), np.int32)
+    ids = rng.integers(4, text.vocab_size - 2, (batch_size, text.context_length), np.int32)
     ids[:, CAPTION_LENGTH - 1] = text.end_id
     ids[:, CAPTION_LENGTH:] = 0
     return {"image": rng.integers(0, 256, (batch_size, size, size, 3), np.uint8), "text": ids}

@@ -110,7 +110,7 @@ def _work(workload: Workload) -> float:
     return workload.flops or workload.items
 
 
-def _summary(workload: Workload, seconds: list[float], rates: list[Rates]) -> dict[str, float]:
+def _summary(workload: Workload, seconds: list[float], rates: list[Rates]) -> dict[str, Any]:
     median = statistics.median(seconds)
     result = {"seconds": median, "min": min(seconds), "max": max(seconds), "items_per_second": workload.items / median}
     if workload.flops:
@@ -123,4 +123,4 @@ def _summary(workload: Workload, seconds: list[float], rates: list[Rates]) -> di
     if workload.bytes:
         shares = [workload.bytes / s / rate.bytes for s, rate in zip(seconds, rates, strict=True)]
         result["share_of_memory"] = statistics.median(shares)
-    return result
+    return result | ({"facts": workload.facts} if workload.facts else {})

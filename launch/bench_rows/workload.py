@@ -21,6 +21,8 @@ class Workload:
     """What one run must read from memory at the least; 0: not the measure here."""
     items: float = 0.0
     """What comes out of one run, in the row's `unit`."""
+    facts: dict[str, float] = dataclasses.field(default_factory=dict)
+    """What else there is to tell, by name; a run may change it."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -218,6 +218,18 @@ def test_load_reads_what_the_loop_trained_on_eight_devices(images, tmp_path):
     expected = ClipModel(CONFIG).apply({"params": trained}, jnp.asarray(ids), method="encode_text")
     np.testing.assert_allclose(clip.encode_text(captions), expected, rtol=1e-5, atol=1e-5)
     assert clip.score(images, "a red star").shape == (5,)
+    long = "a red star " * 20
+    with pytest.raises(UserError, match=r"caption 1 \('a red star .*reads 24"):
+        clip.encode_text(["a red star", long])
+    cut = clip.encode_text([long], truncate=True)
+    np.testing.assert_array_equal(clip_jax.load(tmp_path, truncate=True).encode_text([long]), cut)
+    with pytest.raises(UserError, match="reads 24"):
+        clip_jax.load(tmp_path, truncate=True).encode_text([long], truncate=False)
+    own = Clip(CONFIG, trained, tokenize)
+    with pytest.raises(UserError, match="cuts or refuses captions by itself"):
+        own.encode_text([long], truncate=True)
+    with pytest.raises(UserError, match="truncate is for the tokenizer beside"):
+        clip_jax.load(tmp_path, tokenize=tokenize, truncate=True)
 
 
 def test_load_refuses_what_it_cannot_read(tmp_path):

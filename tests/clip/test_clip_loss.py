@@ -58,13 +58,13 @@ def test_accumulation_is_one_batch(parts):
     inputs = dict(zip(("image", "text"), jax.random.normal(jax.random.key(2), (2, 16, 5)), strict=True))
     params = {"towers": weights, "scale": jnp.float32(1.0)}
 
-    def encode(params, batch):
+    def encode(params, batch, key):
         return batch["image"] @ params["towers"][0], batch["text"] @ params["towers"][1]
 
     def objective(params, pair):
         return contrastive_loss(*pair, jnp.exp(params["scale"])).loss, None
 
-    expected = jax.value_and_grad(lambda p: objective(p, encode(p, inputs))[0])(params)
-    gradients, (value, _) = accumulated_gradients(encode, objective, params, inputs, parts)
+    expected = jax.value_and_grad(lambda p: objective(p, encode(p, inputs, None))[0])(params)
+    gradients, (value, _) = accumulated_gradients(encode, objective, params, inputs, jax.random.key(0), parts)
     np.testing.assert_allclose(value, expected[0], rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), gradients, expected[1])

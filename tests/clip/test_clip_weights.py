@@ -196,7 +196,7 @@ def test_folders_say_what_their_model_is(tmp_path, change, format):
 def test_a_folder_contradicts_an_activation(clip, tmp_path):
     clip_jax.save(clip, tmp_path)
     assert open_published(tmp_path, activation="quick_gelu").config == CONFIG
-    with pytest.raises(UserError, match="leave activation='gelu' out"):
+    with pytest.raises(UserError, match="is 'quick_gelu', not 'gelu': leave activation out"):
         clip_jax.load(tmp_path, activation="gelu")
 
 

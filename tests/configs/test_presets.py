@@ -31,6 +31,7 @@ PRESETS = [
     ("emoji", "cpu"),
     ("clip", "vit_b32"),
     ("clip", "tiny"),
+    ("clip_finetune", ""),
     ("clip_cifar10", ""),
     ("clip_cifar10", "gpu"),
 ]

@@ -115,7 +115,7 @@ def test_constrain_and_own_gradients():
         def constrain(self, params):
             return jax.tree.map(lambda x: jnp.minimum(x, 0.5), params)
 
-        def gradients(self, params, model_state, batch, *, key, step, micro_batches):
+        def gradients(self, params, model_state, batch, *, key, step, micro_batches, whole):
             assert micro_batches == 2
             return jax.tree.map(jnp.ones_like, params), (model_state, {"loss": jnp.float32(3.0)})
 
