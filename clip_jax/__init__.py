@@ -1,6 +1,16 @@
 """CLIP: contrastive training of a picture tower and a text tower, zero-shot classification, and scores for ranking."""
 
-from clip_jax.config import ClipConfig, ClipStage, TextConfig, TextTower, VisionConfig, VisionTower, tower_config
+from clip_jax.config import (
+    ClipConfig,
+    ClipStage,
+    ResNetConfig,
+    TextConfig,
+    TextTower,
+    VisionConfig,
+    VisionTower,
+    resnet_config,
+    tower_config,
+)
 from clip_jax.handle import Clip
 from clip_jax.loading import load
 from clip_jax.model import ClipModel, ClipOutput
@@ -14,11 +24,13 @@ __all__ = [
     "ClipOutput",
     "ClipStage",
     "ClipTask",
+    "ResNetConfig",
     "TextConfig",
     "TextTower",
     "VisionConfig",
     "VisionTower",
     "load",
+    "resnet_config",
     "save",
     "tower_config",
 ]

@@ -1,6 +1,7 @@
 """Useful floating-point operations of a CLIP, by formula; a multiplication and an addition count as two."""
 
-from clip_jax.config import ClipConfig, TextConfig, TextTower, VisionConfig
+from clip_jax.config import ClipConfig, ResNetConfig, TextConfig, TextTower, VisionConfig
+from clip_jax.resnet import EXPANSION
 from dalle_jax.nn.transformer import TransformerConfig
 
 
@@ -13,10 +14,29 @@ def transformer_flops(config: TransformerConfig, length: int, causal: bool = Fal
 
 
 def image_flops(config: VisionConfig, embed_dim: int) -> int:
-    """Forward pass of one picture, patch embedding and projection included."""
-    width = config.transformer.embed_dim
-    patches = 2 * config.num_patches * config.patch_size**2 * 3 * width
-    return patches + transformer_flops(config.transformer, config.num_patches + 1) + 2 * width * embed_dim
+    """Forward pass of one picture, patch embedding (or stem) and projection included."""
+    projection = 2 * config.embed_dim * embed_dim
+    if config.resnet is not None:
+        return resnet_flops(config.resnet, config.image_size) + projection
+    patches = 2 * config.num_patches * config.patch_size**2 * 3 * config.embed_dim
+    return patches + transformer_flops(config.vit, config.num_patches + 1) + projection
+
+
+def resnet_flops(config: ResNetConfig, image_size: int) -> int:
+    """Forward pass of one picture to the attention pool: convolutions, and the pool's products."""
+    width, side = config.width, image_size // 2
+    total = side**2 * 9 * (3 * width // 2 + (width // 2) ** 2 + width // 2 * width)
+    side, features_in = side // 2, width
+    for i, blocks in enumerate(config.layers):
+        planes = 2**i * width
+        features = EXPANSION * planes
+        after = side if i == 0 else side // 2  # the first block halves behind its second convolution
+        first = side**2 * (features_in * planes + 9 * planes**2) + after**2 * (planes + features_in) * features
+        others = after**2 * (2 * features * planes + 9 * planes**2)
+        total += first + (blocks - 1) * others
+        side, features_in = after, features
+    positions = side**2 + 1
+    return 2 * (total + (1 + 2 * positions) * config.embed_dim**2 + 2 * positions * config.embed_dim)
 
 
 def text_flops(config: TextConfig, embed_dim: int, length: int | None = None) -> int:

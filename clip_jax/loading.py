@@ -10,7 +10,7 @@ from jax.sharding import SingleDeviceSharding
 
 from clip_jax.config import ClipConfig, ClipStage
 from clip_jax.handle import Clip, Tokenize
-from clip_jax.model import abstract_params
+from clip_jax.model import abstract_variables
 from clip_jax.tokenizers import FILES as TOKENIZER_FILES
 from clip_jax.tokenizers import load_tokenizer
 from clip_jax.weights import Published, is_published, open_published
@@ -19,6 +19,7 @@ from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation
 from dalle_jax.training.checkpoint import check_same, load_params
+from dalle_jax.training.trees import unbox
 from dalle_jax.training.workdir import read_workdir
 
 TOKENIZER = "tokenizer.model"
@@ -53,8 +54,9 @@ def load(
     if is_published(path):
         published = open_published(path, activation=activation)
         home = SingleDeviceSharding(jax.local_devices()[0])
-        params = published.read(dtype=param_dtype, shardings=home)["params"]
-        return Clip(published.config, params, tokenize or _tokenize(published), batch_size=batch_size)
+        state = published.read(dtype=param_dtype, shardings=home)
+        params, tokenize = state.pop("params"), tokenize or _tokenize(published)
+        return Clip(published.config, params, tokenize, batch_size=batch_size, model_state=state)
     if activation is not None:
         raise UserError(f"{path} is a work directory, which knows its activation: leave activation={activation} out")
     return _load_run(epath.Path(path), step, batch_size)
@@ -67,8 +69,9 @@ def _load_run(path: epath.Path, step: int | None, batch_size: int) -> Clip:
     config = from_config_dict(ClipStage, run["clip"], "config.clip").model
     tokenize = _own_tokenize(path / TOKENIZER, config)
     loaded = load_params(path / "clip", step=step)
-    check_same(abstract_params(config), loaded.params, f"checkpoint {loaded.step} of {path / 'clip'}")
-    return Clip(config, loaded.params, tokenize, batch_size=batch_size)
+    found = {"params": loaded.params, **loaded.model_state}
+    check_same(unbox(abstract_variables(config)), found, f"checkpoint {loaded.step} of {path / 'clip'}")
+    return Clip(config, loaded.params, tokenize, batch_size=batch_size, model_state=loaded.model_state)
 
 
 def _own_tokenize(path: epath.Path, config: ClipConfig) -> Tokenize:

@@ -35,7 +35,7 @@ class VisionTransformer(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "B height width 3"]) -> Float[Array, "B D"]:
         """Args: images: normalised pixels, `image_size` a side. Returns: features before the projection, float32."""
-        config, sizes = self.config, self.config.transformer
+        config, sizes = self.config, self.config.vit
         width, scaled_normal = sizes.embed_dim, normal(sizes.embed_dim**-0.5)
         x = patches(images, config.patch_size)
         embed_init = initializers.torch_linear(x.shape[-1])
