@@ -18,8 +18,8 @@ def check_accumulation(config: ClipConfig, micro_batches: int) -> None:
     """Raises: UserError: the features of a row depend on the others of its batch, so that parts are no whole."""
     if micro_batches > 1 and config.vision.tower is VisionTower.RESNET:
         raise UserError(
-            f"config.clip.train.micro_batches is {micro_batches}, and a ResNet normalises by the statistics of its whole "
-            "batch, which parts of it do not have: set it to 1, and use more devices, remat or a smaller batch"
+            f"config.clip.train.micro_batches is {micro_batches}, and a ResNet normalises by the statistics of its "
+            "whole batch, which parts of it do not have: set it to 1, and use more devices, remat or a smaller batch"
         )
 
 
