@@ -1,6 +1,17 @@
 """CLIP: contrastive training of a picture tower and a text tower, zero-shot classification, and scores for ranking."""
 
-from clip_jax.config import ClipConfig, ClipStage, Lock, TextConfig, TextTower, VisionConfig, VisionTower, tower_config
+from clip_jax.config import (
+    ClipConfig,
+    ClipStage,
+    Lock,
+    ResNetConfig,
+    TextConfig,
+    TextTower,
+    VisionConfig,
+    VisionTower,
+    resnet_config,
+    tower_config,
+)
 from clip_jax.handle import Clip
 from clip_jax.loading import load
 from clip_jax.model import ClipModel, ClipOutput
@@ -15,11 +26,13 @@ __all__ = [
     "ClipStage",
     "ClipTask",
     "Lock",
+    "ResNetConfig",
     "TextConfig",
     "TextTower",
     "VisionConfig",
     "VisionTower",
     "load",
+    "resnet_config",
     "save",
     "tower_config",
 ]

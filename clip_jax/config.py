@@ -5,7 +5,7 @@ import enum
 from typing import Any
 
 from dalle_jax.data.config import Augment
-from dalle_jax.nn.transformer import Activation, TransformerConfig
+from dalle_jax.nn.transformer import Activation, Remat, TransformerConfig, check_dtype
 from dalle_jax.training.config import TrainConfig
 
 
@@ -13,6 +13,7 @@ class VisionTower(enum.Enum):
     """What reads the picture."""
 
     VIT = "vit"
+    RESNET = "resnet"
 
 
 class TextTower(enum.Enum):
@@ -23,23 +24,76 @@ class TextTower(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
+class ResNetConfig:
+    """Sizes and choices of a modified ResNet (`clip_jax.resnet`)."""
+
+    layers: tuple[int, int, int, int]
+    """Blocks of each of the four stages."""
+    width: int
+    """Channels that leave the stem: each stage has twice the one before it, and the feature 32 times as many."""
+    head_dim: int = 64
+    """Of the attention pool."""
+    remat: Remat = Remat.NONE
+    """Of each block."""
+    scan: bool = False
+    """Compile the equal blocks of a stage once and loop over them (the parameters keep the same layout). Not for
+    training on a CPU, where XLA's gradient of a convolution inside a loop is tens of times slower."""
+    dtype: str = "float32"
+    """Of convolutions, matrix products and what goes from block to block: `float32` or `bfloat16`. Parameters,
+    normalisations and softmax are float32."""
+
+    def __post_init__(self):
+        check_dtype(self.dtype)
+        if min(self.layers) < 1:
+            raise ValueError(f"layers {self.layers}: a stage has one block at least")
+        if self.width % 2 or self.embed_dim % self.head_dim:
+            raise ValueError(f"width {self.width} is odd, or 32 x {self.width} no multiple of head_dim {self.head_dim}")
+
+    @property
+    def embed_dim(self) -> int:
+        """Of the feature."""
+        return RESNET_STRIDE * self.width
+
+    @property
+    def num_heads(self) -> int:
+        """Of the attention pool."""
+        return self.embed_dim // self.head_dim
+
+
+RESNET_STRIDE = 32
+"""Side of the square of pixels that one position of a ResNet's last stage stands for."""
+
+
+@dataclasses.dataclass(frozen=True)
 class VisionConfig:
     """The image tower. Pictures are square, `image_size` pixels a side, scaled to [0, 1], then normalised."""
 
     image_size: int
     patch_size: int
-    transformer: TransformerConfig
+    """Side of the square of pixels behind each position; 32 of a ResNet."""
+    transformer: TransformerConfig | None = None
+    """Of a ViT, and of nothing else."""
     tower: VisionTower = VisionTower.VIT
     pixel_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     pixel_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    resnet: ResNetConfig | None = None
+    """Of a ResNet, and of nothing else."""
     patch_dropout: float = 0.0
-    """Share of the patches that a picture loses in training, drawn anew every time (Li et al. 2023, FLIP)."""
+    """Share of the patches that a picture loses in training, drawn anew every time (Li et al. 2023, FLIP); of a ViT."""
 
     def __post_init__(self):
         if not 0 <= self.patch_dropout < 1:
             raise ValueError(f"patch_dropout must be in [0, 1), not {self.patch_dropout}")
         if self.image_size % self.patch_size:
             raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
+        is_resnet = self.tower is VisionTower.RESNET
+        if (self.resnet is None) is is_resnet or (self.transformer is None) is not is_resnet:
+            wanted, other = ("resnet", "transformer") if is_resnet else ("transformer", "resnet")
+            raise ValueError(f"a tower of kind '{self.tower.value}' has the sizes `{wanted}` and no `{other}`")
+        if is_resnet and self.patch_dropout:
+            raise ValueError("patch_dropout is for ViTs: a ResNet has no patches to leave out")
+        if is_resnet and self.patch_size != RESNET_STRIDE:
+            raise ValueError(f"patch_size of a ResNet is {RESNET_STRIDE}, not {self.patch_size}")
 
     @property
     def num_patches(self) -> int:
@@ -49,6 +103,17 @@ class VisionConfig:
     def kept_patches(self) -> int:
         """Patches of a picture in training; always as many, so that shapes are static."""
         return max(1, round((1 - self.patch_dropout) * self.num_patches))
+
+    @property
+    def vit(self) -> TransformerConfig:
+        """`transformer`, of a tower that is one."""
+        assert self.transformer is not None
+        return self.transformer
+
+    @property
+    def embed_dim(self) -> int:
+        """Of the feature before the projection."""
+        return self.vit.embed_dim if self.resnet is None else self.resnet.embed_dim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +172,8 @@ class ClipStage:
     def __post_init__(self):
         if self.unlocked_layers < 0 or (self.unlocked_layers and self.lock is Lock.NONE):
             raise ValueError(f"unlocked_layers is {self.unlocked_layers}: give lock a tower, and a number from 0")
+        if self.unlocked_layers and self.lock is Lock.IMAGE and self.model.vision.resnet is not None:
+            raise ValueError("unlocked_layers counts the blocks of a transformer: a ResNet is locked whole")
         if self.unlocked_layers and self.unlocked_layers >= self._locked_layers:
             raise ValueError(
                 f"unlocked_layers is {self.unlocked_layers}, and the locked tower has {self._locked_layers} blocks"
@@ -165,3 +232,16 @@ def tower_config(num_layers: int, embed_dim: int, head_dim: int = 64, **changes:
         norm_epsilon=1e-5,
     )
     return dataclasses.replace(config, **changes)
+
+
+def resnet_config(image_size: int, layers: tuple[int, int, int, int], width: int, **changes: Any) -> VisionConfig:
+    """An image tower that is a modified ResNet.
+
+    Args:
+      image_size: a multiple of 32.
+      layers: blocks of each stage.
+      width: channels that leave the stem.
+      **changes: other fields of `ResNetConfig`.
+    """
+    sizes = ResNetConfig(layers, width, **changes)
+    return VisionConfig(image_size, RESNET_STRIDE, tower=VisionTower.RESNET, resnet=sizes)

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from clip_jax.config import ClipStage, Lock, TextConfig, TextTower, VisionConfig
+from clip_jax.config import ClipStage, Lock, ResNetConfig, TextConfig, TextTower, VisionConfig
+from clip_jax.resnet import EXPANSION
 from dalle_jax.nn.transformer import TransformerConfig
 
 
@@ -15,10 +16,36 @@ def transformer_flops(config: TransformerConfig, length: int, causal: bool = Fal
 
 
 def image_flops(config: VisionConfig, embed_dim: int, *, patches: int | None = None) -> int:
-    """Forward pass of one picture of which `patches` are read (default: all), embedding and projection included."""
-    width, count = config.transformer.embed_dim, config.num_patches if patches is None else patches
-    embedding = 2 * count * config.patch_size**2 * 3 * width
-    return embedding + transformer_flops(config.transformer, count + 1) + 2 * width * embed_dim
+    """Forward pass of one picture, patch embedding (or stem) and projection included.
+
+    Args:
+      config: of the image tower.
+      embed_dim: of the shared space.
+      patches: how many a ViT reads; None: all.
+    """
+    projection = 2 * config.embed_dim * embed_dim
+    if config.resnet is not None:
+        return resnet_flops(config.resnet, config.image_size) + projection
+    count = config.num_patches if patches is None else patches
+    embedding = 2 * count * config.patch_size**2 * 3 * config.embed_dim
+    return embedding + transformer_flops(config.vit, count + 1) + projection
+
+
+def resnet_flops(config: ResNetConfig, image_size: int) -> int:
+    """Forward pass of one picture to the attention pool: convolutions, and the pool's products."""
+    width, side = config.width, image_size // 2
+    total = side**2 * 9 * (3 * width // 2 + (width // 2) ** 2 + width // 2 * width)
+    side, features_in = side // 2, width
+    for i, blocks in enumerate(config.layers):
+        planes = 2**i * width
+        features = EXPANSION * planes
+        after = side if i == 0 else side // 2  # the first block halves behind its second convolution
+        first = side**2 * (features_in * planes + 9 * planes**2) + after**2 * (planes + features_in) * features
+        others = after**2 * (2 * features * planes + 9 * planes**2)
+        total += first + (blocks - 1) * others
+        side, features_in = after, features
+    positions = side**2 + 1
+    return 2 * (total + (1 + 2 * positions) * config.embed_dim**2 + 2 * positions * config.embed_dim)
 
 
 def text_flops(config: TextConfig, embed_dim: int, length: int | None = None) -> int:
@@ -42,8 +69,10 @@ def step_flops(stage: ClipStage, batch_size: int) -> float:
     forward_alone = 0
     if stage.lock is not Lock.NONE:
         of_image = stage.lock is Lock.IMAGE
-        sizes = config.vision.transformer if of_image else config.text.transformer
-        trained = dataclasses.replace(sizes, num_layers=stage.unlocked_layers)
-        length = patches + 1 if of_image else config.text.context_length
-        forward_alone = (image if of_image else text) - transformer_flops(trained, length, causal=not of_image)
+        forward_alone = image if of_image else text
+        if stage.unlocked_layers:
+            sizes = config.vision.vit if of_image else config.text.transformer
+            trained = dataclasses.replace(sizes, num_layers=stage.unlocked_layers)
+            length = patches + 1 if of_image else config.text.context_length
+            forward_alone -= transformer_flops(trained, length, causal=not of_image)
     return float(batch_size * (3 * (image + text + logits) - 2 * forward_alone))

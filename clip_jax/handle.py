@@ -36,45 +36,52 @@ class Clip:
     process where there are enough of them; on a device, one program for each shape.
     """
 
-    def __init__(self, config: ClipConfig, params: Any, tokenize: Tokenize, *, batch_size: int = 64):
+    def __init__(
+        self, config: ClipConfig, params: Any, tokenize: Tokenize, *, batch_size: int = 64, model_state: Any = None
+    ):
         """Args:
         config: of the model.
         params: its parameters, unboxed.
         tokenize: captions to ids.
         batch_size: the most pictures or captions that run at once on a device.
+        model_state: its other variables: the `batch_stats` of a ResNet.
         """
         self.config, self.batch_size = config, batch_size
         self.logit_scale = float(np.exp(np.asarray(params["logit_scale"], np.float32)))
         """Factor on cosines."""
         self.tokenize = tokenize
-        self._params = params
+        self._variables = {"params": params, **(model_state or {})}
         self._placed: dict[Sharding, Any] = {}
         self._text_feature = functools.lru_cache(maxsize=1024)(lambda text: self.encode_text([text])[0])
         self._directions = functools.lru_cache(maxsize=8)(functools.partial(class_directions, self.encode_text))
         model = ClipModel(config)
 
         @functools.partial(jax.jit, static_argnames="method")
-        def image_features(params, images, method):
+        def image_features(variables, images, method):
             pixels = normalize_pixels(preprocess_on_device(images, config.vision.image_size), config.vision)
-            return model.apply({"params": params}, pixels, method=method)
+            return model.apply(variables, pixels, method=method)
 
         @jax.jit
-        def text_features(params, ids):
-            return model.apply({"params": params}, ids, method="encode_text")
+        def text_features(variables, ids):
+            return model.apply(variables, ids, method="encode_text")
 
         self._image_features, self._text_features = image_features, text_features
 
     @property
     def variables(self) -> Any:
         """All that the model was given to hold, as `ClipModel.apply` takes it."""
-        return {"params": self._params}
+        return self._variables
 
     def encode_image(self, images: Images) -> Float[Array, "B E"] | Float[np.ndarray, "B E"]:
         """Features of pictures of any size (resized and cropped as in evaluation), projected, not normalised."""
         return self._encode_pictures(images, "encode_image")
 
     def probe_features(self, images: Images) -> Float[Array, "B D"] | Float[np.ndarray, "B D"]:
-        """Features before the projection, which linear probes read (Radford et al. 2021, App. A.3)."""
+        """Features before the projection, which linear probes read (Radford et al. 2021, App. A.3).
+
+        Of a ResNet, whose attention pool ends with the projection, they are what the pool projects: 32 times as wide as
+        the stem. The paper does not say which features of its ResNets it probed.
+        """
         return self._encode_pictures(images, "image_trunk")
 
     def _encode_pictures(self, images: Images, method: str) -> jax.Array | np.ndarray:
@@ -82,11 +89,11 @@ class Clip:
         if isinstance(images, jax.Array):
             if images.dtype != jnp.uint8 or images.ndim != 4:
                 raise UserError(f"pictures on a device are uint8 [B, height, width, 3], not {images.aval.str_short()}")
-            return program(self._params_on(images.sharding), images)
+            return program(self._variables_on(images.sharding), images)
         squares = preprocess(images, self.config.vision.image_size)
         if not len(squares):
             one = jax.ShapeDtypeStruct((1, *squares.shape[1:]), squares.dtype)
-            return np.zeros((0, *jax.eval_shape(program, self._params, one).shape[1:]), np.float32)
+            return np.zeros((0, *jax.eval_shape(program, self._variables, one).shape[1:]), np.float32)
         parts = [self._start(program, squares[part]) for part in _parts(len(squares), self._most_at_once)]
         return _gather(parts)
 
@@ -160,12 +167,12 @@ class Clip:
         names = tuple(name if isinstance(name, str) else tuple(name) for name in class_names)
         return self._directions(names, tuple(templates))
 
-    def _params_on(self, sharding: Sharding) -> Any:
-        """The parameters on the devices of a sharding, a full copy on each, placed there once."""
+    def _variables_on(self, sharding: Sharding) -> Any:
+        """The variables on the devices of a sharding, a full copy on each, placed there once."""
         if isinstance(sharding, NamedSharding):
             sharding = NamedSharding(sharding.mesh, PartitionSpec())
         if sharding not in self._placed:
-            self._placed[sharding] = jax.device_put(self._params, sharding)
+            self._placed[sharding] = jax.device_put(self._variables, sharding)
         return self._placed[sharding]
 
     @property
@@ -184,7 +191,7 @@ class Clip:
         if len(devices) > 1:
             sharding = NamedSharding(Mesh(np.asarray(devices), ("data",)), PartitionSpec("data"))
         padded = _pad(rows, self.batch_size * len(devices), len(devices))
-        return program(self._params_on(sharding), jax.device_put(padded, sharding)), len(rows)
+        return program(self._variables_on(sharding), jax.device_put(padded, sharding)), len(rows)
 
 
 @jax.jit

@@ -9,7 +9,7 @@ from jax.sharding import SingleDeviceSharding
 
 from clip_jax.config import ClipStage
 from clip_jax.handle import Clip, Tokenize
-from clip_jax.model import abstract_params
+from clip_jax.model import abstract_variables
 from clip_jax.run_tokenizer import TRAINED, read_tokenizer
 from clip_jax.tokenizers import FILES as TOKENIZER_FILES
 from clip_jax.tokenizers import CaptionTokenizer, load_tokenizer
@@ -18,6 +18,7 @@ from dalle_jax.config import from_config_dict
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation
 from dalle_jax.training.checkpoint import check_same, load_params
+from dalle_jax.training.trees import unbox
 from dalle_jax.training.workdir import read_workdir
 
 
@@ -53,8 +54,9 @@ def load(
     if is_published(path):
         published = open_published(path, activation=activation)
         home = SingleDeviceSharding(jax.local_devices()[0])
-        params = published.read(dtype=param_dtype, shardings=home)["params"]
-        return Clip(published.config, params, tokenize or _tokenize(published, truncate), batch_size=batch_size)
+        state = published.read(dtype=param_dtype, shardings=home)
+        params, tokenize = state.pop("params"), tokenize or _tokenize(published, truncate)
+        return Clip(published.config, params, tokenize, batch_size=batch_size, model_state=state)
     if activation is not None:
         raise UserError(f"{path} is a work directory, which knows its activation: leave activation={activation} out")
     return _load_run(epath.Path(path), step, batch_size, tokenize, truncate)
@@ -73,8 +75,9 @@ def _load_run(path: epath.Path, step: int | None, batch_size: int, tokenize: Tok
                 f"{config.text.vocab_size}: they are of different runs"
             )
     loaded = load_params(path / "clip", step=step)
-    check_same(abstract_params(config), loaded.params, f"checkpoint {loaded.step} of {path / 'clip'}")
-    return Clip(config, loaded.params, tokenize, batch_size=batch_size)
+    found = {"params": loaded.params, **loaded.model_state}
+    check_same(unbox(abstract_variables(config)), found, f"checkpoint {loaded.step} of {path / 'clip'}")
+    return Clip(config, loaded.params, tokenize, batch_size=batch_size, model_state=loaded.model_state)
 
 
 def published_tokenizer(published: Published, truncate: bool = False) -> CaptionTokenizer | None:

@@ -1,7 +1,7 @@
 """The dual encoder: both towers, their projections into one space, and the learned scale."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -9,13 +9,15 @@ import jax.numpy as jnp
 from flax.linen.initializers import normal
 from jaxtyping import Array, Float, Int
 
+from clip_jax import initializers
 from clip_jax.config import ClipConfig, TextTower, VisionTower
+from clip_jax.resnet import ModifiedResNet
 from clip_jax.text import BagOfWords, TextTransformer
 from clip_jax.vision import VisionTransformer
 from dalle_jax.nn.transformer import Dense, constrain_activations
 from dalle_jax.training.task import Params
 
-_VISION_TOWERS = {VisionTower.VIT: VisionTransformer}
+_VISION_TOWERS = {VisionTower.VIT: VisionTransformer, VisionTower.RESNET: ModifiedResNet}
 _TEXT_TOWERS = {TextTower.TRANSFORMER: TextTransformer, TextTower.BAG_OF_WORDS: BagOfWords}
 
 
@@ -28,7 +30,11 @@ class ClipOutput(NamedTuple):
 
 
 class ClipModel(nn.Module):
-    """CLIP (Radford et al. 2021, Fig. 3). `apply(..., method="encode_image")` runs one tower alone."""
+    """CLIP (Radford et al. 2021, Fig. 3). `apply(..., method="encode_image")` runs one tower alone.
+
+    A ResNet has variables beside its parameters, `batch_stats`: where they are mutable, it normalises by the batch and
+    updates them, else by them.
+    """
 
     config: ClipConfig
 
@@ -36,12 +42,15 @@ class ClipModel(nn.Module):
         config = self.config
         self.vision = _VISION_TOWERS[config.vision.tower](config.vision)
         self.text = _TEXT_TOWERS[config.text.tower](config.text)
-        self.vision_projection = self._projection(config.vision.transformer.embed_dim)
+        # A ResNet's is the output of its attention pool, which has a bias.
+        resnet = config.vision.tower is VisionTower.RESNET
+        self.vision_projection = self._projection(config.vision.embed_dim, use_bias=resnet)
         self.text_projection = self._projection(config.text.transformer.embed_dim)
         self.log_scale = self.param("logit_scale", lambda key: jnp.log(jnp.float32(config.init_logit_scale)))
 
-    def _projection(self, width: int) -> Dense:
-        return Dense(self.config.embed_dim, ("embed", None), normal(width**-0.5), use_bias=False)
+    def _projection(self, width: int, use_bias: bool = False) -> Dense:
+        bias_init = initializers.torch_linear(width)
+        return Dense(self.config.embed_dim, ("embed", None), normal(width**-0.5), bias_init, use_bias)
 
     def encode_image(self, pixels: Float[Array, "B height width 3"], train: bool = False) -> Float[Array, "B E"]:
         """Args: pixels: as `normalize_pixels` gives them; train: drop what the config says, by the stream `dropout`.
@@ -72,16 +81,26 @@ class ClipModel(nn.Module):
         return ClipOutput(image, text, jnp.exp(self.log_scale))
 
 
-def init_params(config: ClipConfig, key: jax.Array) -> Params:
-    """Fresh parameters, in the boxes that carry their logical axes."""
+def init_variables(config: ClipConfig, key: jax.Array) -> dict[str, Any]:
+    """Fresh variables: `params`, in the boxes that carry their logical axes, and of a ResNet `batch_stats`."""
     size, text = config.vision.image_size, config.text
     pixels, ids = jnp.zeros((1, size, size, 3)), jnp.full((1, text.context_length), text.end_id, jnp.int32)
-    return ClipModel(config).init(key, pixels, ids)["params"]
+    return ClipModel(config).init(key, pixels, ids)
+
+
+def init_params(config: ClipConfig, key: jax.Array) -> Params:
+    """Fresh parameters, in the boxes that carry their logical axes."""
+    return init_variables(config, key)["params"]
+
+
+def abstract_variables(config: ClipConfig) -> dict[str, Any]:
+    """Shapes and dtypes of all variables, in the boxes that carry their logical axes; nothing is computed."""
+    return jax.eval_shape(partial(init_variables, config), jax.random.key(0))
 
 
 def abstract_params(config: ClipConfig) -> Params:
     """Shapes and dtypes of the parameters, unboxed; nothing is computed."""
-    return nn.meta.unbox(jax.eval_shape(partial(init_params, config), jax.random.key(0)))
+    return nn.meta.unbox(abstract_variables(config)["params"])
 
 
 def normalize(features: Float[Array, "... E"]) -> Float[Array, "... E"]:

@@ -24,11 +24,12 @@ from flax.linen.initializers import normal
 from jaxtyping import Array, Float, Int
 
 from clip_jax import initializers
-from clip_jax.config import ClipConfig, ClipStage, TextTower
+from clip_jax.config import ClipConfig, ClipStage, TextTower, VisionTower
 from clip_jax.model import normalize
 from clip_jax.task import ClipTask
 from clip_jax.text import TokenEmbedding, end_positions
 from clip_jax.vision import VisionTransformer, normalize_pixels
+from dalle_jax.errors import UserError
 from dalle_jax.nn.attention import causal_attention
 from dalle_jax.nn.transformer import Dense, Transformer, layer_norm, same_everywhere, uniform_kinds
 from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task
@@ -112,6 +113,9 @@ class ObjectiveTask(Task):
         stage: towers and text sizes.
         classes: ids of the captions of each class.
         """
+        if stage.model.vision.tower is not VisionTower.VIT:
+            kind = stage.model.vision.tower.value
+            raise UserError(f"config.clip.model.vision.tower is '{kind}': the objectives are compared on a ViT")
         self.config, self.classes = stage.model, classes
         self._evaluated = jax.jit(self._evaluate)
 

@@ -7,38 +7,45 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from clip_jax.accumulation import accumulated_gradients
+from clip_jax.accumulation import accumulated_gradients, check_accumulation
 from clip_jax.config import ClipStage, Lock
 from clip_jax.flops import step_flops
 from clip_jax.losses import contrastive_loss
-from clip_jax.model import ClipModel, init_params, normalize
+from clip_jax.model import ClipModel, init_variables, normalize
 from clip_jax.preview import similarity_sheet
 from clip_jax.vision import normalize_pixels
 from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task
+
+Features = tuple[Float[Array, "B E"], Float[Array, "B E"]]
+"""Of pictures and captions, projected, not normalised."""
 
 
 class ClipTask(Task):
     """Contrastive training of both towers.
 
-    A batch holds `image` uint8 [B, image_size, image_size, 3] and `text` int32 [B, context_length].
+    A batch holds `image` uint8 [B, image_size, image_size, 3] and `text` int32 [B, context_length]. The model state is
+    that of the image tower: a ResNet's `batch_stats`, moved by every step, read by evaluation and inference.
     """
 
     name = "clip"
 
     def __init__(self, stage: ClipStage):
+        check_accumulation(stage.model, stage.train.micro_batches)
         self.stage, self.config = stage, stage.model
         self.model = ClipModel(self.config)
         self._evaluate_batch = jax.jit(self._evaluate)
         self._matches = jax.jit(self._match)
 
     def init(self, key: jax.Array) -> tuple[Params, ModelState]:
-        return init_params(self.config, key), {}
+        variables = dict(init_variables(self.config, key))
+        return variables.pop("params"), variables
 
     def loss(
         self, params: Params, model_state: ModelState, batch: Batch, *, key: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[ModelState, Metrics]]:
         del step
-        loss, metrics = self._objective(params, self._encode(params, batch, key))
+        features, model_state = self._encode(params, model_state, batch, key)
+        loss, metrics = self._objective(params, features)
         return loss, (model_state, metrics)
 
     def gradients(
@@ -55,7 +62,11 @@ class ClipTask(Task):
         """Exact accumulation: every picture is contrasted with the captions of the whole batch.
 
         The metrics are those of `loss`, and the loss itself.
+
+        Raises:
+          UserError: micro-batches of a ResNet, see `check_accumulation`.
         """
+        check_accumulation(self.config, micro_batches)
         if micro_batches == 1:
             differentiate = jax.value_and_grad(
                 lambda p: self.loss(whole(p), model_state, batch, key=key, step=step), has_aux=True
@@ -63,7 +74,7 @@ class ClipTask(Task):
             (loss, (model_state, metrics)), gradients = differentiate(params)
         else:
             gradients, (loss, metrics) = accumulated_gradients(
-                lambda p, *part: self._encode(whole(p), *part),
+                lambda p, part, part_key: self._encode(whole(p), model_state, part, part_key)[0],
                 lambda p, features: self._objective(whole(p), features),
                 params,
                 batch,
@@ -88,37 +99,37 @@ class ClipTask(Task):
           `loss`; `image_retrieval_at_1`: share of captions whose own picture scores highest among the batch's;
           `text_retrieval_at_1`: share of pictures whose own caption does. Equal captions count as one.
         """
-        del model_state
         totals: dict[str, list[float]] = {}
         for batch in batches:
-            for name, value in self._evaluate_batch(params, batch).items():
+            for name, value in self._evaluate_batch(params, model_state, batch).items():
                 totals.setdefault(name, []).append(value)
         return {name: float(np.mean(jax.device_get(values))) for name, values in totals.items()}
 
     def preview(self, params: Params, model_state: ModelState, batch: Batch) -> np.ndarray | None:
         """The first pictures of a batch, and how each takes to the captions of all of them (`similarity_sheet`)."""
-        del model_state
         count = min(16, len(batch["image"]))
         few = {name: np.asarray(batch[name])[:count] for name in ("image", "text")}
-        return similarity_sheet(few["image"], np.asarray(self._matches(params, few)))
+        return similarity_sheet(few["image"], np.asarray(self._matches(params, model_state, few)))
 
     def _encode(
-        self, params: Params, batch: Batch, key: jax.Array | None = None
-    ) -> tuple[Float[Array, "B E"], Float[Array, "B E"]]:
-        """Features; with a key as in training, where a tower that is wholly locked still runs as in evaluation."""
+        self, params: Params, model_state: ModelState, batch: Batch, key: jax.Array | None = None
+    ) -> tuple[Features, ModelState]:
+        """Features, and the model state; with a key as in training: patches are dropped, and batch statistics are the
+        batch's own and move the stored ones. A tower that is wholly locked still runs as in evaluation."""
         pixels = normalize_pixels(jnp.asarray(batch["image"]), self.config.vision)
         train_image, train_text = (key is not None and self.stage.trains(side) for side in (Lock.IMAGE, Lock.TEXT))
-        output = self.model.apply(
-            {"params": params},
+        output, updated = self.model.apply(
+            {"params": params, **model_state},
             pixels,
             batch["text"],
             train_image=train_image,
             train_text=train_text,
             rngs=None if key is None else {"dropout": key},
+            mutable=list(model_state) if train_image else [],
         )
-        return output.image, output.text
+        return (output.image, output.text), {**model_state, **updated}
 
-    def _objective(self, params: Params, features: tuple[Array, Array]) -> tuple[jax.Array, Metrics]:
+    def _objective(self, params: Params, features: Features) -> tuple[jax.Array, Metrics]:
         scale = jnp.exp(params["logit_scale"])
         result = contrastive_loss(*features, scale)
         rows = jnp.arange(len(result.best_text))
@@ -129,15 +140,16 @@ class ClipTask(Task):
         }
         return result.loss, metrics
 
-    def _evaluate(self, params: Params, batch: Batch) -> Metrics:
-        result = contrastive_loss(*self._encode(params, batch), jnp.exp(params["logit_scale"]))
-        text = batch["text"]
+    def _evaluate(self, params: Params, model_state: ModelState, batch: Batch) -> Metrics:
+        (image, text), _ = self._encode(params, model_state, batch)
+        result = contrastive_loss(image, text, jnp.exp(params["logit_scale"]))
+        ids = batch["text"]
         return {
             "loss": result.loss,
-            "text_retrieval_at_1": jnp.mean(jnp.all(text[result.best_text] == text, axis=-1), dtype=jnp.float32),
-            "image_retrieval_at_1": jnp.mean(jnp.all(text[result.best_image] == text, axis=-1), dtype=jnp.float32),
+            "text_retrieval_at_1": jnp.mean(jnp.all(ids[result.best_text] == ids, axis=-1), dtype=jnp.float32),
+            "image_retrieval_at_1": jnp.mean(jnp.all(ids[result.best_image] == ids, axis=-1), dtype=jnp.float32),
         }
 
-    def _match(self, params: Params, batch: Batch) -> Float[Array, "B B"]:
-        image, text = self._encode(params, batch)
+    def _match(self, params: Params, model_state: ModelState, batch: Batch) -> Float[Array, "B B"]:
+        (image, text), _ = self._encode(params, model_state, batch)
         return jax.nn.softmax(jnp.exp(params["logit_scale"]) * normalize(image) @ normalize(text).T, axis=-1)

@@ -50,12 +50,12 @@ class VisionTransformer(nn.Module):
 
         Returns: features before the projection, float32.
         """
-        config, sizes = self.config, self.config.transformer
+        config, sizes = self.config, self.config.vit
         width, scaled_normal = sizes.embed_dim, normal(sizes.embed_dim**-0.5)
         x = patches(images, config.patch_size)
         kept = None
         if train and config.patch_dropout:
-            kept = draw_patches(self.make_rng("dropout"), x.shape[:2], config.kept_patches)
+            kept = draw_patches(self.make_rng("dropout"), (x.shape[0], x.shape[1]), config.kept_patches)
             x = jnp.take_along_axis(x, kept[..., None], axis=1)
         embed_init = initializers.torch_linear(x.shape[-1])
         dtype = jnp.dtype(sizes.dtype)

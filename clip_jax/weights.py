@@ -1,17 +1,15 @@
 """Published weights: which family a path is of, its config, and its parameters straight onto the devices."""
 
 import dataclasses
-import functools
 import os
 import sys
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 from etils import epath
 
 from clip_jax.config import ClipConfig
-from clip_jax.model import init_params
+from clip_jax.model import abstract_variables
 from clip_jax.weights_hf import FILES as HF_FILES
 from clip_jax.weights_hf import IGNORED as HF_IGNORED
 from clip_jax.weights_hf import config_from_hf, hf_names
@@ -48,7 +46,7 @@ class Published:
     tensors: Mapping[str, Tensor]
 
     def read(self, *, dtype: str | None = "float32", shardings: Any = None) -> Any:
-        """The model's variables, `{"params": ...}`.
+        """The model's variables: `params`, and of a ResNet `batch_stats`.
 
         Args:
           dtype: of the parameters; None: as the file has them.
@@ -56,11 +54,6 @@ class Published:
         """
         shapes = unbox(abstract_variables(self.config))
         return read_params(self.names, shapes, self.tensors, dtype=dtype, shardings=shardings)
-
-
-def abstract_variables(config: ClipConfig) -> Any:
-    """Shapes and dtypes of all variables of a model, in the boxes that carry their logical axes."""
-    return {"params": jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))}
 
 
 def is_published(path: epath.PathLike) -> bool:

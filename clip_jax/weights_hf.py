@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from clip_jax.config import ClipConfig, TextConfig, TextTower, VisionConfig, tower_config
+from clip_jax.config import ClipConfig, TextConfig, TextTower, VisionConfig, VisionTower, tower_config
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation, TransformerConfig
 from dalle_jax.weights import Names
@@ -56,7 +56,7 @@ def hf_names(config: ClipConfig) -> Names:
     names.array("params/logit_scale", "logit_scale", ())
     for ours, theirs, width in (
         ("text_projection", "text_projection", text.transformer.embed_dim),
-        ("vision_projection", "visual_projection", vision.transformer.embed_dim),
+        ("vision_projection", "visual_projection", vision.embed_dim),
     ):
         names.array(f"params/{ours}/kernel", f"{theirs}.weight", (config.embed_dim, width), (1, 0))
     width, ours, theirs = text.transformer.embed_dim, "params/text", "text_model.embeddings"
@@ -64,14 +64,14 @@ def hf_names(config: ClipConfig) -> Names:
     names.array(f"{ours}/position_embedding", f"{theirs}.position_embedding.weight", (text.context_length, width))
     _transformer(names, f"{ours}/transformer", "text_model.encoder", text.transformer)
     names.norm(f"{ours}/norm_final", "text_model.final_layer_norm", width)
-    width, ours, theirs = vision.transformer.embed_dim, "params/vision", "vision_model.embeddings"
+    width, ours, theirs = vision.embed_dim, "params/vision", "vision_model.embeddings"
     side = vision.patch_size
     patches = f"{theirs}.patch_embedding.weight"
     names.array(f"{ours}/patch_embedding/kernel", patches, (width, 3, side, side), (2, 3, 1, 0))
     names.array(f"{ours}/class_embedding", f"{theirs}.class_embedding", (width,))
     names.array(f"{ours}/position_embedding", f"{theirs}.position_embedding.weight", (vision.num_patches + 1, width))
     names.norm(f"{ours}/norm_pre", "vision_model.pre_layrnorm", width)
-    _transformer(names, f"{ours}/transformer", "vision_model.encoder", vision.transformer)
+    _transformer(names, f"{ours}/transformer", "vision_model.encoder", vision.vit)
     names.norm(f"{ours}/norm_post", "vision_model.post_layernorm", width)
     return names
 
@@ -153,6 +153,9 @@ def config_to_hf(config: ClipConfig, dtype: str) -> dict[str, Any]:
     text, vision = config.text, config.vision
     if text.tower is not TextTower.TRANSFORMER:
         raise UserError(f"CLIPModel has no text tower of kind '{text.tower.value}': this model cannot be saved for it")
+    if vision.tower is not VisionTower.VIT:
+        kind = vision.tower.value
+        raise UserError(f"CLIPModel has no image tower of kind '{kind}': save this model with format='open_clip'")
     if text.end_id == _LEGACY_END:
         raise UserError(f"CLIPModel takes an end-of-text token with id {_LEGACY_END} for the highest id of a caption")
     return {
@@ -173,7 +176,7 @@ def config_to_hf(config: ClipConfig, dtype: str) -> dict[str, Any]:
         },
         "vision_config": {
             "model_type": "clip_vision_model",
-            **_sizes(vision.transformer),
+            **_sizes(vision.vit),
             "projection_dim": config.embed_dim,
             "image_size": vision.image_size,
             "patch_size": vision.patch_size,

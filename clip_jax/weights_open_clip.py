@@ -1,9 +1,10 @@
 """open_clip's folders: its `open_clip_config.json`. Its parameters have OpenAI's names (`weights_openai`)."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from clip_jax.config import ClipConfig, TextConfig, TextTower, VisionConfig, tower_config
+from clip_jax.config import ClipConfig, TextConfig, TextTower, VisionConfig, resnet_config, tower_config
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation, TransformerConfig
 
@@ -67,13 +68,22 @@ def config_from_open_clip(settings: Mapping[str, Any], where: str) -> ClipConfig
             raise ValueError(f"pictures of {size} are not square")
         return ClipConfig(
             model["embed_dim"],
-            VisionConfig(side, vision["patch_size"], _tower(vision, vision["head_width"], quick), **normalization),
+            dataclasses.replace(_vision(side, vision, quick), **normalization),
             TextConfig(
                 text["vocab_size"], text["context_length"], end_id, _tower(text, text["width"] // text["heads"], quick)
             ),
         )
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{where}/{CONFIG} describes no model: {error}") from error
+
+
+def _vision(image_size: int, sizes: Mapping[str, Any], quick: bool) -> VisionConfig:
+    """A list of layers means a ResNet."""
+    layers = sizes["layers"]
+    if isinstance(layers, list | tuple):
+        first, second, third, fourth = layers
+        return resnet_config(image_size, (first, second, third, fourth), sizes["width"], head_dim=sizes["head_width"])
+    return VisionConfig(image_size, sizes["patch_size"], _tower(sizes, sizes["head_width"], quick))
 
 
 def _section(model: Mapping[str, Any], name: str, defaults: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -107,22 +117,21 @@ def config_to_open_clip(config: ClipConfig) -> dict[str, Any]:
     text, vision = config.text, config.vision
     if text.tower is not TextTower.TRANSFORMER:
         raise UserError(f"open_clip has no text tower of kind '{text.tower.value}': this model cannot be saved for it")
-    activations = {vision.transformer.activation, text.transformer.activation}
+    activations = {text.transformer.activation}
+    if vision.transformer is not None:
+        activations.add(vision.transformer.activation)
     if len(activations & {Activation.QUICK_GELU, Activation.RELU}) and activations != {Activation.QUICK_GELU}:
         found = " and ".join(sorted(activation.value for activation in activations))
         raise UserError(f"open_clip has QuickGELU in both towers or GELU in both, not {found}")
     # The end of a caption is its highest id, or an id that is told.
     pool = {} if text.end_id == text.vocab_size - 1 else {"pool_type": "eos", "eos_id": text.end_id}
-    heads = {"head_width": vision.transformer.head_dim}
     return {
         "model_cfg": {
             "embed_dim": config.embed_dim,
             "quick_gelu": activations == {Activation.QUICK_GELU},
             "vision_cfg": {
                 "image_size": vision.image_size,
-                "patch_size": vision.patch_size,
-                **_sizes(vision.transformer),
-                **heads,
+                **_vision_sizes(vision),
             },
             "text_cfg": {
                 "context_length": text.context_length,
@@ -134,6 +143,13 @@ def config_to_open_clip(config: ClipConfig) -> dict[str, Any]:
         },
         "preprocess_cfg": {"mean": list(vision.pixel_mean), "std": list(vision.pixel_std)},
     }
+
+
+def _vision_sizes(config: VisionConfig) -> dict[str, Any]:
+    resnet = config.resnet
+    if resnet is not None:
+        return {"layers": list(resnet.layers), "width": resnet.width, "head_width": resnet.head_dim, "patch_size": None}
+    return {"patch_size": config.patch_size, **_sizes(config.vit), "head_width": config.vit.head_dim}
 
 
 def _sizes(config: TransformerConfig) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 
 from clip_jax.config import ClipConfig, TextConfig, VisionConfig, tower_config
+from clip_jax.weights_resnet import deduce_resnet, is_resnet, resnet_names
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation, TransformerConfig
 from dalle_jax.weights import Names, Tensor
@@ -70,21 +71,23 @@ def openai_names(config: ClipConfig, *, text_prefix: str = "") -> Names:
     _transformer(names, f"{ours}/transformer", f"{text_prefix}transformer", text.transformer)
     names.norm(f"{ours}/norm_final", f"{text_prefix}ln_final", width)
     names.array("params/text_projection/kernel", f"{text_prefix}text_projection", (width, config.embed_dim))
+    if config.vision.resnet is not None:
+        resnet_names(names, config.vision)
+        names.linear("params/vision_projection", "visual.attnpool.c_proj", (config.vision.embed_dim, config.embed_dim))
+        return names
     _vit(names, config.vision)
-    names.array(
-        "params/vision_projection/kernel", "visual.proj", (config.vision.transformer.embed_dim, config.embed_dim)
-    )
+    names.array("params/vision_projection/kernel", "visual.proj", (config.vision.embed_dim, config.embed_dim))
     return names
 
 
 def _vit(names: Names, config: VisionConfig) -> None:
-    ours, width, side = "params/vision", config.transformer.embed_dim, config.patch_size
+    ours, width, side = "params/vision", config.embed_dim, config.patch_size
     # Patches are flattened as (row, column, channel).
     names.array(f"{ours}/patch_embedding/kernel", "visual.conv1.weight", (width, 3, side, side), (2, 3, 1, 0))
     names.array(f"{ours}/class_embedding", "visual.class_embedding", (width,))
     names.array(f"{ours}/position_embedding", "visual.positional_embedding", (config.num_patches + 1, width))
     names.norm(f"{ours}/norm_pre", "visual.ln_pre", width)
-    _transformer(names, f"{ours}/transformer", "visual.transformer", config.transformer)
+    _transformer(names, f"{ours}/transformer", "visual.transformer", config.vit)
     names.norm(f"{ours}/norm_post", "visual.ln_post", width)
 
 
@@ -134,15 +137,14 @@ def deduce_config(tensors: Mapping[str, Tensor], where: str, activation: Activat
     context_length, _ = shape(f"{prefix}positional_embedding", 2)
     _, embed_dim = shape(f"{prefix}text_projection", 2)
     text = _deduce_tower(tensors, f"{prefix}transformer", width, activation, where)
-    vision_width, _, patch_size, _ = shape("visual.conv1.weight", 4)
-    positions, _ = shape("visual.positional_embedding", 2)
-    vision = _deduce_tower(tensors, "visual.transformer", vision_width, activation, where)
-    image_size = patch_size * round((positions - 1) ** 0.5)
-    return ClipConfig(
-        embed_dim,
-        VisionConfig(image_size, patch_size, vision),
-        TextConfig(vocab_size, context_length, vocab_size - 1, text),
-    )
+    if is_resnet(tensors):
+        vision = deduce_resnet(tensors, shape, where)
+    else:
+        vision_width, _, patch_size, _ = shape("visual.conv1.weight", 4)
+        positions, _ = shape("visual.positional_embedding", 2)
+        transformer = _deduce_tower(tensors, "visual.transformer", vision_width, activation, where)
+        vision = VisionConfig(patch_size * round((positions - 1) ** 0.5), patch_size, transformer)
+    return ClipConfig(embed_dim, vision, TextConfig(vocab_size, context_length, vocab_size - 1, text))
 
 
 def _deduce_tower(

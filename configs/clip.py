@@ -1,20 +1,23 @@
-"""CLIP as published: `clip.py:vit_b32`, `:vit_b16`, `:vit_l14`, `:vit_l14_336`, and `:tiny` for a first look.
+"""CLIP as published: `clip.py:rn50`, `:rn101`, `:rn50x4`, `:rn50x16`, `:rn50x64`, `:vit_b32`, `:vit_b16`, `:vit_l14`,
+`:vit_l14_336`; and `:tiny` and `:tiny_resnet` for a first look.
 
 Source: Radford et al. 2021, Tables 18 to 20; the text tower is the transformer of §2.4. 32 epochs of 400 million pairs
-in batches of 32,768; the largest took 12 days on 256 V100 GPUs. `vit_l14_336` is one more epoch of `vit_l14` at a
-higher resolution and a lower rate. Where the paper is silent: the cosine ends at zero, the logit scale is clipped on
-the parameter after each update. Captions are read by the published tokenizer; a run's own is
-`--config.tokenizer.kind=trained --config.clip.model.text.end_id=3`. Difference: matrix products are in bfloat16 instead
-of float16 with loss scaling.
+in batches of 32,768; the largest ViT took 12 days on 256 V100 GPUs, the largest ResNet 18 days on 592. `vit_l14_336` is
+one more epoch of `vit_l14` at a higher resolution and a lower rate. The families differ in Adam's second decay and its
+epsilon. ResNets normalise by the statistics of the whole batch, however many devices hold it. Where the paper is
+silent: the cosine ends at zero, the logit scale is clipped on the parameter after each update. Captions are read by the
+published tokenizer; a run's own is `--config.tokenizer.kind=trained --config.clip.model.text.end_id=3`. Difference:
+matrix products are in bfloat16 instead of float16 with loss scaling.
 
 Command: `python -m launch.train --config=configs/clip.py:vit_b32 --workdir=W --config.data.path='shards/*.tar'`
-Not trained here at the published sizes. `:tiny` reads drawn scenes and trains in minutes on two cores.
+Not trained here at the published sizes. `:tiny` and `:tiny_resnet` read drawn scenes and train in minutes on two cores.
 """
 
 import dataclasses
 from functools import partial
+from typing import Any
 
-from clip_jax import ClipConfig, ClipStage, TextConfig, VisionConfig, tower_config
+from clip_jax import ClipConfig, ClipStage, TextConfig, VisionConfig, resnet_config, tower_config
 from dalle_jax.config import choose_preset, to_config_dict
 from dalle_jax.data.config import DataConfig, SourceKind, TokenizerConfig, TokenizerKind
 from dalle_jax.data.tokenizer import END
@@ -34,13 +37,18 @@ class Preset:
     learning_rate: float
     embed_dim: int
     image_size: int
-    patch_size: int
-    vision: tuple[int, int]  # layers, width
+    patch_size: int | None  # of a ViT
+    vision: tuple[Any, int]  # layers, width; a ResNet has four stages of layers
     text: tuple[int, int]
     epochs: int = EPOCHS
 
 
 PRESETS = {
+    "rn50": Preset(5e-4, 1024, 224, None, ((3, 4, 6, 3), 64), (12, 512)),
+    "rn101": Preset(5e-4, 512, 224, None, ((3, 4, 23, 3), 64), (12, 512)),
+    "rn50x4": Preset(5e-4, 640, 288, None, ((4, 6, 10, 6), 80), (12, 640)),
+    "rn50x16": Preset(4e-4, 768, 384, None, ((6, 8, 18, 8), 96), (12, 768)),
+    "rn50x64": Preset(3.6e-4, 1024, 448, None, ((3, 15, 36, 10), 128), (12, 1024)),
     "vit_b32": Preset(5e-4, 512, 224, 32, (12, 768), (12, 512)),
     "vit_b16": Preset(5e-4, 512, 224, 16, (12, 768), (12, 512)),
     "vit_l14": Preset(4e-4, 768, 224, 14, (24, 1024), (12, 768)),
@@ -49,12 +57,14 @@ PRESETS = {
 
 
 def get_config(arg: str = "vit_b32"):
-    """`vit_b32`, `vit_b16`, `vit_l14`, `vit_l14_336` or `tiny`."""
-    stages = {name: partial(_published, preset) for name, preset in PRESETS.items()} | {"tiny": _tiny}
+    """One of `PRESETS`, `tiny` or `tiny_resnet`."""
+    stages = {name: partial(_published, preset) for name, preset in PRESETS.items()}
+    stages |= {"tiny": partial(_tiny, VisionConfig(64, 16, tower_config(2, 64, head_dim=32)))}
+    stages |= {"tiny_resnet": partial(_tiny, resnet_config(64, (1, 2, 1, 1), 8))}
     stage = choose_preset(stages, arg, "configs/clip.py")()
     vision, text = stage.model.vision, stage.model.text
-    source = SourceKind.SHAPES if arg == "tiny" else SourceKind.WEBDATASET
-    kind = TokenizerKind.TRAINED if arg == "tiny" else TokenizerKind.PUBLISHED
+    source = SourceKind.WEBDATASET if arg in PRESETS else SourceKind.SHAPES
+    kind = TokenizerKind.PUBLISHED if arg in PRESETS else TokenizerKind.TRAINED
     return to_config_dict(
         {
             "seed": 0,
@@ -68,14 +78,17 @@ def get_config(arg: str = "vit_b32"):
 
 
 def _published(preset: Preset) -> ClipStage:
-    choices = {"dtype": "bfloat16", "remat": Remat.FULL}
-    model = ClipConfig(
-        preset.embed_dim,
-        VisionConfig(preset.image_size, preset.patch_size, tower_config(*preset.vision, **choices)),
-        TextConfig(VOCAB_SIZE, 77, END_ID, tower_config(*preset.text, **choices)),
-    )
+    choices: dict[str, Any] = {"dtype": "bfloat16", "remat": Remat.FULL}
+    if preset.patch_size is None:
+        vision = resnet_config(preset.image_size, *preset.vision, scan=True, **choices)
+        b2, epsilon = 0.999, 1e-8
+    else:
+        vision = VisionConfig(preset.image_size, preset.patch_size, tower_config(*preset.vision, **choices))
+        b2, epsilon = 0.98, 1e-6
+    text = TextConfig(VOCAB_SIZE, 77, END_ID, tower_config(*preset.text, **choices))
+    model = ClipConfig(preset.embed_dim, vision, text)
     optimizer = OptimizerConfig(
-        learning_rate=preset.learning_rate, warmup_steps=2000, b1=0.9, b2=0.98, epsilon=1e-6, weight_decay=0.2
+        learning_rate=preset.learning_rate, warmup_steps=2000, b1=0.9, b2=b2, epsilon=epsilon, weight_decay=0.2
     )
     train = TrainConfig(
         batch_size=BATCH,
@@ -88,11 +101,7 @@ def _published(preset: Preset) -> ClipStage:
     return ClipStage(model, train)
 
 
-def _tiny() -> ClipStage:
-    model = ClipConfig(
-        64,
-        VisionConfig(64, 16, tower_config(2, 64, head_dim=32)),
-        TextConfig(160, 24, END, tower_config(2, 64, head_dim=32)),
-    )
+def _tiny(vision: VisionConfig) -> ClipStage:
+    model = ClipConfig(64, vision, TextConfig(160, 24, END, tower_config(2, 64, head_dim=32)))
     optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=20, b2=0.98, epsilon=1e-6, weight_decay=0.1)
     return ClipStage(model, TrainConfig(batch_size=64, num_steps=200, optimizer=optimizer, eval_every=100))

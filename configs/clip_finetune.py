@@ -25,6 +25,7 @@ Result       not recorded: no published weights were at hand. The tests tune sma
 
 import dataclasses
 import os
+from functools import partial
 
 from clip_jax import ClipConfig, ClipStage
 from clip_jax.run_tokenizer import TRAINED
@@ -59,12 +60,11 @@ def get_config(arg: str = ""):
 
 def in_bfloat16(model: ClipConfig) -> ClipConfig:
     """The model with matrix products in bfloat16; parameters stay float32."""
-    vision, text = (
-        dataclasses.replace(
-            tower, transformer=dataclasses.replace(tower.transformer, dtype="bfloat16", remat=Remat.NONE)
-        )
-        for tower in (model.vision, model.text)
-    )
+
+    cast = partial(dataclasses.replace, dtype="bfloat16", remat=Remat.NONE)
+    tower = "resnet" if model.vision.resnet else "transformer"
+    vision = dataclasses.replace(model.vision, **{tower: cast(getattr(model.vision, tower))})
+    text = dataclasses.replace(model.text, transformer=cast(model.text.transformer))
     return dataclasses.replace(model, vision=vision, text=text)
 
 

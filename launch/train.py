@@ -11,9 +11,10 @@ from absl import flags
 from etils import epath
 
 from clip_jax.run_tokenizer import has_tokenizer, write_tokenizer
+from clip_jax.tokenizers import CaptionTokenizer
 from dalle_jax.config import from_config_dict, to_json
 from dalle_jax.data.sources import TRAIN, open_source
-from dalle_jax.data.tokenizer import RowTokenizer
+from dalle_jax.data.tokenizer import RowTokenizer, Tokenizer
 from dalle_jax.errors import UserError
 from dalle_jax.training.determinism import set_deterministic
 from dalle_jax.training.freezing import Freezing
@@ -60,7 +61,9 @@ def main() -> None:
         train_stage(name, run, workdir, tokenizer, watch)
 
 
-def _check(run: RunConfig, workdir: epath.Path, stages: list[str]) -> tuple[dict[str, StagePlan], RowTokenizer | None]:
+def _check(
+    run: RunConfig, workdir: epath.Path, stages: list[str]
+) -> tuple[dict[str, StagePlan], Tokenizer | CaptionTokenizer | None]:
     """Finds what is wrong with any stage before the first one trains, and before the folder of a new run is made.
 
     A config that is refused will be another one next time, and its folder would be in the way of that.

@@ -24,11 +24,18 @@ PAD, UNKNOWN, START, END = range(4)
 class RowTokenizer(Protocol):
     """What batches need of a tokenizer: `Tokenizer` below, or one that a published model brings. Picklable."""
 
-    vocab_size: int
-    end_id: int
-    """Of end-of-text."""
-    fingerprint: str
-    """Equal for equal tokenizers."""
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def end_id(self) -> int:
+        """Of end-of-text."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal tokenizers."""
+        ...
 
     def row(self, caption: str, text: TextConfig, seed: int) -> tuple[Int32[np.ndarray, " T"], bool]:
         """The ids of one caption, `text.length` of them, and whether it was cut; a function of the arguments alone."""

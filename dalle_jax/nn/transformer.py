@@ -37,14 +37,32 @@ class Remat(enum.Enum):
     """What the backward pass recomputes in each layer."""
 
     NONE = "none"  # nothing: every intermediate is kept
-    DOTS = "dots"  # everything but the results of matrix products without a batch dimension
+    DOTS = "dots"  # everything but the results of convolutions and of matrix products without a batch dimension
     FULL = "full"  # the whole layer; only its input is kept
 
 
-_REMAT_POLICIES = {
-    Remat.DOTS: jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    Remat.FULL: jax.checkpoint_policies.nothing_saveable,
-}
+def _products(primitive: Any, *args: Any, **params: Any) -> Any:
+    if primitive is jax.lax.conv_general_dilated_p:
+        return True
+    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)
+
+
+_REMAT_POLICIES = {Remat.DOTS: _products, Remat.FULL: jax.checkpoint_policies.nothing_saveable}
+
+
+def rematerialised(module: Any, remat: Remat, *, scanned: bool, static_argnums: tuple[int, ...] = ()) -> Any:
+    """A class of modules whose backward pass recomputes what `remat` says; `scanned`: inside of `nn.scan`."""
+    if remat is Remat.NONE:
+        return module
+    # `prevent_cse` is only needed where no scan separates forward from recomputation.
+    policy = _REMAT_POLICIES[remat]
+    return nn.remat(module, policy=policy, prevent_cse=not scanned, static_argnums=static_argnums)
+
+
+def check_dtype(dtype: str) -> None:
+    """Raises: ValueError: matrix products are in `float32` or `bfloat16`."""
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype must be 'float32' or 'bfloat16', not '{dtype}'")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +85,7 @@ class TransformerConfig:
     """Of matrix products: `float32` or `bfloat16`. Parameters, norms, softmax and the residual stream are float32."""
 
     def __post_init__(self):
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype must be 'float32' or 'bfloat16', not '{self.dtype}'")
+        check_dtype(self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,12 +224,7 @@ class Group(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], caches: Any, context: Any):
-        block = Block
-        if self.config.remat is not Remat.NONE:
-            # `prevent_cse` is only needed where no scan separates forward from recomputation.
-            block = nn.remat(
-                Block, policy=_REMAT_POLICIES[self.config.remat], prevent_cse=not self.config.scan, static_argnums=(4,)
-            )
+        block = rematerialised(Block, self.config.remat, scanned=self.config.scan, static_argnums=(4,))
         outputs = []
         for i, kind in enumerate(self.kinds):
             cache = None if caches is None else caches[i]

@@ -12,13 +12,16 @@ import numpy as np
 from clip_jax.config import ClipConfig, ClipStage
 from clip_jax.flops import image_flops, text_flops
 from clip_jax.handle import Clip
-from clip_jax.model import init_params
+from clip_jax.model import init_variables
 from clip_jax.task import ClipTask
 from configs import clip as clip_configs
 from dalle_jax.config import from_config_dict
 from dalle_jax.nn.transformer import Remat
 from launch.bench_rows.training import repeated_step
 from launch.bench_rows.workload import Row, Workload, import_torch, product_dtype
+
+PEERS = {"vit_b32": "ViT-B-32", "rn50": "RN50"}
+"""open_clip's names."""
 
 CAPTION_LENGTH = 21
 """Positions of a caption to its end-of-text token, both ends included."""
@@ -27,12 +30,15 @@ CAPTION_LENGTH = 21
 def published(preset: str) -> ClipStage:
     """A preset of `configs/clip.py`, nothing recomputed."""
     stage = from_config_dict(ClipStage, clip_configs.get_config(preset)["clip"], "config.clip")
-    towers = {}
-    for tower in ("vision", "text"):
-        sizes = getattr(stage.model, tower)
-        transformer = dataclasses.replace(sizes.transformer, dtype=product_dtype(), remat=Remat.NONE)
-        towers[tower] = dataclasses.replace(sizes, transformer=transformer)
-    return dataclasses.replace(stage, model=dataclasses.replace(stage.model, **towers))
+    choices: dict[str, Any] = {"dtype": product_dtype(), "remat": Remat.NONE}
+    vision, text = stage.model.vision, stage.model.text
+    if vision.resnet is not None:
+        loops = jax.default_backend() != "cpu"  # where a convolution's gradient in a loop is slow
+        vision = dataclasses.replace(vision, resnet=dataclasses.replace(vision.resnet, scan=loops, **choices))
+    else:
+        vision = dataclasses.replace(vision, transformer=dataclasses.replace(vision.vit, **choices))
+    text = dataclasses.replace(text, transformer=dataclasses.replace(text.transformer, **choices))
+    return dataclasses.replace(stage, model=dataclasses.replace(stage.model, vision=vision, text=text))
 
 
 def _batch(config: ClipConfig, batch_size: int) -> dict[str, np.ndarray]:
@@ -52,9 +58,9 @@ def step(preset: str, batch_size: int) -> Workload:
 
 def _handle(preset: str, batch_size: int) -> tuple[Clip, dict[str, np.ndarray]]:
     config = published(preset).model
-    params = jax.jit(lambda key: nn.unbox(init_params(config, key)))(jax.random.key(0))
-    batch = _batch(config, batch_size)
-    return Clip(config, params, lambda texts: batch["text"], batch_size=batch_size), batch
+    state = jax.jit(lambda key: nn.unbox(init_variables(config, key)))(jax.random.key(0))
+    params, batch = state.pop("params"), _batch(config, batch_size)
+    return Clip(config, params, lambda texts: batch["text"], batch_size=batch_size, model_state=state), batch
 
 
 def encode_image(preset: str, batch_size: int) -> Workload:
@@ -69,21 +75,21 @@ def encode_text(preset: str, batch_size: int) -> Workload:
     return Workload(functools.partial(clip.encode_text, ["a caption"] * batch_size), flops=flops, items=batch_size)
 
 
-def _peer(batch_size: int) -> tuple[Any, Any, Any]:
-    """open_clip's ViT-B/32 with pictures and captions for it."""
+def _peer(preset: str, batch_size: int) -> tuple[Any, Any, Any]:
+    """open_clip's model of a preset with pictures and captions for it."""
     torch = import_torch()
     import open_clip
 
     text = torch.randint(1, 49405, (batch_size, 77))
     text[:, CAPTION_LENGTH - 1] = 49407
-    return open_clip.create_model("ViT-B-32", pretrained=None), torch.randn(batch_size, 3, 224, 224), text
+    return open_clip.create_model(PEERS[preset], pretrained=None), torch.randn(batch_size, 3, 224, 224), text
 
 
-def peer_step(batch_size: int) -> Workload:
+def peer_step(preset: str, batch_size: int) -> Workload:
     torch = import_torch()
     import open_clip
 
-    model, images, text = _peer(batch_size)
+    model, images, text = _peer(preset, batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
     loss = open_clip.ClipLoss()
 
@@ -92,20 +98,20 @@ def peer_step(batch_size: int) -> Workload:
         loss(*model(images, text)[:3]).backward()
         optimizer.step()
 
-    config = published("vit_b32")
+    config = published(preset)
     return Workload(run, flops=ClipTask(config).step_flops(batch_size), items=batch_size)
 
 
-def peer_encode(what: str, batch_size: int) -> Workload:
+def peer_encode(preset: str, what: str, batch_size: int) -> Workload:
     torch = import_torch()
-    model, images, text = _peer(batch_size)
+    model, images, text = _peer(preset, batch_size)
     model.eval()
 
     def run() -> None:
         with torch.inference_mode():
             model.encode_image(images) if what == "image" else model.encode_text(text)
 
-    config = published("vit_b32").model
+    config = published(preset).model
     if what == "image":
         flops = image_flops(config.vision, config.embed_dim)
     else:
@@ -118,20 +124,28 @@ def _row(name: str, shape: str, unit: str, make: Any, make_peer: Any) -> Row:
 
 
 ROWS = (
-    _row("clip_step", "ViT-B/32, batch 32", "pairs", lambda: step("vit_b32", 32), lambda: peer_step(32)),
+    _row("clip_step", "ViT-B/32, batch 32", "pairs", lambda: step("vit_b32", 32), lambda: peer_step("vit_b32", 32)),
     _row(
         "clip_encode_image",
         "ViT-B/32, batch 64",
         "pictures",
         lambda: encode_image("vit_b32", 64),
-        lambda: peer_encode("image", 64),
+        lambda: peer_encode("vit_b32", "image", 64),
     ),
     _row(
         "clip_encode_text",
         f"ViT-B/32, batch 64, captions of {CAPTION_LENGTH} tokens",
         "captions",
         lambda: encode_text("vit_b32", 64),
-        lambda: peer_encode("text", 64),
+        lambda: peer_encode("vit_b32", "text", 64),
+    ),
+    _row("clip_rn50_step", "RN50, batch 32", "pairs", lambda: step("rn50", 32), lambda: peer_step("rn50", 32)),
+    _row(
+        "clip_rn50_encode_image",
+        "RN50, batch 64",
+        "pictures",
+        lambda: encode_image("rn50", 64),
+        lambda: peer_encode("rn50", "image", 64),
     ),
     Row("clip_b16_step", "ViT-B/16, batch 256", "pairs", lambda: step("vit_b16", 256), gpu=True),
     Row("clip_b16_encode_image", "ViT-B/16, batch 256", "pictures", lambda: encode_image("vit_b16", 256), gpu=True),

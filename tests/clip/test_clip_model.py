@@ -65,7 +65,17 @@ def encode_text(config, params, ids):
 
 @pytest.mark.parametrize(
     "name, count",
-    [("vit_b32", 151_277_313), ("vit_b16", 149_620_737), ("vit_l14", 427_616_513), ("vit_l14_336", 427_944_193)],
+    [
+        ("rn50", 102_007_137),
+        ("rn101", 119_688_033),
+        ("rn50x4", 178_300_601),
+        ("rn50x16", 290_979_217),
+        ("rn50x64", 623_258_305),
+        ("vit_b32", 151_277_313),
+        ("vit_b16", 149_620_737),
+        ("vit_l14", 427_616_513),
+        ("vit_l14_336", 427_944_193),
+    ],
 )
 def test_published_parameter_counts(name, count):
     stage = from_config_dict(ClipStage, presets.get_config(name).clip)
@@ -220,3 +230,7 @@ def test_useful_flops():
     # 2 x 87.8M multiplications a position but for the embeddings' own, 50 positions: the often quoted 4.4 G.
     assert image_flops(config.vision, 512) / 2e9 == pytest.approx(4.4, rel=0.02)
     assert text_flops(config.text, 512) / 2e9 == pytest.approx(2.95, rel=0.03)
+    resnet = from_config_dict(ClipStage, presets.get_config("rn50").clip).model
+    # open_clip counts 12.22 G of the tower, with 49 more queries and outputs in its pool than are needed.
+    more = 2 * 49 * (2048**2 + 2048 * 1024)
+    assert (image_flops(resnet.vision, 1024) + more) / 1e9 == pytest.approx(12.22, rel=0.005)

@@ -147,7 +147,8 @@ def test_accumulation_drops_the_same_patches_in_both_passes(params, batch):
     def plain(p):
         cut = jax.tree.map(lambda x: [x[i::parts] for i in range(parts)], batch)
         keys = jax.random.split(key, parts)
-        pairs = [task._encode(p, {"image": cut["image"][i], "text": cut["text"][i]}, keys[i]) for i in range(parts)]
+        micro = [{name: cut[name][i] for name in ("image", "text")} for i in range(parts)]
+        pairs = [task._encode(p, {}, micro[i], keys[i])[0] for i in range(parts)]
         merged = [jnp.stack(side, axis=1).reshape(BATCH, -1) for side in zip(*pairs, strict=True)]
         return task._objective(p, tuple(merged))[0]
 

@@ -30,7 +30,9 @@ PRESETS = [
     ("emoji", ""),
     ("emoji", "cpu"),
     ("clip", "vit_b32"),
+    ("clip", "rn50"),
     ("clip", "tiny"),
+    ("clip", "tiny_resnet"),
     ("clip_finetune", ""),
     ("clip_cifar10", ""),
     ("clip_cifar10", "gpu"),
@@ -80,6 +82,28 @@ def test_published_training_of_the_decoder():
     assert (optimizer.learning_rate, optimizer.warmup_steps, optimizer.halvings) == (4.5e-4, 5000, 5)
     assert (optimizer.clip_norm, optimizer.second_moment_clip) == (4.0, 5.0)
     assert optimizer.schedule is Schedule.PLATEAU and run.tokenizer.bpe_dropout == 0.1
+
+
+@pytest.mark.parametrize(
+    ("names", "b2", "epsilon"),
+    [
+        (("rn50", "rn101", "rn50x4", "rn50x16", "rn50x64"), 0.999, 1e-8),
+        (("vit_b32", "vit_b16", "vit_l14", "vit_l14_336"), 0.98, 1e-6),
+    ],
+)
+def test_published_training_of_clip(names, b2, epsilon):
+    """Radford et al. 2021, Tables 18 to 20."""
+    rates = {"rn50x16": 4e-4, "rn50x64": 3.6e-4, "vit_l14": 4e-4, "vit_l14_336": 2e-5}
+    for name in names:
+        stage = from_config_dict(RunConfig, load("clip", name)).clip
+        optimizer = stage.train.optimizer
+        assert (optimizer.b1, optimizer.b2, optimizer.epsilon, optimizer.weight_decay) == (0.9, b2, epsilon, 0.2)
+        assert optimizer.learning_rate == rates.get(name, 5e-4) and optimizer.warmup_steps == 2000
+        assert optimizer.schedule is Schedule.COSINE
+        assert stage.train.batch_size == 32_768 and stage.model.max_logit_scale == 100
+        assert stage.train.num_steps == (12_207 if name == "vit_l14_336" else 390_625)
+        text = stage.model.text
+        assert (text.vocab_size, text.context_length, text.transformer.num_layers) == (49_408, 77, 12)
 
 
 def shardings() -> dict[str, tuple[tuple[int, ...], tuple[tuple[str, ...], ...]]]:
