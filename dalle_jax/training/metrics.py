@@ -47,7 +47,7 @@ class JsonLines(Writer):
     def __init__(self, path: epath.PathLike, step: int):
         path = epath.Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = "".join(json.dumps(line) + "\n" for line in _lines(path) if line["step"] <= step)
+        kept = "".join(json.dumps(line) + "\n" for line in read_rows(path) if line["step"] <= step)
         if not path.exists() or path.read_text() != kept:
             path.write_text(kept)
         self._file = path.open("a")
@@ -61,9 +61,9 @@ class JsonLines(Writer):
         self._file.close()
 
 
-def _lines(path: epath.Path) -> list[dict[str, Any]]:
-    """The rows of a file; a last line that was cut short by a crash is left out."""
-    rows = []
+def read_rows(path: epath.PathLike) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`, none where there is no file; a line that was cut short by a crash is left out."""
+    path, rows = epath.Path(path), []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             rows.append(json.loads(line))
