@@ -12,6 +12,7 @@ from PIL import Image
 
 from clip_jax.objectives import Objective
 from launch.line_plot import COLOURS, Line, Span, draw_lines
+from launch.plot_axes import Axis, percent
 
 ACCURACY = "eval/zero_shot_accuracy"
 PAIRS = tuple(itertools.combinations(Objective, 2))
@@ -99,4 +100,6 @@ def draw(report: Mapping[str, Any]) -> Image.Image:
         if ratio is not None and accuracy > report["chance"]:
             start, end = (pictures_to(means[objective], accuracy, report["chance"]) for objective in (fast, slow))
             spans.append(Span(describe(ratio), start, end, accuracy))
-    return draw_lines(lines, spans, "pictures processed", "zero-shot accuracy, %")
+    return draw_lines(
+        lines, Axis("pictures processed", start=0.0), Axis("zero-shot accuracy, %", start=0.0, form=percent), spans
+    )

@@ -91,11 +91,18 @@ def start(main: Callable[[], int | None]) -> None:
     """Parses the command line, runs `main` and ends the process; see `run_main` for the exit codes."""
 
     def run() -> int | None:
-        _parse()
+        rest = _parse()
+        if rest:
+            raise UserError(f"what is '{rest[0]}'? options are written --name=value; --help lists them")
         _use_compilation_cache()
         return main()
 
     run_main(run)
+
+
+def start_command(main: Callable[[Sequence[str]], int | None]) -> None:
+    """As `start`, of a script whose options are followed by words of another kind; it is one process."""
+    run_main(lambda: main(_parse()))
 
 
 def _use_compilation_cache() -> None:
@@ -104,11 +111,11 @@ def _use_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/dalle-jax/programs").expanduser()))
 
 
-def _parse() -> None:
+def _parse() -> list[str]:
+    """Reads the options; returns what is none."""
     app.define_help_flags()  # `app.run` would; they print the script's docstring and its options
     try:
         rest = flags.FLAGS(sys.argv)
     except flags.Error as error:
         raise UserError(f"{error}; --help lists the options") from error
-    if len(rest) > 1:
-        raise UserError(f"what is '{rest[1]}'? options are written --name=value; --help lists them")
+    return rest[1:]

@@ -107,8 +107,15 @@ def stages_of(run: RunConfig) -> list[str]:
     return [name for name in PLANS if getattr(run, name) is not None]
 
 
-def train_stage(name: str, run: RunConfig, workdir: epath.Path, tokenizer: RowTokenizer | None, watch: Watch) -> None:
-    """Trains a stage to its end, or goes on where it was stopped."""
+def train_stage(
+    name: str,
+    run: RunConfig,
+    workdir: epath.Path,
+    tokenizer: RowTokenizer | None,
+    watch: Watch,
+    began: float | None = None,
+) -> None:
+    """Trains a stage to its end, or goes on where it was stopped; `began` as in `train`."""
     plan = PLANS[name](run, workdir, True)
     train(
         plan.task,
@@ -121,6 +128,7 @@ def train_stage(name: str, run: RunConfig, workdir: epath.Path, tokenizer: RowTo
         init_from=initial_params(run, name),
         profile_steps=watch.profile_steps,
         wandb=watch.wandb,
+        began=began,
     )
 
 

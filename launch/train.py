@@ -16,11 +16,13 @@ from dalle_jax.config import from_config_dict, to_json
 from dalle_jax.data.sources import TRAIN, open_source
 from dalle_jax.data.tokenizer import RowTokenizer, Tokenizer
 from dalle_jax.errors import UserError
+from dalle_jax.training.clock import process_began
 from dalle_jax.training.determinism import set_deterministic
 from dalle_jax.training.freezing import Freezing
 from dalle_jax.training.mesh import make_mesh
 from dalle_jax.training.optimizer import make_optimizer
 from dalle_jax.training.sharding import ShardingRules, check_batch
+from dalle_jax.training.starts import read_starts
 from dalle_jax.training.state import abstract_state, state_shardings
 from dalle_jax.training.workdir import open_workdir
 from launch.base import check_base, find_tokenizer
@@ -57,8 +59,10 @@ def main() -> None:
     open_workdir(workdir, dataclasses.asdict(run))
     if tokenizer is not None and not has_tokenizer(workdir) and jax.process_index() == 0:
         write_tokenizer(tokenizer, workdir)
+    began = process_began()
     for name in stages:
-        train_stage(name, run, workdir, tokenizer, watch)
+        train_stage(name, run, workdir, tokenizer, watch, began)
+        began = max([began, *(start.beat for start in read_starts(workdir / name))])
 
 
 def _check(

@@ -7,7 +7,6 @@ rename, so that a directory with a bare number for a name was whole once; what w
 
 import contextlib
 import errno
-import logging
 import math
 import os
 import sys
@@ -22,6 +21,7 @@ from jax.experimental import multihost_utils
 
 from dalle_jax.errors import UserError
 from dalle_jax.training.config import TrainConfig
+from dalle_jax.training.quiet_orbax import quiet_orbax
 from dalle_jax.training.state import TrainState
 from dalle_jax.training.trees import named_leaves
 
@@ -45,7 +45,7 @@ class Checkpoints:
           best_metric: the evaluation metric that ranks them.
           best_mode: `min` or `max` of it.
         """
-        _quiet_orbax()
+        quiet_orbax()
         self.directory = _folder(stage_dir)
         self._best_metric, self._best_mode = best_metric, best_mode
         self._manager = self._open(config)
@@ -220,7 +220,7 @@ def load_params(stage_dir: epath.PathLike, step: int | None = None, *, shardings
     Raises:
       UserError: there is no such checkpoint, it cannot be read, or it is of another model.
     """
-    _quiet_orbax()
+    quiet_orbax()
     directory, steps = _folder(stage_dir), saved_steps(stage_dir)
     if not steps or (step is not None and step not in steps):
         which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
@@ -352,12 +352,3 @@ def _full_disk(directory: epath.Path) -> Generator[None, None, None]:
 
 def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-def _not_from_orbax(record: logging.LogRecord) -> bool:
-    return "orbax" not in record.pathname
-
-
-def _quiet_orbax() -> None:
-    """Keeps Orbax from printing every error of its background threads: each is raised here, and told once."""
-    logging.getLogger("absl").addFilter(_not_from_orbax)  # A filter that is there already is not added again.

@@ -12,14 +12,17 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding
 
 from dalle_jax.training.checkpoint import Checkpoints, LoadedParams, check_same, load_params
+from dalle_jax.training.clock import Clock, Kind
 from dalle_jax.training.config import MeshConfig, TrainConfig
 from dalle_jax.training.determinism import warn_unless_deterministic
+from dalle_jax.training.ledger import Ledger
 from dalle_jax.training.mesh import make_mesh
 from dalle_jax.training.metrics import Writer, open_writers
 from dalle_jax.training.optimizer import make_optimizer
-from dalle_jax.training.report import Clock, Reporter
+from dalle_jax.training.report import Reporter
 from dalle_jax.training.sharding import ShardingRules, batch_sharding, check_batch
 from dalle_jax.training.signals import Preempted, StopSignal
+from dalle_jax.training.speed import memory_row, speed_row, time_row
 from dalle_jax.training.state import (
     TrainState,
     abstract_state,
@@ -73,6 +76,7 @@ def train(
     wandb: str = "",
     on_row: Callable[[int, Mapping[str, float]], None] | None = None,
     devices: list[jax.Device] | None = None,
+    began: float | None = None,
 ) -> TrainState:
     """Trains one stage to `config.num_steps`, or goes on from where it was stopped.
 
@@ -84,7 +88,8 @@ def train(
       config: sizes, optimizer and intervals.
       mesh_config: how the devices are arranged.
       batches: training data.
-      workdir: the stage's folder; gets `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `previews/`, `profile/`.
+      workdir: the stage's folder; gets `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `previews/`, `profile/`,
+        `starts/` and `summary.json` (where the time went; see `starts.py`).
       seed: of the parameters and of every step.
       eval_batches: held-out data, of which the same `config.eval_batches` batches are evaluated every time.
       init_from: parameters that this run begins with (fine-tuning); not looked at where it is gone on with.
@@ -92,6 +97,7 @@ def train(
       wandb: project of Weights & Biases; empty: none.
       on_row: called on every process with each row of metrics.
       devices: None: all.
+      began: Unix time at which the work on this stage began, for the account of its time; None: now.
 
     Returns:
       The state after the last step, which is also the newest checkpoint.
@@ -108,19 +114,25 @@ def train(
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(rules.context())
         stop = stack.enter_context(StopSignal())
+        clock = stack.enter_context(Clock(began))
+        ledger = stack.enter_context(Ledger(workdir, task, config, clock, list(mesh.devices.flat)))
         checkpoints = stack.enter_context(
             contextlib.closing(Checkpoints(workdir, config, task.best_metric, task.best_mode))
         )
+        newest = checkpoints.steps[-1] if checkpoints.steps else 0
+        if newest < config.num_steps:
+            ledger.open(newest)
         program, state, progress = _prepare(task, config, mesh, rules, checkpoints, init_from, seed)
         if int(state.step) >= config.num_steps:
             return state  # finished before: its files stay as they are
+        ledger.open(int(state.step))
         writers: list[Writer] = []
         if jax.process_index() == 0:
             writers = open_writers(task.name, workdir, int(state.step), config.num_steps, wandb)
         for writer in writers:
             stack.enter_context(contextlib.closing(writer))
         loop = _Loop(task, config, program, batch_sharding(mesh, rules), batches, eval_batches, checkpoints, writers,
-                     stop, on_row, progress)  # fmt: skip
+                     stop, on_row, progress, clock, ledger)  # fmt: skip
         with _profiler(epath.Path(workdir) / "profile", profile_steps) as profile:
             return loop.run(state, profile)
 
@@ -133,8 +145,8 @@ def _prepare(
     checkpoints: Checkpoints,
     init_from: InitFrom | None,
     seed: int,
-) -> tuple[TrainStep, TrainState, dict[str, Any]]:
-    """The compiled step and the state it starts from."""
+) -> tuple[jax.stages.Wrapped, TrainState, dict[str, Any]]:
+    """The jitted step and the state it starts from."""
     optimizer = make_optimizer(config.optimizer, config.num_steps)
     boxed = abstract_state(task, optimizer, config.ema_decay is not None)
     shardings = state_shardings(boxed, mesh, rules)
@@ -167,7 +179,7 @@ class _Loop:
 
     task: Task
     config: TrainConfig
-    program: TrainStep
+    program: jax.stages.Wrapped
     sharding: NamedSharding
     batches: BatchSource
     eval_batches: BatchSource | None
@@ -176,9 +188,11 @@ class _Loop:
     stop: StopSignal
     on_row: Callable[[int, Mapping[str, float]], None] | None
     progress: dict[str, Any]
+    clock: Clock
+    ledger: Ledger
 
     def __post_init__(self):
-        self.clock = Clock()
+        self.compiled: TrainStep | None = None
         self.reporter = Reporter(
             self.config.log_every, self.config.num_steps, self.clock, self._write_row, self._newest, self.progress
         )
@@ -186,24 +200,29 @@ class _Loop:
     def run(self, state: TrainState, profile: Callable[[int], None]) -> TrainState:
         """Steps until the end, or until a stop is asked for."""
         first, num_steps = int(state.step), self.config.num_steps
+        self.clock.enter(Kind.STEP)
         with _closing(self.batches.iterate(first, sharding=self.sharding)) as stream:
             for done in range(first + 1, num_steps + 1):
                 profile(done)
-                with self.clock.measure("data"):
+                with self.clock.measure(Kind.INPUT):
                     batch = next(stream)
-                state, metrics = self._step(state, batch, compiling=done == first + 1)
-                self.reporter.add(done, metrics, timed=done > first + 1)
+                state, metrics = self._step(state, batch)
+                self.ledger.moved_to(done)
+                self.reporter.add(done, metrics)
                 self._look_and_save(done, state, batch)
+        self.clock.enter(Kind.CHECKPOINT)  # what is left is to wait for the last save
         return state
 
-    def _step(self, state: TrainState, batch: Batch, compiling: bool) -> tuple[TrainState, Metrics]:
-        if compiling:
-            with self.clock.measure("compile"):
-                return jax.block_until_ready(self.program(state, self.task.prepare(batch)))
+    def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        if self.compiled is None:
+            with self.clock.measure(Kind.COMPILE):
+                batch = self.task.prepare(batch)
+                self.compiled = self.program.lower(state, batch).compile()
+            return jax.block_until_ready(self.compiled(state, batch))
         batch = self.task.prepare(batch)
         # State and batch lie where the step wants them: whatever would move now would move on every step.
         with jax.transfer_guard("disallow"):
-            return self.program(state, batch)
+            return self.compiled(state, batch)
 
     def _look_and_save(self, done: int, state: TrainState, batch: Batch) -> None:
         """Evaluation, preview and checkpoint, where they are due after update `done`."""
@@ -219,19 +238,21 @@ class _Loop:
         if stopping or last or improved or _due(done, config.checkpoint_every):
             self._save(done, state, evaluated)
         if stopping:
-            self.checkpoints.wait()
+            with self.clock.measure(Kind.CHECKPOINT):
+                self.checkpoints.wait()
             if jax.process_index() == 0:
                 print(f"{self.task.name}: stopped after step {done} and saved; start again to go on", file=sys.stderr)
             raise Preempted
 
     def _save(self, done: int, state: TrainState, evaluated: Mapping[str, float] | None) -> None:
         self.reporter.flush()  # Finds what is not finite before it is saved.
-        with self.clock.measure("checkpoint"):
+        with self.clock.measure(Kind.CHECKPOINT):
             self.checkpoints.save(done, state, self.reporter.progress(), evaluated)
+        self.ledger.saved(done, self.checkpoints.steps)
 
     def _evaluate(self, done: int, state: TrainState) -> dict[str, float]:
         self.reporter.flush()
-        with self.clock.measure("evaluate"):
+        with self.clock.measure(Kind.EVALUATE):
             prepared = map(self.task.prepare, self._held_out(self.config.eval_batches))
             metrics = self.task.evaluate(state.best_params, state.model_state, prepared)
         self._write(done, {f"eval/{name}": float(value) for name, value in metrics.items()})
@@ -239,7 +260,7 @@ class _Loop:
 
     def _preview(self, done: int, state: TrainState, batch: Batch) -> None:
         self.reporter.flush()
-        with self.clock.measure("preview"):
+        with self.clock.measure(Kind.PREVIEW):
             if self.eval_batches is not None:
                 (batch,) = self._held_out(1)
             picture = self.task.preview(state.best_params, state.model_state, self.task.prepare(batch))
@@ -252,19 +273,9 @@ class _Loop:
         with _closing(self.eval_batches.epoch(count, sharding=self.sharding)) as stream:
             yield from stream
 
-    def _write_row(self, step: int, metrics: Mapping[str, float], seconds: Mapping[str, float]) -> None:
-        """Adds to a row what the host knows: speed, share of time in data, bad samples."""
-        row = dict(metrics)
-        if seconds["steps"]:
-            elsewhere = sum(seconds.get(kind, 0.0) for kind in ("compile", "evaluate", "preview", "checkpoint"))
-            stepping = max(seconds["total"] - elsewhere, 1e-9)
-            steps_per_second = seconds["steps"] / stepping
-            row["steps_per_second"] = steps_per_second
-            row["samples_per_second"] = steps_per_second * self.config.batch_size
-            row["time_in_data"] = seconds.get("data", 0.0) / stepping
-            flops = self.task.step_flops(self.config.batch_size)
-            if flops:
-                row["useful_flops_per_second"] = flops * steps_per_second
+    def _write_row(self, step: int, metrics: Mapping[str, float], steps: int, seconds: Mapping[Kind, float]) -> None:
+        """Adds to a row what the host knows: speed, where the time went, memory, bad samples."""
+        row = dict(metrics) | speed_row(self.ledger.now(), steps, seconds) | memory_row()
         bad = dict(self.batches.bad_counts)
         row["bad_samples"] = float(sum(bad.values()))
         row |= {f"bad_samples/{reason}": float(count) for reason, count in bad.items() if count}
@@ -272,10 +283,12 @@ class _Loop:
         self._write(step, row)
 
     def _write(self, step: int, row: Mapping[str, float]) -> None:
-        for writer in self.writers:
-            writer.scalars(step, row)
-        if self.on_row is not None:
-            self.on_row(step, row)
+        with self.clock.measure(Kind.OTHER):
+            row = dict(row) | time_row(self.ledger.times())
+            for writer in self.writers:
+                writer.scalars(step, row)
+            if self.on_row is not None:
+                self.on_row(step, row)
 
     def _newest(self) -> str:
         steps = self.checkpoints.steps

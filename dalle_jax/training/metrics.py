@@ -17,8 +17,12 @@ from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
 from dalle_jax.errors import UserError
+from dalle_jax.training.starts import duration
 
 Row = Mapping[str, float]
+
+SLOW_INPUT = 0.2
+"""Share of the time for steps spent waiting for batches from which on a run is said to wait for its data."""
 
 
 class Writer(abc.ABC):
@@ -43,7 +47,7 @@ class JsonLines(Writer):
     def __init__(self, path: epath.PathLike, step: int):
         path = epath.Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = "".join(json.dumps(line) + "\n" for line in _lines(path) if line["step"] <= step)
+        kept = "".join(json.dumps(line) + "\n" for line in read_rows(path) if line["step"] <= step)
         if not path.exists() or path.read_text() != kept:
             path.write_text(kept)
         self._file = path.open("a")
@@ -57,9 +61,9 @@ class JsonLines(Writer):
         self._file.close()
 
 
-def _lines(path: epath.Path) -> list[dict[str, Any]]:
-    """The rows of a file; a last line that was cut short by a crash is left out."""
-    rows = []
+def read_rows(path: epath.PathLike) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`, none where there is no file; a line that was cut short by a crash is left out."""
+    path, rows = epath.Path(path), []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             rows.append(json.loads(line))
@@ -115,7 +119,7 @@ class Pictures(Writer):
 class Terminal(Writer):
     """A progress bar with the time left on a terminal, plain lines elsewhere."""
 
-    SHOWN = ("loss", "learning_rate", "grad_norm", "steps_per_second")
+    SHOWN = ("loss", "learning_rate", "grad_norm", "steps_per_second", "mfu")
 
     def __init__(self, name: str, step: int, num_steps: int):
         self._name, self._num_steps = name, num_steps
@@ -125,9 +129,13 @@ class Terminal(Writer):
         evaluated = {name: value for name, value in row.items() if name.startswith("eval/")}
         shown = evaluated or {name: row[name] for name in self.SHOWN if name in row}
         text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        if row.get("time_in_data", 0.0) >= SLOW_INPUT:
+            text += f"  waiting for data {100 * row['time_in_data']:.0f}%"
+        if row.get("bad_samples"):
+            text += f"  bad samples {row['bad_samples']:.0f}"
         if self._bar is None:
             rate = row.get("steps_per_second")
-            left = f"  {_duration((self._num_steps - step) / rate)} left" if rate else ""
+            left = f"  {duration((self._num_steps - step) / rate)} left" if rate else ""
             print(f"{self._name} {step}/{self._num_steps}  {text}{left}", file=sys.stderr, flush=True)
         elif evaluated:
             self._bar.write(f"{self._name} {step}/{self._num_steps}  {text}", file=sys.stderr)
@@ -138,12 +146,6 @@ class Terminal(Writer):
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
 
 
 class WeightsAndBiases(Writer):

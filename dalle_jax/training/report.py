@@ -1,14 +1,12 @@
 """From the metrics of single steps, still on the devices, to rows: without making the devices wait."""
 
-import contextlib
 import math
-import time
-from collections import defaultdict
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 
 from dalle_jax.errors import UserError
+from dalle_jax.training.clock import Clock, Kind
 from dalle_jax.training.task import Metrics
 
 MAX_IN_FLIGHT = 2
@@ -24,30 +22,6 @@ FATAL = ("loss", "grad_norm", "param_norm")
 """Metrics of which none may be infinite or NaN."""
 
 
-class Clock:
-    """Wall time by kind: what the loop spent waiting for data, evaluating, saving, and in all."""
-
-    def __init__(self):
-        self._start = time.perf_counter()
-        self._spent: dict[str, float] = defaultdict(float)
-
-    @contextlib.contextmanager
-    def measure(self, kind: str) -> Generator[None, None, None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._spent[kind] += time.perf_counter() - start
-
-    def lap(self) -> tuple[float, dict[str, float]]:
-        """Seconds since the last lap, in all and by kind."""
-        now = time.perf_counter()
-        lap = now - self._start, dict(self._spent)
-        self._start = now
-        self._spent.clear()
-        return lap
-
-
 class Reporter:
     """Collects the metrics of steps and writes a row every so many.
 
@@ -59,7 +33,7 @@ class Reporter:
         log_every: int,
         num_steps: int,
         clock: Clock,
-        write: Callable[[int, Mapping[str, float], Mapping[str, float]], None],
+        write: Callable[[int, Mapping[str, float], int, Mapping[Kind, float]], None],
         newest: Callable[[], str],
         progress: Mapping[str, list[dict[str, float]]],
     ):
@@ -67,7 +41,7 @@ class Reporter:
         log_every: steps a row; 0: no rows (steps are still checked, every `CHECK_EVERY`).
         num_steps: length of the run, whose last step gets a row in any case.
         clock: of the loop.
-        write: called with the step, its metrics, and `seconds` by kind beside `steps` and `total`.
+        write: called with the step, its metrics, and the steps and seconds by kind since the last row.
         newest: says which checkpoint is the newest, for the message of a run that fails.
         progress: of `progress()` when the run was interrupted.
         """
@@ -75,11 +49,11 @@ class Reporter:
         self._clock, self._write, self._newest = clock, write, newest
         self._on_device: list[tuple[int, Metrics]] = []
         self._window: list[dict[str, float]] = [dict(row) for row in progress.get("window", [])]
-        self._timed_steps = 0
+        self._steps = 0
         self._due = False
 
-    def add(self, step: int, metrics: Metrics, timed: bool = True) -> None:
-        """Takes the metrics of the update that brought the count to `step`; `timed` is False for the one compiled.
+    def add(self, step: int, metrics: Metrics) -> None:
+        """Takes the metrics of the update that brought the count to `step`.
 
         Raises:
           UserError: a step before this one was not finite (see `flush`).
@@ -87,7 +61,7 @@ class Reporter:
         if self._due:
             self.flush()
         self._on_device.append((step, metrics))
-        self._timed_steps += timed
+        self._steps += 1
         if len(self._on_device) > MAX_IN_FLIGHT:
             jax.block_until_ready(self._on_device[-1 - MAX_IN_FLIGHT][1]["loss"])
         if step % self._every == 0 or step == self._num_steps:
@@ -109,10 +83,10 @@ class Reporter:
             self._window.append(row)
         if self._due:
             self._due = False
-            seconds, spent = self._clock.lap()
+            seconds = self._clock.lap()
             if self._writes_rows:
-                self._write(fetched[-1][0], self._row(), spent | {"steps": float(self._timed_steps), "total": seconds})
-            self._window, self._timed_steps = [], 0
+                self._write(fetched[-1][0], self._row(), self._steps, seconds)
+            self._window, self._steps = [], 0
 
     def progress(self) -> dict[str, list[dict[str, float]]]:
         """What a resumed run needs to write the row that is begun as if nothing had happened; call `flush` before."""

@@ -82,8 +82,8 @@ def make_train_step(
     return train_step
 
 
-def compile_step(train_step: TrainStep, shardings: TrainState) -> TrainStep:
-    """Jits a step once: the state keeps its shardings, and its memory is handed on to the next one."""
+def compile_step(train_step: TrainStep, shardings: TrainState) -> jax.stages.Wrapped:
+    """Jits a step: the state keeps its shardings, and its memory is handed on to the next one."""
     return jax.jit(train_step, in_shardings=(shardings, None), out_shardings=(shardings, None), donate_argnums=0)
 
 

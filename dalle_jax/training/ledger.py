@@ -1,0 +1,162 @@
+"""A start's own record, kept while it runs: so that whoever looks, or restarts the run, knows what it did."""
+
+import dataclasses
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any
+
+import jax
+from etils import epath
+
+from dalle_jax.config import write_json
+from dalle_jax.errors import UserError
+from dalle_jax.training.chips import peak_flops
+from dalle_jax.training.clock import Clock, Kind
+from dalle_jax.training.config import TrainConfig
+from dalle_jax.training.signals import Preempted
+from dalle_jax.training.starts import (
+    FAILED,
+    FINISHED,
+    STOPPED,
+    Save,
+    Start,
+    account,
+    in_words,
+    read_starts,
+    summary,
+)
+from dalle_jax.training.task import Task
+
+BEAT_EVERY = 10.0
+"""Seconds between two signs of life."""
+
+MAX_SAVES = 20
+"""Checkpoints on record, where more are kept on disk."""
+
+
+class Ledger:
+    """Writes `starts/NNNN.json` of a stage's folder every few seconds, and `summary.json` at the end.
+
+    A thread of its own writes, so that a start that compiles for minutes, or hangs, still says so; only a process that
+    is dead or halted says nothing. Process 0 alone writes, and knows of earlier starts; the others know their own.
+    """
+
+    def __init__(self, stage_dir: epath.PathLike, task: Task, config: TrainConfig, clock: Clock, devices: list[Any]):
+        self._directory, self._clock = epath.Path(stage_dir), clock
+        self._earlier: list[Start] = []
+        self._path: epath.Path | None = None
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        kinds = [device.device_kind for device in devices]
+        self._start = Start(
+            number=1,
+            stage=task.name,
+            began=clock.began,
+            beat=clock.began,
+            moved=time.time(),
+            doing=clock.kind,
+            first_step=0,
+            step=0,
+            num_steps=config.num_steps,
+            batch_size=config.batch_size,
+            seconds=clock.totals(),
+            step_flops=task.step_flops(config.batch_size),
+            peak_flops=peak_flops(kinds),
+            device_kind=kinds[0],
+            devices=len(devices),
+            processes=jax.process_count(),
+        )
+
+    def open(self, step: int) -> None:
+        """Begins the record; `step` is where this start goes on from, as far as is known. May be called again."""
+        self._change(first_step=step, step=step, moved=time.time())
+        if self._path is not None or jax.process_index() != 0:
+            return
+        self._earlier = read_starts(self._directory)
+        number = max((start.number for start in self._earlier), default=0) + 1
+        self._change(number=number)
+        self._path = self._directory / "starts" / f"{number:04d}.json"
+        self._write()
+        self._thread.start()
+
+    def moved_to(self, step: int) -> None:
+        """Update number `step` is done, or handed to the devices."""
+        self._change(step=step, moved=time.time())
+
+    def saved(self, step: int, on_disk: list[int]) -> None:
+        """The checkpoint of `step` is under way; `on_disk` are the steps that can be gone back to."""
+        seconds = self._clock.totals()
+        with self._lock:
+            kept = [save for save in self._start.saves if save.step in on_disk and save.step != step]
+            self._start = dataclasses.replace(
+                self._start, saves=(*kept, Save(step, time.time(), seconds))[-MAX_SAVES:], moved=time.time()
+            )
+
+    def times(self) -> dict[Kind, float]:
+        """Seconds by kind of the whole run until now, earlier starts included."""
+        return account([*self._earlier, self.now()])
+
+    def now(self) -> Start:
+        """The record at this moment."""
+        with self._lock:
+            seconds, doing = self._clock.totals(), self._clock.kind
+            if doing != self._start.doing:
+                self._start = dataclasses.replace(self._start, doing=doing, moved=time.time())
+            beat = self._start.began + sum(seconds.values())
+            self._start = dataclasses.replace(self._start, seconds=seconds, beat=beat)
+            return self._start
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._path is None:
+            return
+        self._ended.set()
+        self._thread.join(timeout=60)
+        state, reason = _ending(error)
+        self._change(state=state, reason=reason)
+        try:
+            self._write()
+            write_json(self._directory / "summary.json", summary(self.all()))
+        except OSError:
+            if error is None:
+                raise  # else the run ended for another reason, which goes before this one
+        if state != FAILED:
+            print(in_words(self.all()), file=sys.stderr, flush=True)
+
+    def all(self) -> list[Start]:
+        """Earlier starts, and this one."""
+        return [*self._earlier, self.now()]
+
+    def _change(self, **fields: Any) -> None:
+        with self._lock:
+            self._start = dataclasses.replace(self._start, **fields)
+
+    def _write(self) -> None:
+        assert self._path is not None
+        write_json(self._path, dataclasses.asdict(self.now()))
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT_EVERY):
+            try:
+                self._write()
+            except OSError:
+                continue  # a run does not end for want of a heartbeat; what else it writes will say what is wrong
+
+
+def _ending(error: BaseException | None) -> tuple[str, str]:
+    """The state that a start ends in, and why."""
+    if error is None:
+        return FINISHED, ""
+    if isinstance(error, Preempted):
+        return STOPPED, "asked to stop"
+    if isinstance(error, KeyboardInterrupt):
+        return STOPPED, "interrupted at the keyboard"
+    message = " ".join(str(error).split())[:500]
+    return FAILED, message if isinstance(error, UserError) else f"{type(error).__name__}: {message}"
