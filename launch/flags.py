@@ -14,6 +14,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from dalle_jax.errors import UserError, closest, run_main
+from dalle_jax.training.distributed import initialize, run_as_one
 
 
 def define_config(optional: Sequence[str] = ()) -> Callable[[], ConfigDict]:
@@ -87,15 +88,28 @@ def _check_overrides(config: ConfigDict, arguments: Iterable[str]) -> None:
             node = node[part]
 
 
-def start(main: Callable[[], int | None]) -> None:
-    """Parses the command line, runs `main` and ends the process; see `run_main` for the exit codes."""
+def start(main: Callable[[], int | None], *, preemptible: bool = False) -> None:
+    """Parses the command line, joins the processes of the run, runs `main` and ends; see `run_main` for the exit codes.
+
+    Args:
+      main: the script.
+      preemptible: whether it answers a SIGTERM to one of several processes by saving; see `initialize`.
+    """
 
     def run() -> int | None:
-        _parse()
+        rest = _parse()
+        if rest:
+            raise UserError(f"what is '{rest[0]}'? options are written --name=value; --help lists them")
         _use_compilation_cache()
+        initialize(preemptible)
         return main()
 
-    run_main(run)
+    run_as_one(lambda: run_main(run))
+
+
+def start_command(main: Callable[[Sequence[str]], int | None]) -> None:
+    """As `start`, of a script whose options are followed by `--` and a command; it is one process."""
+    run_main(lambda: main(_parse()))
 
 
 def _use_compilation_cache() -> None:
@@ -104,11 +118,11 @@ def _use_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/dalle-jax/programs").expanduser()))
 
 
-def _parse() -> None:
+def _parse() -> list[str]:
+    """Reads the options; returns what is none."""
     app.define_help_flags()  # `app.run` would; they print the script's docstring and its options
     try:
         rest = flags.FLAGS(sys.argv)
     except flags.Error as error:
         raise UserError(f"{error}; --help lists the options") from error
-    if len(rest) > 1:
-        raise UserError(f"what is '{rest[1]}'? options are written --name=value; --help lists them")
+    return rest[1:]

@@ -7,6 +7,7 @@ rename, so that a directory with a bare number for a name was whole once; what w
 
 import contextlib
 import errno
+import itertools
 import logging
 import math
 import os
@@ -24,6 +25,8 @@ from dalle_jax.errors import UserError
 from dalle_jax.training.config import TrainConfig
 from dalle_jax.training.state import TrainState
 from dalle_jax.training.trees import named_leaves
+
+_ASKED = itertools.count(1)
 
 
 class Restored(NamedTuple):
@@ -176,9 +179,10 @@ class Checkpoints:
                 multihost_utils.sync_global_devices("damaged checkpoints set aside")
             self._manager.reload()
 
-    def reached_preemption(self, step: int) -> bool:
-        """Whether all processes agreed to stop at this step, after a SIGTERM to any of them."""
-        return self._manager.reached_preemption(step)
+    def reached_preemption(self) -> bool:
+        """Whether all processes agreed to stop now, after a SIGTERM to any of them; asked for after every step."""
+        # JAX agrees on a number that is to come. Steps begin again with each stage, and would let it wait for long.
+        return self._manager.reached_preemption(next(_ASKED))
 
     def wait(self) -> None:
         """Returns when the save that is under way is whole on disk.

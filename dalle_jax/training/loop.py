@@ -30,6 +30,7 @@ from dalle_jax.training.state import (
 )
 from dalle_jax.training.step import TrainStep, compile_step, make_train_step
 from dalle_jax.training.task import Batch, Metrics, Task
+from dalle_jax.training.watchdog import Watchdog
 
 InitFrom = epath.PathLike | Callable[[TrainState], LoadedParams]
 """Where a run's first parameters come from: a stage's folder of another run, or a function that reads them onto the
@@ -108,6 +109,7 @@ def train(
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(rules.context())
         stop = stack.enter_context(StopSignal())
+        watchdog = stack.enter_context(Watchdog(task.name, config.watchdog_seconds))
         checkpoints = stack.enter_context(
             contextlib.closing(Checkpoints(workdir, config, task.best_metric, task.best_mode))
         )
@@ -120,7 +122,7 @@ def train(
         for writer in writers:
             stack.enter_context(contextlib.closing(writer))
         loop = _Loop(task, config, program, batch_sharding(mesh, rules), batches, eval_batches, checkpoints, writers,
-                     stop, on_row, progress)  # fmt: skip
+                     stop, watchdog, on_row, progress)  # fmt: skip
         with _profiler(epath.Path(workdir) / "profile", profile_steps) as profile:
             return loop.run(state, profile)
 
@@ -174,6 +176,7 @@ class _Loop:
     checkpoints: Checkpoints
     writers: list[Writer]
     stop: StopSignal
+    watchdog: Watchdog
     on_row: Callable[[int, Mapping[str, float]], None] | None
     progress: dict[str, Any]
 
@@ -188,11 +191,13 @@ class _Loop:
         first, num_steps = int(state.step), self.config.num_steps
         with _closing(self.batches.iterate(first, sharding=self.sharding)) as stream:
             for done in range(first + 1, num_steps + 1):
+                self.watchdog.sign(patiently=done == first + 1)
                 profile(done)
                 with self.clock.measure("data"):
                     batch = next(stream)
                 state, metrics = self._step(state, batch, compiling=done == first + 1)
                 self.reporter.add(done, metrics, timed=done > first + 1)
+                self.watchdog.sign(patiently=True)
                 self._look_and_save(done, state, batch)
         return state
 
@@ -208,7 +213,7 @@ class _Loop:
     def _look_and_save(self, done: int, state: TrainState, batch: Batch) -> None:
         """Evaluation, preview and checkpoint, where they are due after update `done`."""
         config, last = self.config, done == self.config.num_steps
-        stopping = self.stop.received or self.checkpoints.reached_preemption(done)
+        stopping = self.stop.received or self.checkpoints.reached_preemption()
         evaluated = None
         looks = self.eval_batches is not None and config.eval_every > 0
         if not stopping and looks and (last or _due(done, config.eval_every)):

@@ -23,6 +23,7 @@ MAY_CHANGE = (
     "keep_last",
     "keep_best",
     "keep_every",
+    "watchdog_seconds",
     "workers",
 )
 """Last parts of the keys that a resumed run may set anew: they change how long it goes on and what is looked at."""
