@@ -108,7 +108,8 @@ def main() -> None:
         "sampling": sampling,
     }
     out = epath.Path(OUT.value)
-    with tqdm(total=len(prompts) * NUM_SAMPLES.value, unit="picture", disable=not (is_primary() and sys.stderr.isatty())) as bar:
+    quiet = not is_primary() or not sys.stderr.isatty()
+    with tqdm(total=len(prompts) * NUM_SAMPLES.value, unit="picture", disable=quiet) as bar:
 
         def advance(done: int, total: int) -> None:
             bar.update(done - bar.n)

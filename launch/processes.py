@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import socket
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO
 
 from dalle_jax.errors import UserError
@@ -32,6 +33,7 @@ class Group:
         count: int = 1,
         devices: int | None = None,
         environment: Mapping[str, str] | None = None,
+        listen: Callable[[int, str], None] | None = None,
     ):
         """Starts the command `count` times.
 
@@ -40,6 +42,7 @@ class Group:
           count: number of processes; each line of their output begins with its number, where there are several.
           devices: CPU devices of each; None: one where there are several processes, else what the environment says.
           environment: variables of the command, besides this process's.
+          listen: gets the number of a process and a line of its output; None: they are printed.
 
         Raises:
           UserError: there is no such program.
@@ -53,11 +56,12 @@ class Group:
         about = _about(count, devices)
         for index in range(count):
             mine = {**os.environ, **about, **(environment or {})} | ({PROCESS_ID: str(index)} if count > 1 else {})
-            self.processes.append(self._start(mine, captured=count > 1))
+            self.processes.append(self._start(mine, captured=count > 1 or listen is not None))
         for index, process in enumerate(self.processes):
             for source, sink in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
                 if source is not None:
-                    self._threads.append(threading.Thread(target=_copy, args=(source, sink, f"[{index}] "), daemon=True))
+                    tell = functools.partial(_print, sink) if listen is None else listen
+                    self._threads.append(threading.Thread(target=_read, args=(source, tell, index), daemon=True))
         for thread in self._threads:
             thread.start()
 
@@ -79,8 +83,12 @@ class Group:
             self.first_failed = next(((i, code) for i, code in enumerate(codes) if code), None)
         return None in codes
 
-    def wait(self, grace: float = GRACE) -> int:
+    def wait(self, grace: float = GRACE, meanwhile: Callable[[], None] = lambda: None) -> int:
         """Waits for all, and ends those that outlive a failure of another by `grace` seconds.
+
+        Args:
+          grace: seconds.
+          meanwhile: called again and again.
 
         Returns:
           0 where all did; else the exit code of the first that failed, 128 + n where signal n ended it.
@@ -91,7 +99,8 @@ class Group:
                 deadline = time.monotonic() + grace if deadline is None else deadline
                 if time.monotonic() > deadline:
                     self.end()
-            time.sleep(0.02)
+            meanwhile()
+            time.sleep(0.01)
         for thread in self._threads:
             thread.join(timeout=5.0)
         return 0 if self.first_failed is None else exit_code(self.first_failed[1])
@@ -162,8 +171,11 @@ def _end_with_parent() -> None:
     _libc.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
-def _copy(source: IO[bytes], sink: IO[str], prefix: str) -> None:
+def _read(source: IO[bytes], tell: Callable[[int, str], None], index: int) -> None:
     for line in source:
-        with _printing:
-            sink.write(prefix + line.decode(errors="replace"))
-            sink.flush()
+        tell(index, line.decode(errors="replace").rstrip("\n"))
+
+
+def _print(sink: IO[str], index: int, line: str) -> None:
+    with _printing:
+        print(f"[{index}] {line}", file=sink, flush=True)

@@ -84,7 +84,6 @@ class Source(abc.ABC):
         """uint64 [len]: `hash_key` of every key."""
         return np.fromiter((hash_key(self.key(i)) for i in range(len(self))), np.uint64, len(self))
 
-
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that are the same for the same data, wherever they lie; the cost is constant.
 

@@ -43,7 +43,7 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
         who = ", ".join(f"{i} ({everyone[i]['host']})" for i in odd[:5])
         raise UserError(
             f"process {who} has another {name} than process {reference} ({everyone[reference]['host']}): "
-            f"{_differences(values[odd[0]], values[reference])}; start all processes with the same code, command and data"
+            f"{_differences(values[odd[0]], values[reference])}; give all processes the same code, command and data"
         )
 
 
@@ -78,7 +78,7 @@ def _short(value: Any) -> str:
 
 
 def code_facts() -> dict[str, str]:
-    """The code as it runs here: commit, a digest of all source files (changes that are not committed too), libraries."""
+    """The code as it runs here: commit, a digest of all source files as they lie there, versions of libraries."""
     root = Path(__file__).parents[2]
     digest = hashlib.sha256()
     for package in ("dalle_jax", "clip_jax", "launch"):

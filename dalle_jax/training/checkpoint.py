@@ -242,6 +242,13 @@ def load_params(stage_dir: epath.PathLike, step: int | None = None, *, shardings
     raise UserError(f"no checkpoint in {directory} can be read ({failure})")
 
 
+def load_item(stage_dir: epath.PathLike, step: int, name: str) -> Any:
+    """One item of a checkpoint (`params`, `ema`, `model_state` or `optimizer`) as it was saved, numpy arrays."""
+    _quiet_orbax()
+    directory = epath.Path(stage_dir) / "checkpoints" / str(step)
+    return _read(directory, {name: _metadata(directory, name)}, progress=False)[0][name]
+
+
 def saved_steps(stage_dir: epath.PathLike) -> list[int]:
     """The steps of a stage's checkpoints, oldest first; empty where there are none."""
     directory = _folder(stage_dir)
