@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from dalle_jax.errors import PREEMPTED
-from dalle_jax.training.checkpoint import saved_steps
+from dalle_jax.training.workdir import saved_steps
 
 FINAL = (0, 2, 130)
 """Exit codes after which a run is not started again: done, a mistake that it would repeat, Ctrl-C."""

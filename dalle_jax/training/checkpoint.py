@@ -25,6 +25,7 @@ from dalle_jax.errors import UserError
 from dalle_jax.training.config import TrainConfig
 from dalle_jax.training.state import TrainState
 from dalle_jax.training.trees import named_leaves
+from dalle_jax.training.workdir import saved_steps
 
 _ASKED = itertools.count(1)
 
@@ -247,12 +248,6 @@ def load_item(stage_dir: epath.PathLike, step: int, name: str) -> Any:
     _quiet_orbax()
     directory = epath.Path(stage_dir) / "checkpoints" / str(step)
     return _read(directory, {name: _metadata(directory, name)}, progress=False)[0][name]
-
-
-def saved_steps(stage_dir: epath.PathLike) -> list[int]:
-    """The steps of a stage's checkpoints, oldest first; empty where there are none."""
-    directory = _folder(stage_dir)
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit()) if directory.exists() else []
 
 
 def check_same(wanted: Any, found: Any, where: str) -> None:

@@ -113,6 +113,12 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str =
     return keys
 
 
+def saved_steps(stage_dir: epath.PathLike) -> list[int]:
+    """The steps of a stage's checkpoints, oldest first; empty where there are none."""
+    directory = epath.Path(stage_dir) / "checkpoints"
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit()) if directory.exists() else []
+
+
 def code_version() -> str:
     """The commit of the code, `-dirty` where files differ from it; the package's version outside a clone."""
     here = epath.Path(__file__).parent
