@@ -36,7 +36,7 @@ from dalle_jax.training.checkpoint import load_params
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.distributed import gather, to_host
 from dalle_jax.training.mesh import make_mesh
-from dalle_jax.training.sharding import ShardingRules, batch_sharding, param_shardings
+from dalle_jax.training.sharding import ShardingRules, batch_sharding, param_shardings, put_keys
 from dalle_jax.training.workdir import read_workdir
 
 ScoreFn = Callable[[jax.Array, str], jax.Array | np.ndarray]
@@ -205,7 +205,7 @@ class Dalle:
     def _draw(self, text_kv, indices, prompts, seed, sampling, primed) -> jax.Array:
         with self._on_mesh():
             keys = candidate_keys(seed, jnp.asarray(indices))
-            keys = jax.device_put(keys, batch_sharding(self.mesh, self.rules))
+            keys = put_keys(keys, batch_sharding(self.mesh, self.rules))
             prime = no_prime(self.config, prompts) if primed is None else _for_all(primed, prompts)
             return draw(self.config, self.params, text_kv, keys, prime, sampling)
 

@@ -35,7 +35,7 @@ OUT = flags.DEFINE_string("out", "runs/chaos", "folder of the runs; made anew")
 KILLS = flags.DEFINE_integer("kills", 20, "number of faults", lower_bound=1)
 PROCESSES = flags.DEFINE_integer("processes", 2, "of the run", lower_bound=1)
 DEVICES = flags.DEFINE_integer("devices", 1, "CPU devices of each", lower_bound=1)
-HOSTS = flags.DEFINE_list("hosts", ["2", "1", "4"], "processes of the run that moves, one number after another")
+HOSTS = flags.DEFINE_list("hosts", ["2", "1", "4"], "processes of the run that moves, in turn; empty: no such run")
 SEED = flags.DEFINE_integer("seed", 0, "of the faults")
 HEARTBEAT = flags.DEFINE_integer("heartbeat", 20, "seconds of silence that count as death", lower_bound=1)
 

@@ -21,16 +21,16 @@ DISK_BYTES = 64 << 20
 
 
 class Kind(enum.Enum):
-    """Faults, in the words of the table."""
+    """Faults, in the words of the table; the first ones are taken where few are asked for."""
 
-    KILL = "SIGKILL of a process"
-    COORDINATOR = "SIGKILL of the coordinator"
-    TERM = "SIGTERM to a process"
-    STOP = "SIGSTOP of a process"
     DAMAGED = "newest checkpoint damaged"
-    HALF = "newest checkpoint half-written"
+    TERM = "SIGTERM to a process"
     DISK = "disk full"
+    STOP = "SIGSTOP of a process"
     SHARD = "data shard unreadable"
+    COORDINATOR = "SIGKILL of the coordinator"
+    HALF = "newest checkpoint half-written"
+    KILL = "SIGKILL of a process"
 
     @property
     def spoils_a_checkpoint(self) -> bool:

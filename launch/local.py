@@ -44,7 +44,9 @@ class _RestartParser(flags.ArgumentParser):
 
 
 class _RestartFlag(flags.Flag):
-    boolean = True  # may stand without a value
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.boolean = True  # may stand without a value
 
 
 PROCESSES = flags.DEFINE_integer("processes", 1, "how many processes", lower_bound=1, upper_bound=256)

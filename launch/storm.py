@@ -81,6 +81,8 @@ class Storm:
         """
         self._start, self._place, self._say = start, place, say
         self._left = list(faults)
+        # Several faults in a row may leave no time for a checkpoint, and are no reason to give up.
+        self._policy = Policy(restarts=len(faults) + 3, backoff=0.01)
         self._log = log
         self.records: list[Record] = []
         self._step: int | None = None
@@ -90,7 +92,7 @@ class Storm:
     def run(self) -> int:
         """Runs, under supervision, until the end or until a fault is not survived; returns the last exit code."""
         while True:
-            code = supervise(self._attempt, lambda: self._place.saved, Policy(restarts=3, backoff=0.1))
+            code = supervise(self._attempt, lambda: self._place.saved, self._policy)
             record = self.records[-1] if self.records else None
             if code != 2 or record is None or record.code != 2 or record.fault.kind not in CODES:
                 return code  # after a mistake that was mended, a person starts the run again

@@ -246,7 +246,7 @@ def load_params(stage_dir: epath.PathLike, step: int | None = None, *, shardings
 def load_item(stage_dir: epath.PathLike, step: int, name: str) -> Any:
     """One item of a checkpoint (`params`, `ema`, `model_state` or `optimizer`) as it was saved, numpy arrays."""
     _quiet_orbax()
-    directory = epath.Path(stage_dir) / "checkpoints" / str(step)
+    directory = _folder(stage_dir) / str(step)
     return _read(directory, {name: _metadata(directory, name)}, progress=False)[0][name]
 
 

@@ -18,7 +18,7 @@ from dalle_jax.training.mesh import make_mesh
 from dalle_jax.training.metrics import Writer, open_writers
 from dalle_jax.training.optimizer import make_optimizer
 from dalle_jax.training.report import Clock, Reporter
-from dalle_jax.training.sharding import ShardingRules, batch_sharding, check_batch
+from dalle_jax.training.sharding import ShardingRules, batch_sharding, check_batch, put_keys
 from dalle_jax.training.signals import Preempted, StopSignal
 from dalle_jax.training.state import (
     TrainState,
@@ -147,7 +147,7 @@ def _prepare(
     abstract = with_shardings(boxed, shardings)
     restored = checkpoints.restore(abstract)
     if restored is not None:
-        key = jax.device_put(run_keys(seed)[1], shardings.key)
+        key = put_keys(run_keys(seed)[1], shardings.key)
         return program, restored.state.replace(key=key), restored.progress
     # 2. A fresh state, with the parameters of another model where one is named.
     state = init_state(task, optimizer, config.ema_decay is not None, seed, shardings)

@@ -6,6 +6,7 @@ them once a step; the other axes, whose weights and activations travel all the t
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -48,7 +49,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _check_slices(slices: int, data: int, devices: Sequence[jax.Device]) -> bool:
+def _check_slices(slices: int, data: int, devices: Sequence[Any]) -> bool:
     """Whether processes stand for slices: where devices do not say which slice they are of, as on CPUs."""
     if slices < 1:
         raise UserError(f"config.mesh.slices must be 1 or more, not {slices}")

@@ -62,7 +62,7 @@ class Noise(Source):
         return Record(pixels, (f"picture number {index}", f"the {index}th of them"), self.key(index))
 
 
-def facts(workdir: Path, mesh_config: MeshConfig = MeshConfig()) -> dict:
+def facts(workdir: Path, mesh_config: MeshConfig) -> dict:
     """Everything that must be the same, or nearly, however many processes there are."""
     mesh, rules = make_mesh(mesh_config), ShardingRules()
     sharding = batch_sharding(mesh, rules)

@@ -10,7 +10,7 @@ import pytest
 from dalle_jax.errors import PREEMPTED, STALLED, UserError
 from dalle_jax.training import agreement, distributed
 from dalle_jax.training.config import MeshConfig
-from dalle_jax.training.mesh import make_mesh
+from dalle_jax.training.mesh import _check_slices, make_mesh
 from dalle_jax.training.signals import Preempted
 
 ADDRESS = {distributed.COORDINATOR: "127.0.0.1:1"}
@@ -140,6 +140,8 @@ def test_facts_of_command_and_code():
 
 
 class Device:
+    """As far as slices are concerned."""
+
     def __init__(self, platform, process_index, slice_index=None):
         self.platform, self.process_index = platform, process_index
         if slice_index is not None:
@@ -147,17 +149,23 @@ class Device:
 
 
 @pytest.mark.parametrize(
-    ("config", "devices", "message"),
-    [
-        (MeshConfig(slices=0), None, "slices must be 1 or more"),
-        (MeshConfig(slices=2), None, "slices is 2, but the devices are of 1 processes"),
-        (MeshConfig(), [Device("tpu", i, i // 2) for i in range(4)], "are of 2 slices: set --config.mesh.slices=2"),
-        (MeshConfig(1, 4, slices=2), [Device("tpu", i, i // 2) for i in range(4)], "data of 1 does not divide over 2"),
-    ],
+    ("slices", "message"), [(0, "slices must be 1 or more"), (2, "is 2, but the devices are of 1 processes")]
 )
-def test_slices_that_do_not_fit(config, devices, message):
+def test_slices_that_are_not_there(slices, message):
     with pytest.raises(UserError, match=message):
-        make_mesh(config, devices)
+        make_mesh(MeshConfig(slices=slices))
+
+
+def test_slices_of_a_pod_and_of_hosts():
+    pod = [Device("tpu", process_index=i, slice_index=i // 2) for i in range(4)]
+    assert not _check_slices(2, 2, pod)
+    with pytest.raises(UserError, match="is 1, but the devices are of 2 slices: set --config.mesh.slices=2"):
+        _check_slices(1, 4, pod)
+    with pytest.raises(UserError, match="data of 1 does not divide over 2 slices"):
+        _check_slices(2, 1, pod)
+    hosts = [Device("gpu", process_index=i // 2, slice_index=i // 2) for i in range(4)]
+    assert not _check_slices(1, 4, hosts), "a mesh need not know of hosts"
+    assert _check_slices(2, 2, [Device("cpu", process_index=i // 2) for i in range(4)])
 
 
 # The watchdog
