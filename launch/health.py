@@ -114,7 +114,7 @@ def look(stage_dir: epath.PathLike, now: float) -> Health | None:
         checkpoint=steps[-1] if steps else None,
         checkpoint_age=now - saved_at[steps[-1]] if steps and steps[-1] in saved_at else None,
         beat_age=max(0.0, now - start.beat),
-        seconds={kind.value: spent for kind, spent in account(starts).items()},
+        seconds={str(kind): spent for kind, spent in account(starts).items()},
         starts=len(starts),
         warning=_warning(logged),
     )

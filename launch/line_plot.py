@@ -122,19 +122,19 @@ class _Plot:
 
     def _curves(self) -> None:
         """On a sheet of their own, of which what lies in the frame is kept."""
-        frame = [round(side * FINE) for side in (self.left, self.top, self.right + 1, self.bottom)]
+        left, top, right, bottom = (round(side * FINE) for side in (self.left, self.top, self.right + 1, self.bottom))
         whole, self.sheet = self.sheet, self.sheet.copy()
         self.pen = ImageDraw.Draw(self.sheet)
         for line in self.lines:
-            faded = tuple((2 * channel + 3 * 255) // 5 for channel in line.colour)
+            red, green, blue = ((2 * channel + 3 * 255) // 5 for channel in line.colour)
             points = [self.at(*point) for point in line.points]
-            colour, width = (line.colour, 2.5) if line.bold else (faded, 1.3)
+            colour, width = (line.colour, 2.5) if line.bold else ((red, green, blue), 1.3)
             if len(points) == 1:
                 (x, y), r = points[0], 3
                 self.pen.ellipse([(x - r) * FINE, (y - r) * FINE, (x + r) * FINE, (y + r) * FINE], fill=colour)
             elif points:
                 self._line(points, colour, width)
-        whole.paste(self.sheet.crop(tuple(frame)), tuple(frame[:2]))
+        whole.paste(self.sheet.crop((left, top, right, bottom)), (left, top))
         self.sheet, self.pen = whole, ImageDraw.Draw(whole)
         self._line([(self.left, self.top), (self.left, self.bottom), (self.right, self.bottom)], FRAME, 1)
 

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 from etils import epath
@@ -40,7 +41,7 @@ def main(folders: Sequence[str]) -> int:
     stages, waiting = find(workdir, now)
     verdict, reason = whole(stages, waiting, now)
     if JSON.value:
-        report = {"verdict": verdict.value, "reason": reason, "waiting": waiting}
+        report: dict[str, Any] = {"verdict": verdict.value, "reason": reason, "waiting": waiting}
         report["stages"] = [dataclasses.asdict(stage) | {"verdict": stage.verdict.value} for stage in stages]
         print(json.dumps(report))
     else:

@@ -10,7 +10,6 @@ import jax
 from absl import flags
 from etils import epath
 
-from clip_jax.run_tokenizer import has_tokenizer, write_tokenizer
 from clip_jax.tokenizers import CaptionTokenizer
 from dalle_jax.config import from_config_dict, to_json
 from dalle_jax.data.sources import TRAIN, open_source
@@ -29,6 +28,7 @@ from launch.base import check_base, find_tokenizer
 from launch.flags import define_config, start
 from launch.run_config import RunConfig, with_absolute_paths
 from launch.stages import PLANS, StagePlan, Watch, make_batches, splits_of, stages_of, train_stage
+from launch.together import begin, check_processes
 
 CONFIG = define_config(optional=["init_from"])
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; made where it does not exist")
@@ -51,14 +51,13 @@ def main() -> None:
     stages, watch = _chosen(stages_of(run)), Watch(_profile_steps(), WANDB.value)
     if any(getattr(run, name).train.deterministic for name in stages):
         set_deterministic()
+    check_processes(config=run)
     plans, tokenizer = _check(run, workdir, stages)
     if DRY_RUN.value:
         for name, plan in plans.items():
             _describe(name, run, plan, tokenizer)
         return
-    open_workdir(workdir, dataclasses.asdict(run))
-    if tokenizer is not None and not has_tokenizer(workdir) and jax.process_index() == 0:
-        write_tokenizer(tokenizer, workdir)
+    begin(run, run, workdir, tokenizer)
     began = process_began()
     for name in stages:
         train_stage(name, run, workdir, tokenizer, watch, began)
@@ -121,4 +120,4 @@ def _describe(name: str, run: RunConfig, plan: StagePlan, tokenizer: RowTokenize
 
 
 if __name__ == "__main__":
-    start(main)
+    start(main, preemptible=True)

@@ -45,7 +45,7 @@ class Clock:
         """
         self._lock = threading.Lock()
         self._thread = threading.get_ident()
-        self._spent = dict.fromkeys(Kind, 0.0)
+        self._spent: dict[str, float] = dict.fromkeys(Kind, 0.0)
         self._kind = Kind.START
         already = 0.0 if began is None else max(0.0, time.time() - began)
         self.began = time.time() - already
@@ -81,13 +81,13 @@ class Clock:
         finally:
             self.enter(before)
 
-    def totals(self) -> dict[Kind, float]:
+    def totals(self) -> dict[str, float]:
         """Seconds by kind since the clock began; their sum is the time since then."""
         with self._lock:
             self._settle()
             return dict(self._spent)
 
-    def lap(self) -> dict[Kind, float]:
+    def lap(self) -> dict[str, float]:
         """Seconds by kind since the last lap."""
         now = self.totals()
         lap = {kind: now[kind] - self._lap[kind] for kind in now}
@@ -99,18 +99,18 @@ class Clock:
         self._spent[self._kind] += now - self._since
         self._since = now
 
-    def _on_event(self, event: str, seconds: float, **attributes: object) -> None:
+    def _on_event(self, event: str, duration_secs: float, **attributes: object) -> None:
         """Moves a compilation's seconds to its kind; of those inside another one only once."""
         del attributes
         if event not in COMPILE_EVENTS or threading.get_ident() != self._thread or self._kind is Kind.COMPILE:
             return
         now = time.perf_counter()
-        inside = sum(inner for end, inner in self._compiled if end > now - seconds)
-        apart = [(end, inner) for end, inner in self._compiled if end <= now - seconds]
-        self._compiled = [*apart[-1000:], (now, seconds)]
+        inside = sum(inner for end, inner in self._compiled if end > now - duration_secs)
+        apart = [(end, inner) for end, inner in self._compiled if end <= now - duration_secs]
+        self._compiled = [*apart[-1000:], (now, duration_secs)]
         with self._lock:
             self._settle()
-            moved = min(max(0.0, seconds - inside), self._spent[self._kind])
+            moved = min(max(0.0, duration_secs - inside), self._spent[self._kind])
             self._spent[self._kind] -= moved
             self._spent[Kind.COMPILE] += moved
 

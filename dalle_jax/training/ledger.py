@@ -95,7 +95,7 @@ class Ledger:
                 self._start, saves=(*kept, Save(step, time.time(), seconds))[-MAX_SAVES:], moved=time.time()
             )
 
-    def times(self) -> dict[Kind, float]:
+    def times(self) -> dict[str, float]:
         """Seconds by kind of the whole run until now, earlier starts included."""
         return account([*self._earlier, self.now()])
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import jax
 
 from dalle_jax.errors import UserError
-from dalle_jax.training.clock import Clock, Kind
+from dalle_jax.training.clock import Clock
 from dalle_jax.training.task import Metrics
 
 MAX_IN_FLIGHT = 2
@@ -33,7 +33,7 @@ class Reporter:
         log_every: int,
         num_steps: int,
         clock: Clock,
-        write: Callable[[int, Mapping[str, float], int, Mapping[Kind, float]], None],
+        write: Callable[[int, Mapping[str, float], int, Mapping[str, float]], None],
         newest: Callable[[], str],
         progress: Mapping[str, list[dict[str, float]]],
     ):

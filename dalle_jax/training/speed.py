@@ -8,7 +8,7 @@ from dalle_jax.training.clock import Kind
 from dalle_jax.training.starts import Start, utilisation
 
 
-def speed_row(start: Start, steps: int, seconds: Mapping[Kind, float]) -> dict[str, float]:
+def speed_row(start: Start, steps: int, seconds: Mapping[str, float]) -> dict[str, float]:
     """Columns about the steps since the last row.
 
     Args:
@@ -35,7 +35,7 @@ def speed_row(start: Start, steps: int, seconds: Mapping[Kind, float]) -> dict[s
     return row if mfu is None else row | {"mfu": mfu}
 
 
-def time_row(times: Mapping[Kind, float]) -> dict[str, float]:
+def time_row(times: Mapping[str, float]) -> dict[str, float]:
     """Columns about the whole run: `wall_seconds`, `seconds/<kind>`, which sum to it, and `goodput`."""
     wall = sum(times.values())
     row = {f"seconds/{kind}": times[kind] for kind in Kind}

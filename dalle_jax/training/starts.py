@@ -109,13 +109,13 @@ def _read(path: epath.Path) -> Start | None:
         return None
 
 
-def account(starts: Sequence[Start]) -> dict[Kind, float]:
+def account(starts: Sequence[Start]) -> dict[str, float]:
     """Seconds by kind from the first beginning to the last sign of life; their sum is that time.
 
     What a start did after the checkpoint that a later one went on from is `lost`, whatever its kind; all of it where no
     step of it was kept. Time between two starts is `down`, except after a finished one: nothing was to run then.
     """
-    spent = dict.fromkeys(Kind, 0.0)
+    spent: dict[str, float] = dict.fromkeys(Kind, 0.0)
     for i, start in enumerate(starts):
         later = starts[i + 1 :]
         kept = _kept(start, min((other.first_step for other in later), default=None))
