@@ -13,7 +13,7 @@ from etils import epath
 from dalle_jax.config import write_json
 from dalle_jax.errors import UserError
 from dalle_jax.training.chips import peak_flops
-from dalle_jax.training.clock import Clock, Kind
+from dalle_jax.training.clock import Clock
 from dalle_jax.training.config import TrainConfig
 from dalle_jax.training.signals import Preempted
 from dalle_jax.training.starts import (
