@@ -11,7 +11,7 @@ from absl import flags
 from etils import epath
 
 from dalle_jax.config import from_config_dict, to_json
-from dalle_jax.data.sources import TRAIN, open_source
+from dalle_jax.data.sources import TRAIN, open_source, splits_of
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.errors import UserError
 from dalle_jax.training.determinism import set_deterministic
@@ -27,9 +27,9 @@ from launch.stages import (
     TOKENIZER,
     StagePlan,
     Watch,
+    check_source,
     find_tokenizer,
     make_batches,
-    splits_of,
     stages_of,
     train_stage,
 )
@@ -78,9 +78,11 @@ def _check(run: RunConfig, workdir: epath.Path, stages: list[str]) -> tuple[dict
         check_batch(config.batch_size, config.micro_batches, mesh, rules)
     if (workdir / "config.json").exists():
         open_workdir(workdir, dataclasses.asdict(run))
-    for split in splits_of(run):
-        open_source(run.data, split)
+    sources = [open_source(run.data, split) for split in splits_of(run.data)]
     plans = {name: PLANS[name](run, workdir, "codec" not in stages) for name in stages}
+    for source in sources:
+        for plan in plans.values():
+            check_source(source, plan)
     return plans, find_tokenizer(run, workdir)
 
 

@@ -46,6 +46,11 @@ class BatchSource(Protocol):
         """Captions so far that were longer than the text."""
         ...
 
+    @property
+    def part_counts(self) -> Mapping[str, int]:
+        """Samples so far of each part of a mixture; empty where there is none."""
+        ...
+
     def iterate(self, start: int, *, sharding: NamedSharding) -> Iterator[Batch]:
         """Batches start, start + 1, ... as global arrays of `sharding`, without end."""
         ...
@@ -264,6 +269,7 @@ class _Loop:
         row["bad_samples"] = float(sum(bad.values()))
         row |= {f"bad_samples/{reason}": float(count) for reason, count in bad.items() if count}
         row["captions_cut"] = float(self.batches.captions_cut)
+        row |= {f"samples/{part}": float(count) for part, count in self.batches.part_counts.items()}
         self._write(step, row)
 
     def _write(self, step: int, row: Mapping[str, float]) -> None:
