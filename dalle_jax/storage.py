@@ -62,14 +62,69 @@ _CLOSE = 1 << 16  # bytes between parts that cost less than another request
 
 
 def _read_remote(path: str, spans: list[tuple[int, int]]) -> list[bytes]:
-    start, end = min(offset for offset, _ in spans), max(offset + size for offset, size in spans)
     wanted = sum(size for _, size in spans)
     if not wanted:
         return [b""] * len(spans)
+    start, end = min(offset for offset, _ in spans), max(offset + size for offset, size in spans)
     if end - start > wanted + _CLOSE:
         return [_read_remote(path, [span])[0] for span in spans]
     data = _system(path).cat_file(path, start=start, end=end)
     return [data[offset - start :][:size] for offset, size in spans]
+
+
+class Reader:
+    """A file that is scanned from its start to its end, here and there. From a bucket it comes in large pieces."""
+
+    WINDOW = 1 << 22  # bytes of a piece
+
+    def __init__(self, path: str):
+        """Raises: OSError: the file is not there."""
+        self._path = path
+        self._descriptor = None if is_remote(path) else os.open(path, os.O_RDONLY)
+        self.size = size_of(path)
+        self._start, self._window = 0, b""
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """Some bytes; fewer at the end of the file."""
+        if self._descriptor is not None:
+            return os.pread(self._descriptor, size, offset)
+        if not self._start <= offset <= offset + size <= self._start + len(self._window):
+            end = min(offset + max(size, self.WINDOW), self.size)
+            self._start = offset
+            self._window = _system(self._path).cat_file(self._path, start=offset, end=end) if end > offset else b""
+        return self._window[offset - self._start :][:size]
+
+
+def read(path: str) -> bytes:
+    """All of a file.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    if is_remote(path):
+        return _system(path).cat_file(path)
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def version_of(path: str) -> str:
+    """A text that changes when a file does.
+
+    Raises:
+      OSError: it is not there.
+    """
+    if is_remote(path):
+        info = _system(path).info(path)
+        return f"{info['size']} {info.get('generation') or info.get('etag') or info.get('mtime')}"
+    status = os.stat(path)
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def files_in(folder: str) -> dict[str, int]:
@@ -110,7 +165,7 @@ def write_whole(path: epath.PathLike, data: bytes) -> None:
         path.write_bytes(data)  # An object appears when all of it is there.
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another process may write the same
     temporary.write_bytes(data)
     temporary.replace(path)
 

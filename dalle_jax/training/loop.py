@@ -226,6 +226,8 @@ class _Loop:
 
     def _save(self, done: int, state: TrainState, evaluated: Mapping[str, float] | None) -> None:
         self.reporter.flush()  # Finds what is not finite before it is saved.
+        for writer in self.writers:
+            writer.flush()
         with self.clock.measure("checkpoint"):
             self.checkpoints.save(done, state, self.reporter.progress(), evaluated)
 
