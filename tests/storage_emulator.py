@@ -1,7 +1,6 @@
 """As much of Google Cloud Storage's JSON API as gcsfs, TensorStore and ArrayRecord use, in memory, on loopback."""
 
 import base64
-import email.parser
 import hashlib
 import json
 import re
@@ -193,10 +192,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif kind == "multipart":
             head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
             parts = email.parser.BytesParser().parsebytes(head + self.body).get_payload()
-            name, data = (
-                json.loads(parts[0].get_payload(decode=True)).get("name") or self.query["name"],
-                _content_of(parts[1]),
-            )
+            about, data = json.loads(parts[0].get_payload(decode=True)), parts[1].get_payload(decode=True)
+            name = about.get("name") or self.query["name"]
         else:
             about = json.loads(self.body or b"{}")
             name = about.get("name") or self.query["name"]
@@ -252,10 +249,6 @@ class _Handler(BaseHTTPRequestHandler):
             answers += f"--{boundary}\r\nContent-Type: application/http\r\n\r\nHTTP/1.1 {status}\r\n\r\n\r\n".encode()
         kind = {"Content-Type": f"multipart/mixed; boundary={boundary}"}
         self._reply(200, answers + f"--{boundary}--".encode(), kind)
-
-
-def _content_of(part: email.message.Message) -> bytes:
-    return part.get_payload(decode=True)
 
 
 _O = r"/storage/v1/b/([^/]+)/o/([^/]+)"

@@ -73,6 +73,7 @@ def hold_out(source: Source, fraction: float, split: str) -> Source:
         # Too few samples for the fraction: one is better than an evaluation of nothing.
         held_out[int(np.argmin(source.key_hashes()))] = True
     indices = np.flatnonzero(held_out if split == EVAL else ~held_out)
+    indices = indices.astype(np.uint32 if len(source) <= 1 << 32 else np.int64)
     if not len(indices):
         raise UserError(
             f"{source.name} has {len(source)} sample(s), too few to hold out a share of {fraction}: set "

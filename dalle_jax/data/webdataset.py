@@ -3,7 +3,7 @@
 import bisect
 import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,7 +12,7 @@ from absl import logging
 from dalle_jax import storage
 from dalle_jax.data.captions import Captions, captions_from_json, captions_from_text
 from dalle_jax.data.records import BadReason, BadSample, Record, Source
-from dalle_jax.data.tar_index import IMAGE_SUFFIXES, PARTS, tar_index
+from dalle_jax.data.tar_index import IMAGE_SUFFIXES, PARTS, TarIndex, tar_index
 from dalle_jax.errors import UserError
 
 _THREADS = 16  # that open tars: each waits most of its time for a bucket or a network file system
@@ -28,8 +28,10 @@ class WebDataset(Source):
     The tars are scanned once (`tar_index`); a sample is then a few reads at known offsets.
     """
 
-    def __init__(self, paths: Sequence[str], *, caption_field: str = ""):
-        """Finds or makes the indices of the tars.
+    def __init__(
+        self, paths: Sequence[str], *, caption_field: str = "", find_index: Callable[[str], TarIndex] = tar_index
+    ):
+        """Finds or makes the indices of the tars, by `find_index`.
 
         Raises:
           UserError: where one is cut short, compressed or damaged (naming it and the offset), or no sample in any of
@@ -39,7 +41,7 @@ class WebDataset(Source):
         self._paths = list(paths)
         self._caption_field = caption_field
         with ThreadPoolExecutor(_THREADS) as pool:
-            self._tars = list(pool.map(tar_index, self._paths))
+            self._tars = list(pool.map(find_index, self._paths))
         without_picture = sum(index.without_picture for index in self._tars)
         if without_picture:
             logging.warning("%s: %d samples without a picture are left out", self.name, without_picture)

@@ -91,6 +91,7 @@ def measure(row: Row, *, runs: int, warmup: int, peer: bool) -> dict[str, Any]:
         "matmul_flop_per_second": statistics.median(rate.flops for rate in around),
         "memory_bytes_per_second": statistics.median(rate.bytes for rate in around),
         **_summary(sides["ours"], seconds["ours"], around),
+        **sides["ours"].about,
     }
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
     if peak:

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,6 +21,8 @@ class Workload:
     """What one run must read from memory at the least; 0: not the measure here."""
     items: float = 0.0
     """What comes out of one run, in the row's `unit`."""
+    about: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Other figures, of making it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Row:
     """Whom it is compared with."""
     reach: float | None = None
     """The ratio to the peer that is aimed at: of useful FLOP/s where both count them, else of items a second."""
+    about: tuple[str, ...] = ()
+    """Of the workload's `about`, what a line shows."""
     gpu: bool = False
     """Sized for a GPU and left out elsewhere, and the other way round."""
 
