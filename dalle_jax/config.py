@@ -18,6 +18,7 @@ from etils import epath
 from ml_collections import ConfigDict, config_dict
 
 from dalle_jax.errors import UserError, closest
+from dalle_jax.storage import write_whole
 
 T = TypeVar("T")
 
@@ -51,7 +52,7 @@ def from_config_dict(cls: type[T], mapping: Mapping[str, Any] | ConfigDict, path
     """Builds the frozen dataclass `cls` from a mapping.
 
     Args:
-      cls: a dataclass; its fields may be dataclasses, enums, tuples, scalars, or any of these `| None`.
+      cls: a dataclass; its fields may be dataclasses, enums, tuples, dicts by name, scalars, or any of these `| None`.
       mapping: `ConfigDict` or dict with the fields' values; fields with defaults may be absent.
       path: where the mapping stands, for messages.
 
@@ -89,11 +90,7 @@ def config_hash(value: Any) -> str:
 
 def write_json(path: epath.PathLike, value: Any) -> None:
     """Writes JSON so that a reader sees either the old file or the whole new one."""
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(to_json(value) + "\n")
-    temporary.replace(path)
+    write_whole(path, (to_json(value) + "\n").encode())
 
 
 def read_json(path: epath.PathLike) -> Any:
@@ -159,6 +156,10 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if len(value) != len(args):
             raise UserError(f"config key '{path}' must hold {len(args)} values, not {value!r}")
         return tuple(_convert(arg, item, f"{path}[{i}]") for i, (arg, item) in enumerate(zip(args, value, strict=True)))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise UserError(f"config key '{path}' must hold a section, not {value!r}")
+        return {key: _convert(args[1], item, f"{path}.{key}") for key, item in value.items()}
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         try:
             return hint(value)

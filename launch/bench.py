@@ -46,10 +46,10 @@ def chosen(names: list[str], gpu: bool) -> list[Row]:
     return [row for row in ROWS if row.gpu == gpu]
 
 
-def line(result: dict[str, Any], unit: str) -> str:
+def line(result: dict[str, Any], row: Row) -> str:
     """A result for a person."""
     parts = [f"{result['row']:22} {result['shape']:58}", f"{result['seconds']:9.4f} s"]
-    parts.append(f"{result['items_per_second']:10.1f} {unit}/s")
+    parts.append(f"{result['items_per_second']:10.1f} {row.unit}/s")
     if "flop" in result:
         parts.append(f"{result['flop'] / 1e9:9.1f} GFLOP {result['flop_per_second'] / 1e9:9.1f} GFLOP/s")
         parts.append(f"{result['share_of_matmul']:5.2f} of matmul")
@@ -71,7 +71,7 @@ def main() -> None:
             if not PEER.value:
                 raise
             raise UserError(f"--peer needs {error.name}: run `bash launch/test.sh --parity` once") from error
-        print(json.dumps(result) if JSON.value else line(result, row.unit), flush=True)
+        print(json.dumps(result) if JSON.value else line(result, row), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 import dataclasses
 import enum
-import glob
 import os
 
+from etils import epath
+
 from clip_jax.prompts import Prompts, find_published, parse_prompts, published_prompts
+from dalle_jax import storage
 from dalle_jax.config import from_config_dict, read_json
 from dalle_jax.data import paths
 from dalle_jax.data.class_folder import ClassFolder
@@ -61,9 +63,10 @@ def open_split(data: str, split: str, flags: DataFlags, *, labelled: bool) -> So
         return open_source(run, TRAIN if split == TRAIN else EVAL)
     path = data.replace("{split}", split)
     if is_benchmark(path):
-        return WebDataset(_shards(os.path.join(path, split)), caption_field=flags.caption_field)
+        return WebDataset(_shards(storage.join(path, split)), caption_field=flags.caption_field)
     if guess_source(path) is SourceKind.FOLDER:
-        path = os.path.join(path, split) if os.path.isdir(os.path.join(path, split)) else path
+        inner = storage.join(path, split)
+        path = inner if epath.Path(inner).is_dir() else path
         if labelled:
             return ClassFolder(path)
     config = DataConfig(
@@ -104,34 +107,32 @@ def find_prompts(data: str, source: Source, flags: DataFlags) -> Prompts:
 
 def is_benchmark(path: str) -> bool:
     """Whether a folder has CLIP_benchmark's layout: `SPLIT/0.tar` and on, with the names of the classes beside them."""
-    return any(os.path.isfile(os.path.join(path, name)) for name in (_CLASS_NAMES, _TEMPLATES, _TYPE))
+    return not {_CLASS_NAMES, _TEMPLATES, _TYPE}.isdisjoint(storage.files_in(path))
 
 
 def _shards(folder: str) -> list[str]:
     """The tars of a split: as many as `nshards.txt` says, or all that are there."""
-    count = os.path.join(folder, "nshards.txt")
-    if not os.path.isfile(count):
-        return paths.expand(os.path.join(glob.escape(folder), "*.tar"), ".tar")
-    with open(count, encoding="utf-8") as file:
-        text = file.read().strip()
+    count = epath.Path(folder) / "nshards.txt"
+    if not count.exists():
+        return paths.expand(folder, ".tar")
+    text = count.read_text(encoding="utf-8").strip()
     if not text.isdigit() or not int(text):
         raise UserError(f"{count} must hold the number of tars, not '{text[:20]}'")
-    return paths.expand(",".join(os.path.join(folder, f"{i}.tar") for i in range(int(text))), ".tar")
+    return paths.expand(",".join(storage.join(folder, f"{i}.tar") for i in range(int(text))), ".tar")
 
 
 def _stored(folder: str) -> Prompts:
     """Prompts as CLIP_benchmark keeps them, a line each."""
-    classes, templates = (_lines(os.path.join(folder, name)) for name in (_CLASS_NAMES, _TEMPLATES))
+    classes, templates = (_lines(epath.Path(folder) / name) for name in (_CLASS_NAMES, _TEMPLATES))
     name = os.path.basename(os.path.normpath(folder))
     published = find_published(name)
     prompts = parse_prompts(name, {"classes": classes, "templates": templates})
     return prompts if published is None else dataclasses.replace(prompts, metric=published.metric)
 
 
-def _lines(path: str) -> list[str]:
+def _lines(path: epath.Path) -> list[str]:
     try:
-        with open(path, encoding="utf-8") as file:
-            return [line.strip() for line in file if line.strip()]
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except FileNotFoundError:
         raise UserError(f"{path} is missing: classification needs it, or --prompts=NAME") from None
 
@@ -144,5 +145,5 @@ def _named(name: str) -> Prompts:
 def _guess(data: str, flags: DataFlags) -> Prompts | None:
     """The published prompts of a data set that is called as a part of the path is."""
     path = read_workdir(flags.model)["data"]["path"] if data == RUN else data
-    parts = reversed(path.split(":")[0].split("/"))
+    parts = reversed(path.rpartition("://")[2].split(":")[0].split("/"))
     return next((found for part in parts if (found := find_published(part))), None)

@@ -16,7 +16,6 @@ that OpenAI published for a data set of this name. Each suite writes SUITE.json 
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -75,8 +74,8 @@ def main() -> None:
         if name != "shapes" and not DATA.value:
             raise UserError(f"--suite={name} measures on data: name some with --data=...")
     check_processes()
-    model = Path(MODEL.value)
-    out = Path(OUT.value) if OUT.value else model / "report" if model.is_dir() else Path("report")
+    model = epath.Path(MODEL.value)
+    out = epath.Path(OUT.value) if OUT.value else model / "report" if model.is_dir() else epath.Path("report")
     for name in SUITE.value:
         if name == "shapes":
             report = run_shapes(MODEL.value, out)
@@ -114,7 +113,7 @@ def run_suite(name: str) -> list[dict[str, Any]]:
     return [suites[name](data) for data in DATA.value]
 
 
-def run_shapes(workdir: str, out: Path) -> dict:
+def run_shapes(workdir: str, out: epath.Path) -> dict:
     """The suite of drawn scenes on a run's codec, decoder and CLIP."""
     run = read_workdir(workdir)
     if run["data"]["source"] != "shapes":

@@ -7,9 +7,9 @@ DIR/drawn as it comes: the same command after a stop goes on from there.
 """
 
 import hashlib
+import io
 import sys
 import zipfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,10 @@ from tqdm import tqdm
 import clip_jax
 import dalle_jax
 from dalle_jax.config import config_hash, read_json, write_json
-from dalle_jax.data.grid import picture_grid
+from dalle_jax.data.grid import picture_grid, save_png
 from dalle_jax.errors import UserError
 from dalle_jax.pipeline import Chunk, Dalle, Samples
+from dalle_jax.storage import write_whole
 from dalle_jax.training.checkpoint import saved_steps
 from dalle_jax.training.distributed import is_primary
 from launch.flags import start
@@ -56,28 +57,26 @@ class FolderStore:
         self.folder = folder / "drawn" / config_hash(settings)
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def _path(self, prompts: slice, candidates: slice) -> Path:
+    def _path(self, prompts: slice, candidates: slice) -> epath.Path:
         name = f"prompts_{prompts.start}-{prompts.stop}_candidates_{candidates.start}-{candidates.stop}.npz"
-        return Path(self.folder / name)
+        return self.folder / name
 
     def get(self, prompts: slice, candidates: slice) -> Chunk | None:
         path = self._path(prompts, candidates)
         if not path.exists():
             return None
         try:
-            with np.load(path) as arrays:
+            with np.load(io.BytesIO(path.read_bytes())) as arrays:
                 return Chunk(arrays["tokens"], arrays["scores"])
         except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # A crash of the machine can leave it damaged.
             return None
 
     def put(self, prompts: slice, candidates: slice, chunk: Chunk) -> None:
-        path = self._path(prompts, candidates)
         if not is_primary():
             return
-        unfinished = path.with_suffix(".tmp")
-        with open(unfinished, "wb") as file:
-            np.savez_compressed(file, tokens=chunk.tokens, scores=chunk.scores)
-        unfinished.replace(path)
+        encoded = io.BytesIO()
+        np.savez_compressed(encoded, tokens=chunk.tokens, scores=chunk.scores)
+        write_whole(self._path(prompts, candidates), encoded.getvalue())
 
 
 def main() -> None:
@@ -138,7 +137,7 @@ def read_prompts() -> list[str]:
     prompts = list(PROMPT.value)
     if PROMPTS.value:
         try:
-            lines = Path(PROMPTS.value).read_text(encoding="utf-8").splitlines()
+            lines = epath.Path(PROMPTS.value).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeError) as error:
             raise UserError(f"--prompts={PROMPTS.value} cannot be read as UTF-8 text: {error}") from None
         prompts += [line for line in lines if line.strip()]
@@ -152,7 +151,7 @@ def read_prime() -> np.ndarray | None:
     if not PRIME.value:
         return None
     try:
-        return np.asarray(Image.open(PRIME.value).convert("RGB"))
+        return np.asarray(Image.open(io.BytesIO(epath.Path(PRIME.value).read_bytes())).convert("RGB"))
     except (OSError, Image.DecompressionBombError) as error:
         raise UserError(f"--prime={PRIME.value} cannot be read as a picture: {error}") from None
 
@@ -172,12 +171,12 @@ def write_results(out: epath.Path, dalle: Dalle, prompts: list[str], samples: Sa
     out.mkdir(parents=True, exist_ok=True)
     count, keep = samples.images.shape[:2]
     sheet = picture_grid(samples.images.reshape(-1, *samples.images.shape[2:]), columns=keep)
-    Image.fromarray(sheet).save(Path(out / "grid.png"))
+    save_png(sheet, out / "grid.png")
     pictures = []
     for p in range(count):
         for rank in range(keep):
             name = f"{p:04d}_{rank:03d}.png"
-            Image.fromarray(samples.images[p, rank]).save(Path(out / name))
+            save_png(samples.images[p, rank], out / name)
             score = float(samples.scores[p, rank])
             pictures.append(
                 {

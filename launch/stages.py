@@ -8,10 +8,10 @@ from etils import epath
 from clip_jax import ClipTask
 from dalle_jax.codec import CodecTask, FrozenCodec, load_codec
 from dalle_jax.data.batches import Batches
-from dalle_jax.data.config import Augment, SourceKind, TextConfig
+from dalle_jax.data.config import Augment, TextConfig
 from dalle_jax.data.prefetch import process_rows
 from dalle_jax.data.records import Source
-from dalle_jax.data.sources import EVAL, TRAIN, open_source
+from dalle_jax.data.sources import EVAL, TRAIN, open_source, splits_of
 from dalle_jax.data.tokenizer import RowTokenizer
 from dalle_jax.decoder.task import DecoderTask
 from dalle_jax.errors import UserError
@@ -35,6 +35,8 @@ class StagePlan:
     augment: Augment
     image_size: int
     text: TextConfig | None
+    codec: FrozenCodec | None = None
+    """What makes its tokens, where it learns from tokens; None: it learns from pictures."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,14 +55,15 @@ def plan_codec(run: RunConfig, workdir: epath.Path, trained: bool = True) -> Sta
 
 
 def plan_decoder(run: RunConfig, workdir: epath.Path, trained: bool = True) -> StagePlan:
-    """The decoder stands on a trained codec; see `_codec`."""
+    """The decoder stands on a trained codec; see `find_codec`."""
     assert run.decoder is not None and run.tokenizer is not None
-    task = DecoderTask(run.decoder.model, _codec(run, workdir, trained))
+    codec = find_codec(run, workdir, trained)
     text = TextConfig(length=run.tokenizer.text_length, dropout=run.tokenizer.bpe_dropout)
-    return StagePlan(task, run.decoder.train, run.decoder.augment, run.data.image_size, text)
+    task = DecoderTask(run.decoder.model, codec)
+    return StagePlan(task, run.decoder.train, run.decoder.augment, run.data.image_size, text, codec)
 
 
-def _codec(run: RunConfig, workdir: epath.Path, trained: bool) -> FrozenCodec:
+def find_codec(run: RunConfig, workdir: epath.Path, trained: bool) -> FrozenCodec:
     """The codec that is named, this run's (without weights unless `trained`), or that of the run it is tuned from."""
     assert run.decoder is not None
     size = run.data.image_size
@@ -124,7 +127,7 @@ def train_stage(
         plan.train,
         mesh_config=run.mesh,
         batches=make_batches(run, plan, tokenizer, TRAIN),
-        eval_batches=make_batches(run, plan, tokenizer, EVAL) if EVAL in splits_of(run) else None,
+        eval_batches=make_batches(run, plan, tokenizer, EVAL) if EVAL in splits_of(run.data) else None,
         workdir=workdir / name,
         seed=run.seed,
         init_from=initial_params(run, name),
@@ -134,11 +137,26 @@ def train_stage(
     )
 
 
-def splits_of(run: RunConfig) -> list[str]:
-    """What the stages read: nothing is held out where the config says so."""
-    data = run.data
-    whole = data.eval_fraction == 0.0 and not data.eval_split and data.source is not SourceKind.SHAPES
-    return [TRAIN] if whole else [TRAIN, EVAL]
+def check_source(source: Source, plan: StagePlan) -> None:
+    """Whether a stage can learn from a source.
+
+    Raises:
+      UserError: the source holds tokens, and the stage needs pictures or has another codec.
+    """
+    if source.encoding is None:
+        return
+    if plan.codec is None:
+        raise UserError(
+            f"{source.name} holds tokens in place of pictures, and the {plan.task.name} learns from pictures: name "
+            "them with config.data.source and config.data.path"
+        )
+    theirs, ours = dataclasses.asdict(source.encoding), dataclasses.asdict(plan.codec.encoding)
+    different = [f"{key} {theirs[key]}, and not {ours[key]}" for key in theirs if theirs[key] != ours[key]]
+    if different:
+        raise UserError(
+            f"{source.name} was encoded by another codec than the decoder's ({'; '.join(different)}): encode the data "
+            "again with this codec, or set config.decoder.codec_from to the one that it was encoded with"
+        )
 
 
 def make_batches(
@@ -149,13 +167,15 @@ def make_batches(
     Where processes share a row of the mesh, because a model axis spans them, they read the same rows.
     """
     held_out = split != TRAIN
+    source = source or open_source(run.data, split)
+    check_source(source, plan)
     text = plan.text
     if text is not None and held_out:
         text = dataclasses.replace(text, dropout=0.0)
     sharding = batch_sharding(make_mesh(run.mesh), ShardingRules.of(run.mesh))
     process_index, process_count = process_rows(sharding, plan.train.batch_size)
     return Batches(
-        source or open_source(run.data, split),
+        source,
         batch_size=plan.train.batch_size,
         image_size=plan.image_size,
         augment=plan.augment.held_out if held_out else plan.augment,

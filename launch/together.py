@@ -9,14 +9,13 @@ from etils import epath
 
 from clip_jax.run_tokenizer import has_tokenizer, write_tokenizer
 from clip_jax.tokenizers import CaptionTokenizer
-from dalle_jax.data.sources import open_source
+from dalle_jax.data.sources import open_source, splits_of
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.errors import UserError
 from dalle_jax.training.agreement import check_agreement, code_facts, command_facts
 from dalle_jax.training.distributed import from_primary, gather
 from dalle_jax.training.workdir import open_workdir
 from launch.run_config import EfficiencyConfig, RunConfig
-from launch.stages import splits_of
 
 AnyTokenizer = Tokenizer | CaptionTokenizer
 
@@ -45,7 +44,7 @@ def begin(
       UserError: see `check_agreement` and `open_workdir`; or another process does not see the folder.
     """
     if jax.process_count() > 1:
-        data = {split: open_source(run.data, split).fingerprint() for split in splits_of(run)}
+        data = {split: open_source(run.data, split).fingerprint() for split in splits_of(run.data)}
         check_agreement({"data set": data, "tokenizer": tokenizer.fingerprint if tokenizer is not None else ""})
 
     def write() -> bool:

@@ -7,11 +7,11 @@ name or directory of a TFDS data set, or `shapes`. A run trains a tokenizer of i
 trained here can be shared by several, with `--config.tokenizer.path=tokenizer.model`.
 """
 
-import os
 import sys
 from collections.abc import Iterator
 
 from absl import flags
+from etils import epath
 
 from dalle_jax.data.captions import all_captions
 from dalle_jax.data.config import DataConfig
@@ -33,9 +33,9 @@ def texts(data: str) -> Iterator[str]:
     Raises:
       UserError: where there are none to be read.
     """
-    if os.path.isfile(data) and not data.endswith(".tar"):
-        with open(data, encoding="utf-8", errors="ignore") as file:
-            yield from (line.strip() for line in file)
+    if not data.endswith(".tar") and epath.Path(data).is_file():
+        with epath.Path(data).open("rb") as file:
+            yield from (line.decode("utf-8", "ignore").strip() for line in file)
         return
     config = DataConfig(
         source=guess_source(data),

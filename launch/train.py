@@ -12,7 +12,7 @@ from etils import epath
 
 from clip_jax.tokenizers import CaptionTokenizer
 from dalle_jax.config import from_config_dict, to_json
-from dalle_jax.data.sources import TRAIN, open_source
+from dalle_jax.data.sources import TRAIN, open_source, splits_of
 from dalle_jax.data.tokenizer import RowTokenizer, Tokenizer
 from dalle_jax.errors import UserError
 from dalle_jax.training.clock import process_began
@@ -27,7 +27,7 @@ from dalle_jax.training.workdir import open_workdir
 from launch.base import check_base, find_tokenizer
 from launch.flags import define_config, start
 from launch.run_config import RunConfig, with_absolute_paths
-from launch.stages import PLANS, StagePlan, Watch, make_batches, splits_of, stages_of, train_stage
+from launch.stages import PLANS, StagePlan, Watch, check_source, make_batches, stages_of, train_stage
 from launch.together import begin, check_processes
 
 CONFIG = define_config(optional=["init_from"])
@@ -77,10 +77,12 @@ def _check(
         check_batch(config.batch_size, config.micro_batches, mesh, rules)
     if (workdir / "config.json").exists():
         open_workdir(workdir, dataclasses.asdict(run))
-    for split in splits_of(run):
-        open_source(run.data, split)
+    sources = [open_source(run.data, split) for split in splits_of(run.data)]
     check_base(run, workdir, stages)
     plans = {name: PLANS[name](run, workdir, "codec" not in stages) for name in stages}
+    for source in sources:
+        for plan in plans.values():
+            check_source(source, plan)
     return plans, find_tokenizer(run, workdir)
 
 

@@ -20,6 +20,12 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 jaxtyping.install_import_hook(["dalle_jax", "clip_jax"], "beartype.beartype")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_folder(tmp_path_factory) -> None:
+    """Indices of the tests' tars do not stay with the person who runs them; scripts inherit the place."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data sets (an environment variable, or beside the clone), which a clone does not have."""

@@ -26,7 +26,7 @@ ALLOWED = {
     "configs": {"configs", "dalle_jax", "clip_jax"},
     "launch": {"launch", "configs", "dalle_jax", "clip_jax"},
 }
-EVERYWHERE = {"dalle_jax.config", "dalle_jax.errors"}
+EVERYWHERE = {"dalle_jax.config", "dalle_jax.errors", "dalle_jax.storage"}
 OURS = ("dalle_jax", "clip_jax", "launch", "configs")
 NOT_IN_THE_CORE = ("torch", "tensorflow", "torchvision", "open_clip", "transformers")
 

@@ -1,6 +1,7 @@
 """A trained codec as others use it: pictures to tokens in raster order, and back."""
 
 import functools
+import hashlib
 from typing import Any
 
 import jax
@@ -17,8 +18,10 @@ from dalle_jax.codec.vqgan import VqganConfig
 from dalle_jax.codec.weights_dvae import find_dvae, load_dvae, save_dvae
 from dalle_jax.codec.weights_vqgan import load_vqgan, save_vqgan
 from dalle_jax.config import from_config_dict
+from dalle_jax.data.records import Encoding
 from dalle_jax.errors import UserError
 from dalle_jax.training.checkpoint import load_params
+from dalle_jax.training.trees import named_leaves
 from dalle_jax.training.workdir import read_workdir
 
 PUBLISHED_IMAGE_SIZE = 256
@@ -43,6 +46,20 @@ class FrozenCodec:
         self.grid_size = config.grid_size(image_size)
         self.weights = (params, model_state)
         self._placed: dict[Any, Any] = {}
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the weights, the same whatever file they came from; tells what made some tokens."""
+        digest = hashlib.sha256()
+        for name, leaf in sorted(named_leaves(self.weights).items()):
+            array = np.asarray(leaf)
+            digest.update(f"{name} {array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def encoding(self) -> Encoding:
+        """What a data set encoded by this codec says of itself."""
+        return Encoding(self.fingerprint, self.codebook_size, self.grid_size, self.image_size)
 
     def encode(self, images: UInt8[Array | np.ndarray, "B height width 3"]) -> Int[Array, "B tokens"]:
         """The most likely code of every cell, in raster order, int32.

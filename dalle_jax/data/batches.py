@@ -1,26 +1,24 @@
 """Deterministic batches: batch n is a function of (seed, n), whatever the number of processes and workers."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import grain
 import jax
 import numpy as np
-from absl import flags
 
+from dalle_jax.data import order
 from dalle_jax.data.config import Augment, DataConfig, TextConfig
 from dalle_jax.data.counts import ReadCounts
-from dalle_jax.data.prefetch import compute_ahead, to_global
+from dalle_jax.data.mixture import parts_of
+from dalle_jax.data.prefetch import compute_ahead, read_ahead, to_global
 from dalle_jax.data.records import BadSample, Source
 from dalle_jax.data.samples import SampleReader
 from dalle_jax.data.tokenizer import RowTokenizer
 from dalle_jax.errors import UserError
 
-_MAX_THREADS = 8
 _PROBES = 64
-_STREAM = 1 << 48  # samples, which no run reads to the end; Grain's own "without end" is too long for `len`
 
 
 class Batches:
@@ -28,9 +26,10 @@ class Batches:
 
     `batches[n]` is `{"image": uint8 [B / process_count, S, S, 3], "text": int32 [.., T], "label": int32 [..]}`: the
     rows of global batch n that this process brings (`text` where there is a tokenizer, `label` where the source has
-    labels). Samples are drawn without replacement within an epoch, in a new order each epoch; a batch may straddle
-    two. Element j of the stream depends on (seed, j) alone, so that a run resumed at step n reads what it would have
-    read.
+    labels; `image_tokens` int32 [.., G] in place of `image` where it was encoded beforehand, see `SampleReader`).
+    Samples are drawn without replacement within an epoch, in a new order each epoch; a batch may straddle two, and
+    each part of a mixture has epochs of its own (`order`). Element j of the stream depends on (seed, j) alone, so
+    that a run resumed at step n reads what it would have read.
     """
 
     def __init__(
@@ -76,7 +75,8 @@ class Batches:
         if (tokenizer is None) != (text is None):
             raise ValueError("`tokenizer` and `text` go together")
         if tokenizer is not None:
-            _require_captions(source)
+            for part in parts_of(source):
+                _require_captions(part)
         self.source = source
         self.batch_size = batch_size
         self._seed = seed
@@ -85,8 +85,7 @@ class Batches:
         self._prefetch = prefetch
         self._counts = ReadCounts(source, max_bad_fraction)
         self._reader = SampleReader(source, image_size, augment, max_pixels, tokenizer, text)
-        shuffled = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(-(-_STREAM // len(source)))
-        self._dataset = self._batched(shuffled.random_map(self._reader))
+        self._dataset = self._batched(order.endless(source, seed).random_map(self._reader))
 
     @property
     def bad_counts(self) -> dict[str, int]:
@@ -97,6 +96,11 @@ class Batches:
     def captions_cut(self) -> int:
         """Captions that were longer than the text, among the same batches."""
         return self._counts.cut
+
+    @property
+    def part_counts(self) -> dict[str, int]:
+        """Samples of each part of a mixture, among the same batches."""
+        return dict(zip(self.source.part_names, self._counts.of_parts.tolist(), strict=True))
 
     def __getitem__(self, n: int) -> dict[str, np.ndarray]:
         """Batch n, this process's rows."""
@@ -121,7 +125,8 @@ class Batches:
         """Yields a finite pass of full batches in the source's order, the same ones at every call.
 
         The samples after the last full batch are left out; a source smaller than one batch gives one batch, filled up
-        from its start again. Held-out losses are thus means over equal batches of one shape.
+        from its start again. Held-out losses are thus means over equal batches of one shape. Of a mixture, each part
+        gives its weight's share.
 
         Args:
           num_batches: at the most; the samples are then spread evenly over the source instead of being its first.
@@ -129,12 +134,10 @@ class Batches:
         """
         full = max(1, len(self.source) // self.batch_size)
         count = full if num_batches is None else min(num_batches, full)
-        positions = np.arange(count * self.batch_size)
-        if count < full:
-            positions = positions * len(self.source) // len(positions)
-        order = grain.MapDataset.source((positions % len(self.source)).tolist())
+        indices = order.one_pass(self.source, count * self.batch_size, evenly=count < full)
+        samples = grain.MapDataset.source(indices.tolist()).seed(self._seed).random_map(self._reader)
         # Threads are enough for a short pass, and worker processes take seconds to start.
-        return self._deliver(self._batched(order.seed(self._seed).random_map(self._reader)), sharding, workers=0)
+        return self._deliver(self._batched(samples), sharding, workers=0)
 
     def _batched(self, samples: grain.MapDataset) -> grain.MapDataset:
         # Batching before the batches are dealt out: every process walks the same global stream.
@@ -153,21 +156,10 @@ class Batches:
             counts = {name: batch.pop(name) for name in ReadCounts.FIELDS}
             return counts, to_global(batch, global_size, sharding)
 
-        with contextlib.closing(compute_ahead(_read_ahead(dataset, workers), place, self._prefetch)) as placed:
+        with contextlib.closing(compute_ahead(read_ahead(dataset, workers), place, self._prefetch)) as placed:
             for counts, batch in placed:
                 self._counts.add(counts)
                 yield batch
-
-
-def _read_ahead(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
-    """Batches in order, made by threads of this process or by worker processes."""
-    if workers:
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain hands its flags to the workers; outside `app.run` nobody parsed them
-        one = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-        return dataset.to_iter_dataset(one).mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    threads = min(os.cpu_count() or 1, _MAX_THREADS)
-    return dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
 
 
 def _require_captions(source: Source) -> None:

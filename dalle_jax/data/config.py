@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import math
 
 
 class SourceKind(enum.Enum):
@@ -11,6 +12,7 @@ class SourceKind(enum.Enum):
     WEBDATASET = "webdataset"  # tars as img2dataset writes them
     FOLDER = "folder"  # pictures beside same-named .txt files, or with captions.csv or captions.jsonl
     TFDS = "tfds"  # any TensorFlow Datasets name or directory
+    ENCODED = "encoded"  # tokens and captions, written by `launch.encode`
 
 
 class Augment(enum.Enum):
@@ -49,21 +51,19 @@ class ShapesConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """A data set, how it is split, and the limits on what is read."""
+class SourceConfig:
+    """A data set and how it is split."""
 
     source: SourceKind = SourceKind.SHAPES
     path: str = ""
     """webdataset: glob or brace range of tars (`data/{00000..00099}.tar`, `data/*.tar`), several separated by commas;
-    folder: the folder; tfds: a name (`coco_captions`) or a prepared directory. `{split}` in it stands for the split's
-    name."""
+    folder: the folder; tfds: a name (`coco_captions`) or a prepared directory; encoded: the folder that
+    `launch.encode` wrote. `{split}` in it stands for the split's name."""
     split: str = "train"
     """The split that is trained on: of a TFDS data set, or what replaces `{split}` in `path`."""
     eval_split: str = ""
     """The split that is held out; empty: `eval_fraction` of `split`, chosen by a hash of each sample's key."""
     eval_fraction: float = 0.02
-    image_size: int = 256
-    """Pixels a side of what the model sees."""
     caption_field: str = ""
     """Of a .json member, a captions.csv or .jsonl, or a TFDS data set; empty: `caption`, `captions` or `text`."""
     caption_templates: tuple[str, ...] = ()
@@ -73,6 +73,38 @@ class DataConfig:
     """Of a captions.csv or .jsonl, or a TFDS data set; empty: the usual names, or the only picture there is."""
     label_field: str = ""
     """Of a TFDS data set; empty: the only class label there is."""
+    shapes: ShapesConfig = ShapesConfig()
+
+    def __post_init__(self):
+        if not 0.0 <= self.eval_fraction <= 1.0:
+            raise ValueError(f"eval_fraction must be between 0 and 1, not {self.eval_fraction}")
+
+
+@dataclasses.dataclass(frozen=True)
+class MixturePart(SourceConfig):
+    """One of several data sets that a run reads."""
+
+    name: str = ""
+    """For the metrics; required."""
+    weight: float = 1.0
+    """Its share of the samples is this over the sum of all weights, whatever its size."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.name:
+            raise ValueError("each part of a mixture needs a name")
+        if not (self.weight > 0.0 and math.isfinite(self.weight)):
+            raise ValueError(f"the weight of '{self.name}' must be above 0 and finite, not {self.weight}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(SourceConfig):
+    """A data set or a mixture of several, and the limits on what is read."""
+
+    mixture: tuple[MixturePart, ...] = ()
+    """Several data sets in the place of the one that `source`, `path` and the other keys of `SourceConfig` name."""
+    image_size: int = 256
+    """Pixels a side of what the model sees."""
     max_bad_fraction: float = 0.01
     """The run stops when more of the samples than this cannot be read."""
     max_pixels: int = 1 << 26
@@ -81,17 +113,22 @@ class DataConfig:
     """Processes that decode pictures; 0: threads of the training process."""
     prefetch: int = 2
     """Batches that wait on the device."""
-    shapes: ShapesConfig = ShapesConfig()
 
     def __post_init__(self):
-        for name in ("eval_fraction", "max_bad_fraction"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
+        super().__post_init__()
+        if not 0.0 <= self.max_bad_fraction <= 1.0:
+            raise ValueError(f"max_bad_fraction must be between 0 and 1, not {self.max_bad_fraction}")
         for name in ("image_size", "max_pixels", "prefetch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.workers < 0:
             raise ValueError(f"workers must be 0 or more, not {self.workers}")
+        names = [part.name for part in self.mixture]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two parts of the mixture are called '{name}': give each a name of its own")
+        if names and self.path:
+            raise ValueError(f"a mixture of {', '.join(names)} and path='{self.path}': name the data in one place")
 
 
 class TokenizerKind(enum.Enum):

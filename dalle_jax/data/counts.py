@@ -19,13 +19,15 @@ class ReadCounts:
     batches handed out, whatever was read ahead.
     """
 
-    FIELDS = ("bad", "bad_index", "cut")
-    """Of a batch: bad int32 [rows, reasons], bad_index int64 [rows] (-1: none), cut int32 [rows]."""
+    FIELDS = ("bad", "bad_index", "cut", "part")
+    """Of a batch: bad int32 [rows, reasons], bad_index int64 [rows] (-1: none), cut int32 [rows], part int32 [rows]
+    (which part of a mixture)."""
 
     def __init__(self, source: Source, max_bad_fraction: float):
         self.bad = dict.fromkeys(REASONS, 0)
         self.cut = 0
         self.read = 0
+        self.of_parts = np.zeros(len(source.part_names), np.int64)
         self._source = source
         self._max_bad_fraction = max_bad_fraction
         self._examples: list[str] = []
@@ -40,6 +42,7 @@ class ReadCounts:
             self.bad[reason] += count
         total = sum(self.bad.values())
         self.cut += int(counts["cut"].sum())
+        self.of_parts += np.bincount(counts["part"], minlength=len(self.of_parts))[: len(self.of_parts)]
         self.read += len(counts["cut"]) + int(counts["bad"].sum())
         for index in counts["bad_index"][counts["bad_index"] >= 0][: 3 - len(self._examples)]:
             self._examples.append(self._source.key(int(index)))

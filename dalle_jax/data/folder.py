@@ -1,14 +1,18 @@
 """A folder of pictures, with captions beside them or in one table."""
 
 import csv
+import io
 import json
 import os
 from collections.abc import Iterator
 from typing import Any
 
+from etils import epath
+
+from dalle_jax import storage
 from dalle_jax.data.captions import Captions, captions_from_mapping, captions_from_text
 from dalle_jax.data.records import BadReason, BadSample, Record, Source
-from dalle_jax.data.webdataset import IMAGE_SUFFIXES
+from dalle_jax.data.tar_index import IMAGE_SUFFIXES
 from dalle_jax.errors import UserError, closest
 
 TABLES = ("captions.csv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
@@ -30,15 +34,16 @@ class Folder(Source):
         Raises:
           UserError: where the folder or the pictures are missing, or the table cannot be read.
         """
-        self._root = os.path.expanduser(path)
+        self._root = storage.expanduser(path)
         self.name = f"folder {path}"
-        if not path or not os.path.isdir(self._root):
+        if not path or not epath.Path(self._root).is_dir():
             raise UserError(f"config.data.path='{path}' is not a folder: name the folder with the pictures")
-        table = next((name for name in TABLES if os.path.exists(os.path.join(self._root, name))), None)
+        beside = storage.files_in(self._root)
+        table = next((name for name in TABLES if name in beside), None)
         self._captions: dict[str, Captions] | None = None
         if table:
             self.name = f"folder {path} ({table})"
-            self._captions = _read_table(os.path.join(self._root, table), caption_field, image_field)
+            self._captions = _read_table(storage.join(self._root, table), caption_field, image_field)
             self._files = list(self._captions)
         else:
             self._files = sorted(_pictures(self._root))
@@ -53,10 +58,9 @@ class Folder(Source):
 
     def __getitem__(self, index: int) -> Record:
         file = self._files[index]
-        path = os.path.join(self._root, file)
+        path = storage.join(self._root, file)
         try:
-            with open(path, "rb") as picture:
-                image = picture.read()
+            image = storage.read(path)
         except OSError as error:
             raise BadSample(BadReason.MISSING, str(error)) from error
         texts, fault = self._captions[file] if self._captions is not None else _captions_beside(path)
@@ -65,16 +69,15 @@ class Folder(Source):
 
 def _pictures(root: str) -> Iterator[str]:
     """Paths of the pictures, relative to the root and with forward slashes, so that keys are the same everywhere."""
-    for folder, _, names in os.walk(root, followlinks=True):
-        for name in names:
-            if not name.startswith(".") and os.path.splitext(name)[1][1:].lower() in IMAGE_SUFFIXES:
-                yield os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
+    for file in storage.walk(root):
+        name = file.rpartition("/")[2]
+        if not name.startswith(".") and os.path.splitext(name)[1][1:].lower() in IMAGE_SUFFIXES:
+            yield file
 
 
 def _captions_beside(path: str) -> Captions:
     try:
-        with open(os.path.splitext(path)[0] + ".txt", "rb") as text:
-            return captions_from_text(text.read())
+        return captions_from_text(storage.read(os.path.splitext(path)[0] + ".txt"))
     except FileNotFoundError:
         return (), None
 
@@ -102,7 +105,9 @@ def _read_table(path: str, caption_field: str, image_field: str) -> dict[str, Ca
 
 def _rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows with their line numbers. Bytes that are not UTF-8 are kept as surrogates: one caption is bad, not all."""
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    # Of a bucket's object, all of it is fetched: a table is read to its end anyway.
+    data = io.BytesIO(storage.read(path))
+    with io.TextIOWrapper(data, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         if path.endswith(".csv"):
             reader = csv.DictReader(file)
             for row in reader:

@@ -1,6 +1,12 @@
-"""Many pictures on one sheet."""
+"""Many pictures on one sheet, and sheets as files."""
+
+import io
 
 import numpy as np
+from etils import epath
+from PIL import Image
+
+from dalle_jax.storage import write_whole
 
 
 def picture_grid(images: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
@@ -22,3 +28,10 @@ def picture_grid(images: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
         top, left = (gap + (i // columns) * (height + gap), gap + (i % columns) * (width + gap))
         sheet[top : top + height, left : left + width] = image
     return sheet
+
+
+def save_png(image: np.ndarray, path: epath.PathLike) -> None:
+    """Writes uint8 [height, width, 3] as PNG, locally or into a bucket; folders are made."""
+    encoded = io.BytesIO()
+    Image.fromarray(image).save(encoded, format="PNG")
+    write_whole(path, encoded.getvalue())

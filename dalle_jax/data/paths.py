@@ -1,9 +1,11 @@
 """File patterns as people write them: globs, brace ranges, lists."""
 
+import functools
 import glob
 import os
 import re
 
+from dalle_jax import storage
 from dalle_jax.errors import UserError
 
 _BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
@@ -13,8 +15,8 @@ def expand(pattern: str, suffix: str) -> list[str]:
     """Lists the files that a pattern names, in order.
 
     Args:
-      pattern: paths, globs (`*`, `?`, `[..]`), brace ranges (`{00000..00099}`, `{a,b}`), several separated by
-        commas; a folder stands for the files in it that end in `suffix`.
+      pattern: paths, local or `gs://`, globs (`*`, `?`, `[..]`), brace ranges (`{00000..00099}`, `{a,b}`), several
+        separated by commas; a folder stands for the files in it that end in `suffix`.
       suffix: such as `.tar`.
 
     Raises:
@@ -24,14 +26,18 @@ def expand(pattern: str, suffix: str) -> list[str]:
         raise UserError("config.data.path is empty: name the data, for example --config.data.path='data/*.tar'")
     files: list[str] = []
     missing: list[str] = []
-    for path in (path for part in _split(pattern) for path in expand_braces(os.path.expanduser(part))):
-        if os.path.isdir(path):
-            files += sorted(glob.glob(os.path.join(glob.escape(path), "*" + suffix)))
-        elif os.path.exists(path):
+    listed = functools.cache(storage.files_in)  # a range of a thousand files in a bucket is one request
+    for path in (path for part in _split(pattern) for path in expand_braces(storage.expanduser(part))):
+        folder, _, name = path.rpartition("/")
+        if storage.is_remote(path) and glob.has_magic(path):
+            files += storage.glob_files(path)
+        elif name in listed(folder) if storage.is_remote(path) else os.path.isfile(path):
             files.append(path)
+        elif inside := sorted(name for name in listed(path) if name.endswith(suffix)):
+            files += [storage.join(path, name) for name in inside]
         elif glob.has_magic(path):
-            files += sorted(glob.glob(path, recursive=True))
-        else:
+            files += storage.glob_files(path)
+        elif storage.is_remote(path) or not os.path.isdir(path):
             missing.append(path)
     if missing:
         raise UserError(

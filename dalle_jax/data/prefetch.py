@@ -1,17 +1,33 @@
 """Batches that are on the device before they are asked for, and which rows of them this process brings."""
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, TypeVar
 
+import grain
 import jax
 import numpy as np
+from absl import flags
 
 from dalle_jax.errors import UserError
 
+_MAX_THREADS = 8
+
 T = TypeVar("T")
 U = TypeVar("U")
+
+
+def read_ahead(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
+    """The elements in order, made by threads of this process or by worker processes."""
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain hands its flags to the workers; outside `app.run` nobody parsed them
+        one = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+        return dataset.to_iter_dataset(one).mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    threads = min(os.cpu_count() or 1, _MAX_THREADS)
+    return dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
 
 
 def compute_ahead(items: Iterable[T], function: Callable[[T], U], size: int) -> Generator[U, None, None]:

@@ -14,7 +14,7 @@ class BadReason(enum.Enum):
     """Why a sample cannot be used; the metrics count bad samples under these names."""
 
     MISSING = "missing"  # the file that an index names is not there, or is shorter than it was
-    TRUNCATED = "truncated"  # a picture that ends early or is damaged inside
+    TRUNCATED = "truncated"  # a picture, or a record of tokens, that ends early or is damaged inside
     NOT_A_PICTURE = "not_a_picture"  # bytes in no format that is read
     TOO_LARGE = "too_large"  # over the pixel limit: decompression bombs
     NO_CAPTION = "no_caption"
@@ -30,11 +30,24 @@ class BadSample(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
+class Encoding:
+    """What made the tokens of a data set that was encoded beforehand: only a decoder on the same codec can use them."""
+
+    codec: str
+    """Fingerprint of the codec's weights (`FrozenCodec.fingerprint`)."""
+    codebook_size: int
+    grid_size: int
+    """Tokens a side."""
+    image_size: int
+    """Pixels a side of what the codec was given."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Record:
     """One sample as it is stored."""
 
     image: bytes | np.ndarray
-    """An encoded picture, or uint8 [height, width, 3]."""
+    """An encoded picture, or uint8 [height, width, 3]; b"" where the record holds tokens in its place."""
     captions: tuple[str, ...]
     """All captions of the picture, without surrounding space and none of them empty; () where it has none."""
     key: str
@@ -45,6 +58,8 @@ class Record:
     captions_fault: BadReason | None = None
     """Why there are no captions, where they are unreadable rather than absent. Codecs train on the picture all the
     same, so this is not a `BadSample` yet."""
+    tokens: np.ndarray | None = None
+    """int32 [crops, grid_size ** 2]: the picture as a codec sees several crops of it, which are alternatives."""
 
 
 class Source(abc.ABC):
@@ -56,6 +71,12 @@ class Source(abc.ABC):
     """Whether every record has a label."""
     class_names: tuple[str, ...] = ()
     """Of the labels, in their order; () where the source does not know them."""
+    encoding: Encoding | None = None
+    """Of the tokens, where records hold any."""
+    has_images: bool = True
+    """Whether records hold pictures; where only some do (a mixture), the others hold tokens."""
+    part_names: tuple[str, ...] = ()
+    """Of a mixture's parts."""
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -100,6 +121,16 @@ class Source(abc.ABC):
             except BadSample as error:
                 digest.update(error.reason.value.encode())
         return digest.hexdigest()[:12]
+
+    def part_of(self, index: int) -> int:
+        """Which of `part_names` the record is of; 0 where there are no parts."""
+        del index
+        return 0
+
+    def alternatives(self, index: int) -> range:
+        """The records among which another is drawn where this one is bad: all, or those of its part of a mixture."""
+        del index
+        return range(len(self))
 
 
 class Subset(Source):

@@ -9,11 +9,13 @@ from dalle_jax.data import transforms
 from dalle_jax.data.config import Augment, TextConfig
 from dalle_jax.data.counts import REASONS, describe
 from dalle_jax.data.decode import decode
-from dalle_jax.data.records import BadReason, BadSample, Record, Source
+from dalle_jax.data.records import BadReason, BadSample, Encoding, Record, Source
 from dalle_jax.data.tokenizer import RowTokenizer
 from dalle_jax.errors import UserError
 
 NO_LABEL = -1
+NO_TOKEN = -1
+"""In place of the tokens of a picture that is not encoded yet."""
 
 _ATTEMPTS = 100
 
@@ -36,9 +38,11 @@ class SampleReader:
         run's seed and of the position, as everything else is.
 
         Returns:
-          `image` uint8 [S, S, 3]; `text` int32 [T] where there is a tokenizer; `label` int32 where the source has
-          labels; and for the counts: `bad` int32 [reasons], `bad_index` int64 (of the first bad sample met, -1 if
-          none), `cut` int32 (1 where the caption was cut); see `ReadCounts`.
+          `image` uint8 [S, S, 3] where the source has pictures; `image_tokens` int32 [G] where it has tokens; `text`
+          int32 [T] where there is a tokenizer; `label` int32 where the source has labels. Of a source that has both,
+          a sample with tokens has a black picture, and one with a picture `NO_TOKEN` for tokens. And for the counts:
+          `bad` int32 [reasons], `bad_index` int64 (of the first bad sample met, -1 if none), `cut` int32 (1 where the
+          caption was cut), `part` int32; see `ReadCounts`.
 
         Raises:
           UserError: where no readable sample is found in a hundred attempts.
@@ -51,9 +55,11 @@ class SampleReader:
             except BadSample as error:
                 bad[REASONS.index(error.reason)] += 1
                 bad_index = index if bad_index < 0 else bad_index
-                index = int(rng.integers(len(self.source)))
+                among = self.source.alternatives(index)
+                index = int(rng.integers(among.start, among.stop))
             else:
-                return sample | {"bad": bad, "bad_index": np.int64(bad_index)}
+                part = np.int32(self.source.part_of(index))
+                return sample | {"bad": bad, "bad_index": np.int64(bad_index), "part": part}
         raise UserError(
             f"{_ATTEMPTS} samples of {self.source.name} in a row cannot be used "
             f"({describe(dict(zip(REASONS, bad.tolist(), strict=True)))}): check the data"
@@ -63,15 +69,29 @@ class SampleReader:
         sample: dict[str, Any] = {"cut": np.int32(0)}
         if self.tokenizer is not None and self.text is not None:
             sample |= self._encode(record, self.tokenizer, self.text, rng)
+        if self.source.has_images:
+            sample["image"] = self._square(record, rng)
+        if self.source.encoding is not None:
+            sample["image_tokens"] = self._tokens(record, self.source.encoding, rng)
+        if self.source.has_labels:
+            sample["label"] = np.int32(NO_LABEL if record.label is None else record.label)
+        return sample
+
+    def _square(self, record: Record, rng: np.random.Generator) -> np.ndarray:
+        if record.tokens is not None:
+            return np.zeros((self.image_size, self.image_size, 3), np.uint8)
         image = decode(
             record.image,
             max_pixels=self.max_pixels,
             shrink_to=transforms.shrink_to(self.augment, self.image_size),
         )
-        sample["image"] = transforms.make_transform(self.augment, self.image_size)(image, rng)
-        if self.source.has_labels:
-            sample["label"] = np.int32(NO_LABEL if record.label is None else record.label)
-        return sample
+        return transforms.make_transform(self.augment, self.image_size)(image, rng)
+
+    @staticmethod
+    def _tokens(record: Record, encoding: Encoding, rng: np.random.Generator) -> np.ndarray:
+        if record.tokens is None:
+            return np.full(encoding.grid_size**2, NO_TOKEN, np.int32)
+        return record.tokens[int(rng.integers(len(record.tokens)))]
 
     @staticmethod
     def _encode(record: Record, tokenizer: RowTokenizer, text: TextConfig, rng: np.random.Generator) -> dict[str, Any]:

@@ -2,20 +2,24 @@
 
 import numpy as np
 
+from dalle_jax import storage
 from dalle_jax.data import paths
 from dalle_jax.data.class_captions import ClassCaptions
-from dalle_jax.data.config import DataConfig, SourceKind
+from dalle_jax.data.config import DataConfig, SourceConfig, SourceKind
+from dalle_jax.data.mixture import Mixture
 from dalle_jax.data.records import Source, Subset
 from dalle_jax.errors import UserError
 
 TRAIN, EVAL = "train", "eval"
 
+_SPLIT_ALREADY = (SourceKind.SHAPES, SourceKind.ENCODED)
 
-def open_source(config: DataConfig, split: str = TRAIN) -> Source:
+
+def open_source(config: SourceConfig, split: str = TRAIN) -> Source:
     """Opens the samples of one split.
 
     Args:
-      config: which data, and how it is split.
+      config: which data, and how it is split; of a mixture, each part is split by itself.
       split: `train` and `eval` are what the run trains on and what it holds out, under whatever names the data set
         has for them (`config.split`, `config.eval_split`, or a part of `config.split`); any other is a split of the
         data set itself, such as `unseen`.
@@ -23,11 +27,18 @@ def open_source(config: DataConfig, split: str = TRAIN) -> Source:
     Raises:
       UserError: where the data are missing, damaged or empty, or the split does not exist.
     """
+    if isinstance(config, DataConfig) and config.mixture:
+        # Of the held-out parts, those that hold nothing out are none.
+        parts = [part for part in config.mixture if split != EVAL or EVAL in splits_of(part)]
+        if not parts:
+            raise UserError("no part of the mixture holds anything out: set eval_fraction or eval_split of one")
+        sources = [open_source(part, split) for part in parts]
+        return Mixture(sources, [part.name for part in parts], [part.weight for part in parts])
     if split not in (TRAIN, EVAL):
         return _open_named(config, split)
     if config.eval_split:
         return _open_named(config, config.split if split == TRAIN else config.eval_split)
-    if config.source is SourceKind.SHAPES:
+    if config.source in _SPLIT_ALREADY:
         return _open_named(config, split)
     whole = _open_named(config, config.split)
     if config.eval_fraction == 0.0:
@@ -37,6 +48,18 @@ def open_source(config: DataConfig, split: str = TRAIN) -> Source:
             )
         return whole
     return hold_out(whole, config.eval_fraction, split)
+
+
+def splits_of(config: SourceConfig) -> list[str]:
+    """`train`, and `eval` where the config, or the data set itself, holds something out."""
+    if isinstance(config, DataConfig) and config.mixture:
+        return [TRAIN, EVAL] if any(EVAL in splits_of(part) for part in config.mixture) else [TRAIN]
+    if config.source is SourceKind.ENCODED and not config.eval_split:
+        from dalle_jax.data.encoded import read_manifest
+
+        return [TRAIN, EVAL] if EVAL in read_manifest(storage.expanduser(config.path)).splits else [TRAIN]
+    whole = config.eval_fraction == 0.0 and not config.eval_split and config.source is not SourceKind.SHAPES
+    return [TRAIN] if whole else [TRAIN, EVAL]
 
 
 def hold_out(source: Source, fraction: float, split: str) -> Source:
@@ -50,6 +73,7 @@ def hold_out(source: Source, fraction: float, split: str) -> Source:
         # Too few samples for the fraction: one is better than an evaluation of nothing.
         held_out[int(np.argmin(source.key_hashes()))] = True
     indices = np.flatnonzero(held_out if split == EVAL else ~held_out)
+    indices = indices.astype(np.uint32 if len(source) <= 1 << 32 else np.int64)
     if not len(indices):
         raise UserError(
             f"{source.name} has {len(source)} sample(s), too few to hold out a share of {fraction}: set "
@@ -58,7 +82,7 @@ def hold_out(source: Source, fraction: float, split: str) -> Source:
     return Subset(source, indices, f"{source.name}, {split} part")
 
 
-def _open_named(config: DataConfig, split: str) -> Source:
+def _open_named(config: SourceConfig, split: str) -> Source:
     """Opens a split under the data set's own name, with captions made where the config makes them."""
     source = _open_stored(config, split)
     if config.caption_templates and source.class_names:
@@ -66,12 +90,16 @@ def _open_named(config: DataConfig, split: str) -> Source:
     return source
 
 
-def _open_stored(config: DataConfig, split: str) -> Source:
+def _open_stored(config: SourceConfig, split: str) -> Source:
     """Opens a split as it is stored. Each kind of source is imported when it is asked for."""
     if config.source is SourceKind.SHAPES:
         from dalle_jax.data import shapes
 
         return shapes.source(config.shapes, split)
+    if config.source is SourceKind.ENCODED:
+        from dalle_jax.data.encoded import Encoded
+
+        return Encoded(config.path, split)
     if config.source is SourceKind.TFDS:
         from dalle_jax.data import tfds
 

@@ -4,11 +4,11 @@ The standard library's `tarfile` answers the same question in five to ten times 
 of members.
 """
 
-import os
 import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from dalle_jax import storage
 from dalle_jax.errors import UserError
 
 _BLOCK = 512
@@ -31,13 +31,12 @@ def scan(path: str) -> Iterator[Member]:
     Raises:
       UserError: naming the tar and the offset, where it is compressed, ends inside a member, or is no tar.
     """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        total = os.fstat(descriptor).st_size
+    with storage.Reader(path) as file:
+        total = file.size
         offset = 0
         override: dict[str, str] = {}  # what an extension header says of the member after it
         while offset < total:
-            header = os.pread(descriptor, _BLOCK, offset)
+            header = file.pread(_BLOCK, offset)
             if len(header) == _BLOCK and not any(header):
                 return
             if len(header) < _BLOCK:
@@ -52,14 +51,12 @@ def scan(path: str) -> Iterator[Member]:
                 raise _cut(path, offset, total)
             offset = start + -(-size // _BLOCK) * _BLOCK
             if extension:
-                override |= _extension(kind, os.pread(descriptor, size, start))
+                override |= _extension(kind, file.pread(size, start))
                 continue
             name = override.get("path") or _name(header)
             override = {}
             if kind in _REGULAR and not name.endswith("/"):
                 yield Member(name.removeprefix("./"), start, size)
-    finally:
-        os.close(descriptor)
 
 
 def _name(header: bytes) -> str:

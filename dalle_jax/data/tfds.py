@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from dalle_jax import storage
 from dalle_jax.data.captions import captions_from_mapping
 from dalle_jax.data.records import BadReason, BadSample, Record, Source
 from dalle_jax.errors import UserError, closest
@@ -161,26 +162,25 @@ class TfRecords:
 
     def __getitem__(self, index: int) -> bytes:
         offset, size = self._spans[index].tolist()
-        with open(self._paths[self._files[index]], "rb") as file:
-            file.seek(offset)
-            data = file.read(size)
+        path = self._paths[self._files[index]]
+        (data,) = storage.read_parts(path, [(offset, size)])
         if len(data) < size:
-            raise BadSample(BadReason.MISSING, f"{file.name} is shorter than it was when the run started")
+            raise BadSample(BadReason.MISSING, f"{path} is shorter than it was when the run started")
         return data
 
 
 def _frames(path: str) -> np.ndarray:
     """int64 [records, (offset, size)] of a TFRecord file."""
     frames = []
-    total = os.path.getsize(path)
-    with open(path, "rb") as file:
-        while (start := file.tell()) < total:
-            size = int.from_bytes(file.read(8), "little")
-            if start + 16 + size > total:
+    start = 0
+    with storage.Reader(path) as file:
+        while start < file.size:
+            size = int.from_bytes(file.pread(8, start), "little")
+            if start + 16 + size > file.size:
                 raise UserError(
-                    f"{path} is cut short: the record at byte {start} does not end within its {total} "
+                    f"{path} is cut short: the record at byte {start} does not end within its {file.size} "
                     "bytes; prepare the data set again"
                 )
             frames.append((start + 12, size))
-            file.seek(start + 16 + size)
+            start += 16 + size
     return np.array(frames, np.int64).reshape(len(frames), 2)

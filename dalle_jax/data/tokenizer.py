@@ -16,6 +16,7 @@ from jaxtyping import Int32
 from dalle_jax.data.bpe import Merges
 from dalle_jax.data.config import TextConfig
 from dalle_jax.errors import UserError
+from dalle_jax.storage import write_whole
 
 PAD, UNKNOWN, START, END = range(4)
 
@@ -154,11 +155,7 @@ class Tokenizer:
 
     def save(self, path: epath.PathLike) -> None:
         """Writes the model so that a reader sees either nothing or all of it."""
-        path = epath.Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(self.model)
-        temporary.replace(path)
+        write_whole(path, self.model)
 
 
 def fit(pieces: list[int], length: int, *, end: bool) -> Int32[np.ndarray, " length"]:

@@ -1,32 +1,21 @@
 """Webdataset tars as img2dataset writes them, read in any order without being copied or unpacked."""
 
-import functools
+import bisect
 import io
-import os
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 
-from dalle_jax.data import tar
+from dalle_jax import storage
 from dalle_jax.data.captions import Captions, captions_from_json, captions_from_text
-from dalle_jax.data.records import BadReason, BadSample, Record, Source, hash_key
+from dalle_jax.data.records import BadReason, BadSample, Record, Source
+from dalle_jax.data.tar_index import IMAGE_SUFFIXES, PARTS, TarIndex, tar_index
 from dalle_jax.errors import UserError
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
-
-_PARTS = {suffix: 0 for suffix in IMAGE_SUFFIXES} | {"txt": 1, "json": 2, "cls": 3, "npy": 4}
-_IMAGE, _TEXT, _JSON, _CLASS, _CLASSES = range(5)
-_ABSENT = -1
-
-
-class _Shard(NamedTuple):
-    keys: np.ndarray  # bytes [samples]
-    hashes: np.ndarray  # uint64 [samples]
-    spans: np.ndarray  # int64 [samples, part, (offset, size)], _ABSENT where the sample has no such member
-    without_picture: int
+_THREADS = 16  # that open tars: each waits most of its time for a bucket or a network file system
 
 
 class WebDataset(Source):
@@ -36,11 +25,13 @@ class WebDataset(Source):
     field of the `.json` goes first. `.cls` holds a class index, `.npy` a 0 or 1 for each class (CLIP_benchmark's
     multi-label data sets).
 
-    The tars are scanned once in a process, when the source is opened; a sample is then a few reads at known offsets.
+    The tars are scanned once (`tar_index`); a sample is then a few reads at known offsets.
     """
 
-    def __init__(self, paths: Sequence[str], *, caption_field: str = ""):
-        """Scans the tars.
+    def __init__(
+        self, paths: Sequence[str], *, caption_field: str = "", find_index: Callable[[str], TarIndex] = tar_index
+    ):
+        """Finds or makes the indices of the tars, by `find_index`.
 
         Raises:
           UserError: where one is cut short, compressed or damaged (naming it and the offset), or no sample in any of
@@ -49,53 +40,55 @@ class WebDataset(Source):
         self.name = f"webdataset {paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
         self._paths = list(paths)
         self._caption_field = caption_field
-        # Headers lie scattered over the files: threads hide the latency of a network file system.
-        with ThreadPoolExecutor(8) as pool:
-            shards = list(pool.map(_scan_shard, self._paths))
-        without_picture = sum(shard.without_picture for shard in shards)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            self._tars = list(pool.map(find_index, self._paths))
+        without_picture = sum(index.without_picture for index in self._tars)
         if without_picture:
             logging.warning("%s: %d samples without a picture are left out", self.name, without_picture)
-        self._spans = np.concatenate([shard.spans for shard in shards])
-        if not len(self._spans):
+        self._ends = list(itertools.accumulate(map(len, self._tars)))
+        if not len(self):
             raise UserError(f"{self.name}: no member is a picture (.{', .'.join(IMAGE_SUFFIXES)})")
-        self._shards = np.repeat(np.arange(len(shards)), [len(shard.keys) for shard in shards])
-        self._keys = np.concatenate([shard.keys for shard in shards])
-        self._hashes = np.concatenate([shard.hashes for shard in shards])
-        self.has_labels = bool(np.all(self._spans[:, _CLASS, 0] != _ABSENT))
+        self.has_labels = all(index.has_everywhere("cls") for index in self._tars if len(index))
 
     def __len__(self) -> int:
-        return len(self._spans)
+        return self._ends[-1]
 
     def key(self, index: int) -> str:
-        return self._keys[index].decode("utf-8", "surrogateescape")
+        tar, place = self._locate(index)
+        return self._tars[tar].key(place)
 
     def key_hashes(self) -> np.ndarray:
-        return self._hashes.copy()
+        return np.concatenate([index.rows["hash"] for index in self._tars])
 
     def __getitem__(self, index: int) -> Record:
-        image, text, json, label, labels = self._read(index, (_IMAGE, _TEXT, _JSON, _CLASS, _CLASSES))
+        image, text, json, label, labels = self._read(index, PARTS)
         texts, fault = self._choose(text, json)
         one = int(label) if label.strip().isdigit() else None
         return Record(image, texts, self.key(index), one, _classes(labels), fault)
 
     def captions(self, index: int) -> tuple[str, ...]:
-        return self._choose(*self._read(index, (_TEXT, _JSON)))[0]
+        return self._choose(*self._read(index, ("txt", "json")))[0]
 
-    def _read(self, index: int, parts: Sequence[int]) -> list[bytes]:
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Which tar, and which sample of it."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        tar = bisect.bisect_right(self._ends, index)
+        return tar, index - (self._ends[tar - 1] if tar else 0)
+
+    def _read(self, index: int, parts: tuple[str, ...]) -> list[bytes]:
         """The bytes of some members of a sample; none where it has no such member."""
-        path = self._paths[self._shards[index]]
-        spans = self._spans[index, parts].tolist()
+        tar, place = self._locate(index)
+        path, spans = self._paths[tar], self._tars[tar].spans(place, parts)
+        present = [span for span in spans if span is not None]
         try:
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                found = [b"" if offset == _ABSENT else os.pread(descriptor, size, offset) for offset, size in spans]
-            finally:
-                os.close(descriptor)
+            found = iter(storage.read_parts(path, present))
         except OSError as error:
             raise BadSample(BadReason.MISSING, str(error)) from error
-        if any(len(data) < size for data, (_, size) in zip(found, spans, strict=True)):
+        members = [b"" if span is None else next(found) for span in spans]
+        if any(span is not None and len(data) < span[1] for data, span in zip(members, spans, strict=True)):
             raise BadSample(BadReason.MISSING, f"{path} is shorter than it was when the run started")
-        return found
+        return members
 
     def _choose(self, text: bytes, json: bytes) -> Captions:
         from_text = captions_from_text(text)
@@ -112,30 +105,3 @@ def _classes(data: bytes) -> tuple[int, ...] | None:
     except (ValueError, EOFError):
         return None
     return tuple(np.flatnonzero(marks).tolist()) if isinstance(marks, np.ndarray) and marks.ndim == 1 else None
-
-
-def _scan_shard(path: str) -> _Shard:
-    status = os.stat(path)
-    return _scan_file(path, status.st_size, status.st_mtime_ns)
-
-
-@functools.cache
-def _scan_file(path: str, size: int, mtime: int) -> _Shard:
-    """The samples of a tar. Kept, because a run opens its data for the tokenizer and for both splits of each stage."""
-    del size, mtime  # of the file that was scanned: another one has others
-    samples: dict[str, list[list[int]]] = {}
-    for name, offset, length in tar.scan(path):
-        folder, base = os.path.split(name)
-        stem, _, suffix = base.partition(".")
-        part = _PARTS.get(suffix.lower())
-        if part is None or not stem:  # a dot in front: what macOS leaves beside each file
-            continue
-        sample = samples.setdefault(os.path.join(folder, stem), [[_ABSENT, 0] for _ in range(5)])
-        sample[part] = [offset, length]
-    whole = {key: spans for key, spans in samples.items() if spans[_IMAGE][0] != _ABSENT}
-    return _Shard(
-        np.array([key.encode("utf-8", "surrogateescape") for key in whole], np.bytes_),
-        np.array([hash_key(key) for key in whole], np.uint64),
-        np.array(list(whole.values()), np.int64).reshape(len(whole), 5, 2),
-        len(samples) - len(whole),
-    )

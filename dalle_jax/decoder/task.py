@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from dalle_jax.data.grid import picture_grid
+from dalle_jax.data.samples import NO_TOKEN
 from dalle_jax.decoder.config import DecoderConfig
 from dalle_jax.decoder.model import PAD, Decoder, Output, abstract_params, init_params
 from dalle_jax.decoder.sampling import SamplingConfig, candidate_keys, draw, no_prime, prefill
@@ -107,9 +108,14 @@ class DecoderTask(Task):
     def prepare(self, batch: Batch) -> Batch:
         """Turns pictures into tokens (the most likely code, no noise) and counts the text's targets.
 
-        A batch that brings `image_tokens` keeps them.
+        A batch that brings `image_tokens` keeps them; where it brings pictures too (a mixture), rows of `NO_TOKEN`
+        are filled with those of their pictures.
         """
-        tokens = batch["image_tokens"] if "image_tokens" in batch else self.codec.encode(batch["image"])
+        tokens = batch.get("image_tokens")
+        if tokens is None:
+            tokens = self.codec.encode(batch["image"])
+        elif "image" in batch:
+            tokens = jnp.where(tokens == NO_TOKEN, self.codec.encode(batch["image"]), tokens)
         weights = text_weights(batch["text"], self.config.pad_loss)
         return {"text": batch["text"], "text_weights": weights, "image_tokens": tokens}
 

@@ -54,6 +54,11 @@ class BatchSource(Protocol):
         """Captions so far that were longer than the text."""
         ...
 
+    @property
+    def part_counts(self) -> Mapping[str, int]:
+        """Samples so far of each part of a mixture; empty where there is none."""
+        ...
+
     def iterate(self, start: int, *, sharding: NamedSharding) -> Iterator[Batch]:
         """Batches start, start + 1, ... as global arrays of `sharding`, without end."""
         ...
@@ -251,6 +256,8 @@ class _Loop:
 
     def _save(self, done: int, state: TrainState, evaluated: Mapping[str, float] | None) -> None:
         self.reporter.flush()  # Finds what is not finite before it is saved.
+        for writer in self.writers:
+            writer.flush()
         with self.clock.measure(Kind.CHECKPOINT):
             self.checkpoints.save(done, state, self.reporter.progress(), evaluated)
         self.ledger.saved(done, self.checkpoints.steps)
@@ -285,6 +292,7 @@ class _Loop:
         row["bad_samples"] = float(sum(bad.values()))
         row |= {f"bad_samples/{reason}": float(count) for reason, count in bad.items() if count}
         row["captions_cut"] = float(self.batches.captions_cut)
+        row |= {f"samples/{part}": float(count) for part, count in self.batches.part_counts.items()}
         self._write(step, row)
 
     def _write(self, step: int, row: Mapping[str, float]) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from etils import epath
 from PIL import Image
-from tensorboardX import event_file_writer, summary
+from tensorboardX import event_file_writer, record_writer, summary
 from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
 from dalle_jax.errors import UserError
+from dalle_jax.storage import Appended, is_remote
 from dalle_jax.training.starts import duration
 
 Row = Mapping[str, float]
@@ -36,6 +37,10 @@ class Writer(abc.ABC):
         """Writes one picture, uint8 [height, width, 3]."""
         del step, name, picture
 
+    def flush(self) -> None:
+        """Brings what was written to where it stays, if the process is killed; called before a checkpoint."""
+        return None
+
     def close(self) -> None:
         """Writes what is held back, and closes files."""
         return None
@@ -48,14 +53,15 @@ class JsonLines(Writer):
         path = epath.Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = "".join(json.dumps(line) + "\n" for line in read_rows(path) if line["step"] <= step)
-        if not path.exists() or path.read_text() != kept:
-            path.write_text(kept)
-        self._file = path.open("a")
+        self._file = Appended(path, kept.encode())
 
     def scalars(self, step: int, row: Row) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        self._file.write((json.dumps({"step": step, **finite}) + "\n").encode())
         self._file.flush()
+
+    def flush(self) -> None:
+        self._file.flush(now=True)
 
     def close(self) -> None:
         self._file.close()
@@ -95,8 +101,24 @@ class TensorBoard(Writer):
         event = event_pb2.Event(wall_time=time.time(), step=step, **content)  # pyrefly: ignore[missing-attribute]
         self._writer.write_event(event)
 
+    def flush(self) -> None:
+        self._writer.flush()
+
     def close(self) -> None:
         self._writer.close()
+
+
+class _InBucket:
+    """How tensorboardX opens event files in a bucket, in place of its own way, which needs another library."""
+
+    def open(self, path: str) -> Appended:
+        return Appended(path, b"")
+
+    def directory_check(self, path: str) -> None:
+        return None
+
+
+record_writer.register_writer_factory("gs", _InBucket())
 
 
 class Pictures(Writer):
@@ -159,7 +181,8 @@ class WeightsAndBiases(Writer):
         self._wandb = wandb
         # The id is the folder, so that a resumed run goes on in the same page.
         run_id = "".join(c if c.isalnum() else "-" for c in str(epath.Path(directory).resolve()))[-64:]
-        self._run = wandb.init(project=project, name=name, id=run_id, dir=str(directory), resume="allow")
+        local = None if is_remote(directory) else str(directory)
+        self._run = wandb.init(project=project, name=name, id=run_id, dir=local, resume="allow")
 
     def scalars(self, step: int, row: Row) -> None:
         self._run.log(dict(row), step=step)

@@ -84,7 +84,7 @@ def _row(name: str, batch_size: int, gpu: bool = False) -> Row:
         None if gpu else functools.partial(theirs, batch_size),
         "OpenAI's torch code",
         1.0,
-        gpu,
+        gpu=gpu,
     )
 
 

@@ -4,14 +4,14 @@ A judge that looks at pixels alone (`dalle_jax.data.shapes.judge`) reads every a
 `seen` ones use colour-shape pairs of the training set, `unseen` ones the pairs that no training picture holds.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 from PIL import Image, ImageDraw, ImageFont
 
 from clip_jax import Clip
-from dalle_jax.data.grid import picture_grid
+from dalle_jax.data.grid import picture_grid, save_png
 from dalle_jax.data.shapes.judge import ATTRIBUTES, CHANCE, accuracy
 from dalle_jax.data.shapes.scenes import Scene, captions, draw, random_scene
 from dalle_jax.pipeline import Dalle
@@ -26,7 +26,7 @@ SHEET_TOP_P = 0.95
 SEED = 20_210_224
 
 
-def evaluate(dalle: Dalle, clip: Clip, out: Path, max_objects: int = 1) -> dict[str, Any]:
+def evaluate(dalle: Dalle, clip: Clip, out: epath.Path, max_objects: int = 1) -> dict[str, Any]:
     """Measures a run and draws its sheets.
 
     Args:
@@ -102,7 +102,7 @@ def gap_closed(results: np.ndarray) -> float | None:
     return None if best <= mean else round(float((scores[:, 0].mean() - mean) / (best - mean)), 4)
 
 
-def _codec_figures(dalle: Dalle, scenes: list[Scene], pictures: np.ndarray, out: Path) -> dict[str, Any]:
+def _codec_figures(dalle: Dalle, scenes: list[Scene], pictures: np.ndarray, out: epath.Path) -> dict[str, Any]:
     """PSNR, codes in use and the judge's view of what the codec alone makes of real pictures: the decoder's ceiling."""
     tokens = dalle.encode(pictures)
     copies = dalle.decode(tokens)
@@ -127,7 +127,7 @@ def retrieval_at_1(clip: Clip, scenes: list[Scene], texts: list[str], pictures: 
     return round(float(np.mean(hits)), 4)
 
 
-def _draw_sheet(dalle: Dalle, clip: Clip, max_objects: int, out: Path) -> None:
+def _draw_sheet(dalle: Dalle, clip: Clip, max_objects: int, out: epath.Path) -> None:
     """grid.png: captions never seen, the best 8 of 64 candidates of each, best first."""
     _, texts, _ = _scenes("unseen", dalle.codec.image_size, max_objects)
     texts = texts[:SHEET_CAPTIONS]
@@ -159,8 +159,6 @@ def _interleave(originals: np.ndarray, copies: np.ndarray, columns: int) -> np.n
     return picture_grid(np.concatenate(pairs), columns)
 
 
-def _save(sheet: np.ndarray, path: Path) -> None:
-    if not is_primary():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet).save(path)
+def _save(sheet: np.ndarray, path: epath.Path) -> None:
+    if is_primary():
+        save_png(sheet, path)

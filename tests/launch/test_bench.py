@@ -40,7 +40,7 @@ def test_measure(clock):
     assert result["ratio"] == pytest.approx((1.5 + 0.75) / 2)
     assert result["peer"]["seconds"] == 6.0
     json.dumps(result)
-    assert "1.12x peer (6.0000 s; to reach: 1.2x)" in bench.line(result, row.unit)
+    assert "1.12x peer (6.0000 s; to reach: 1.2x)" in bench.line(result, row)
 
 
 def test_without_operations_items_are_compared(clock):

@@ -68,7 +68,7 @@ class TinyBatches:
 
     def __init__(self, batch_size=16, seed=0, at=lambda n: None):
         self.batch_size, self.seed, self.at = batch_size, seed, at
-        self.bad_counts, self.captions_cut = {"truncated": 2}, 1
+        self.bad_counts, self.captions_cut, self.part_counts = {"truncated": 2}, 1, {}
 
     def host_batch(self, n):
         return {"x": np.random.default_rng((self.seed, n)).standard_normal((self.batch_size, WIDTH), np.float32)}

@@ -1,0 +1,235 @@
+"""Files on a disk or in a bucket (`gs://`), for what `etils.epath` leaves out: parts of files, sizes, appending.
+
+`gs://` needs the extra `gcs`. Local paths go past fsspec, which would cost more than a small read.
+"""
+
+import glob
+import os
+import time
+from typing import Any
+
+import fsspec
+from etils import epath
+
+# Other processes write too: a listing that is kept would hide their files.
+for _protocol in ("gcs", "gs"):
+    fsspec.config.conf.setdefault(_protocol, {}).setdefault("use_listings_cache", False)
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether a path is in a bucket."""
+    return "://" in os.fspath(path)
+
+
+def expanduser(path: str) -> str:
+    """A path with `~` replaced; one in a bucket is left alone."""
+    return path if is_remote(path) else os.path.expanduser(path)
+
+
+def join(folder: str, name: str) -> str:
+    """`folder/name`."""
+    return f"{folder.rstrip('/')}/{name}" if is_remote(folder) else os.path.join(folder, name)
+
+
+def size_of(path: str) -> int:
+    """Bytes of a file.
+
+    Raises:
+      OSError: it is not there.
+    """
+    return int(_system(path).info(path)["size"]) if is_remote(path) else os.stat(path).st_size
+
+
+def read_parts(path: str, spans: list[tuple[int, int]]) -> list[bytes]:
+    """Some parts of a file, as few requests as it takes: parts that lie close to each other come in one.
+
+    Args:
+      path: of the file.
+      spans: (offset, size) of each part; a part that reaches over the end of the file is cut there.
+
+    Raises:
+      OSError: the file cannot be read.
+    """
+    if is_remote(path):
+        return _read_remote(path, spans)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return [os.pread(descriptor, size, offset) for offset, size in spans]
+    finally:
+        os.close(descriptor)
+
+
+_CLOSE = 1 << 16  # bytes between parts that cost less than another request
+
+
+def _read_remote(path: str, spans: list[tuple[int, int]]) -> list[bytes]:
+    wanted = sum(size for _, size in spans)
+    if not wanted:
+        return [b""] * len(spans)
+    start, end = min(offset for offset, _ in spans), max(offset + size for offset, size in spans)
+    if end - start > wanted + _CLOSE:
+        return [_read_remote(path, [span])[0] for span in spans]
+    data = _cat(path, start, end)
+    return [data[offset - start :][:size] for offset, size in spans]
+
+
+class Reader:
+    """A file that is scanned from its start to its end, here and there. From a bucket it comes in large pieces."""
+
+    WINDOW = 1 << 22  # bytes of a piece
+
+    def __init__(self, path: str):
+        """Raises: OSError: the file is not there."""
+        self._path = path
+        self._descriptor = None if is_remote(path) else os.open(path, os.O_RDONLY)
+        self.size = size_of(path)
+        self._start, self._window = 0, b""
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """Some bytes; fewer at the end of the file."""
+        if self._descriptor is not None:
+            return os.pread(self._descriptor, size, offset)
+        if not self._start <= offset <= offset + size <= self._start + len(self._window):
+            end = min(offset + max(size, self.WINDOW), self.size)
+            self._start = offset
+            self._window = _cat(self._path, offset, end) if end > offset else b""
+        return self._window[offset - self._start :][:size]
+
+
+def read(path: str) -> bytes:
+    """All of a file.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    if is_remote(path):
+        return _cat(path)
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _cat(path: str, start: int | None = None, end: int | None = None) -> bytes:
+    found: Any = _system(path).cat_file(path, start=start, end=end)
+    return found
+
+
+def version_of(path: str) -> str:
+    """A text that changes when a file does.
+
+    Raises:
+      OSError: it is not there.
+    """
+    if is_remote(path):
+        info = _system(path).info(path)
+        return f"{info['size']} {info.get('generation') or info.get('etag') or info.get('mtime')}"
+    status = os.stat(path)
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def files_in(folder: str) -> dict[str, int]:
+    """Names and bytes of the files that lie in a folder; none where it does not exist."""
+    try:
+        if is_remote(folder):
+            listed = _system(folder).ls(folder, detail=True)
+            return {os.path.basename(info["name"]): int(info["size"]) for info in listed if info["type"] == "file"}
+        with os.scandir(folder) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+    except FileNotFoundError:
+        return {}
+
+
+def walk(folder: str) -> list[str]:
+    """Paths of the files in a folder and below it, relative to it and with forward slashes, in no order."""
+    if is_remote(folder):
+        start = len(str(_system(folder)._strip_protocol(folder)).rstrip("/")) + 1
+        return [str(path)[start:] for path in _system(folder).find(folder)]
+    found = []
+    for inner, _, names in os.walk(folder, followlinks=True):
+        found += [os.path.relpath(os.path.join(inner, name), folder).replace(os.sep, "/") for name in names]
+    return found
+
+
+def glob_files(pattern: str) -> list[str]:
+    """Files that a pattern with `*`, `?`, `[..]` or `**` matches, in order."""
+    if is_remote(pattern):
+        protocol = pattern.split("://", 1)[0]
+        return sorted(f"{protocol}://{path}" for path in _system(pattern).glob(pattern))
+    return sorted(glob.glob(pattern, recursive=True))
+
+
+def write_whole(path: epath.PathLike, data: bytes) -> None:
+    """Writes a file so that a reader sees either the old one or all of the new one; folders are made."""
+    path = epath.Path(path)
+    if is_remote(path):
+        path.write_bytes(data)  # An object appears when all of it is there.
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another process may write the same
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def upload(local: epath.PathLike, path: epath.PathLike) -> None:
+    """Brings a finished local file to its place, where a reader sees nothing or all of it; the local one is gone."""
+    if is_remote(path):
+        _system(path).put_file(os.fspath(local), os.fspath(path))
+        os.remove(local)
+    else:
+        os.replace(local, path)
+
+
+class Appended:
+    """A file that grows. In a bucket nothing can be appended to: the object is written again, at most every so often.
+
+    Where a process is killed, a bucket lacks what was written since; `flush(now=True)` makes sure of what must stay.
+    """
+
+    SECONDS = 30.0
+    """Between two writes of an object; a bucket refuses more than one a second."""
+
+    def __init__(self, path: epath.PathLike, content: bytes | None = None):
+        """Args:
+        path: of the file.
+        content: what it shall hold to begin with; None: what it holds.
+        """
+        self._path = epath.Path(path)
+        there = self._path.read_bytes() if self._path.exists() else None
+        if content is not None and there != content:
+            self._path.write_bytes(content)
+            there = content
+        self._file = None if is_remote(path) else self._path.open("ab")
+        self._content = bytearray(there or b"")
+        self._pending, self._written = False, time.monotonic()
+
+    def write(self, data: bytes) -> None:
+        """Adds to the end."""
+        if self._file is not None:
+            self._file.write(data)
+        else:
+            self._content += data
+            self._pending = True
+
+    def flush(self, now: bool = False) -> None:
+        """Brings what was written to the disk, and to a bucket where it is time, or asked for."""
+        if self._file is not None:
+            self._file.flush()
+        elif self._pending and (now or time.monotonic() - self._written >= self.SECONDS):
+            self._path.write_bytes(bytes(self._content))
+            self._pending, self._written = False, time.monotonic()
+
+    def close(self) -> None:
+        """Writes the rest."""
+        self.flush(now=True)
+        if self._file is not None:
+            self._file.close()
+
+
+def _system(path: epath.PathLike) -> fsspec.AbstractFileSystem:
+    return fsspec.core.url_to_fs(os.fspath(path))[0]

@@ -1,0 +1,70 @@
+"""What a step's samples cost to find among 10^3, 10^5 and 10^7: tars that are not there, of tiny pictures."""
+
+import functools
+import time
+
+import numpy as np
+
+from dalle_jax.data.batches import Batches
+from dalle_jax.data.config import Augment
+from dalle_jax.data.records import Record
+from dalle_jax.data.sources import TRAIN, hold_out
+from dalle_jax.data.tar_index import TarIndex
+from dalle_jax.data.webdataset import WebDataset
+from launch.bench_rows.workload import Row, Workload
+
+BATCH_SIZE, IMAGE_SIZE = 256, 8
+TAR_SIZE = 10_000
+"""Seconds to split and to shuffle where the index is there, and memory."""
+
+
+class _Fabricated(WebDataset):
+    """The index of tars as img2dataset writes them; every record is the same picture."""
+
+    def __init__(self, size: int):
+        starts = range(0, size, TAR_SIZE)
+        super().__init__(
+            [str(start) for start in starts], find_index=lambda start: _index(int(start), min(TAR_SIZE, size))
+        )
+        self._picture = np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+
+    def __getitem__(self, index: int) -> Record:
+        return Record(self._picture, (), self.key(index))
+
+
+def _index(start: int, count: int) -> TarIndex:
+    """Keys and places of pictures with `.txt` and `.json`."""
+    rows = np.zeros(count, [("key", "S9"), ("hash", "<u8"), *((part, "<u4", 2) for part in ("image", "txt", "json"))])
+    rows["key"] = [b"%09d" % i for i in range(start, start + count)]
+    rows["hash"] = np.random.default_rng(start).integers(0, 2**64, count, np.uint64)
+    return TarIndex(rows, 0)
+
+
+def batches(size: int) -> Workload:
+    before = _resident_bytes()
+    whole = _Fabricated(size)
+    begun = time.perf_counter()
+    train = hold_out(whole, 0.02, TRAIN)
+    stream = Batches(train, batch_size=BATCH_SIZE, image_size=IMAGE_SIZE, augment=Augment.NONE, seed=0)
+    facts = {
+        "start_seconds": time.perf_counter() - begun,
+        "bytes_per_record": (_resident_bytes() - before) / size,
+    }
+    numbers = iter(range(10**9))
+    return Workload(lambda: stream[next(numbers)]["image"], items=BATCH_SIZE, facts=facts)
+
+
+def _resident_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+ROWS = tuple(
+    Row(
+        f"reading_1e{power}",
+        f"batch {BATCH_SIZE} of 10^{power} fabricated samples in tars",
+        "samples",
+        functools.partial(batches, 10**power),
+    )
+    for power in (3, 5, 7)
+)
