@@ -40,9 +40,12 @@ on_slices() {
 
 # ssh_to SLICE WORKER ACTION ARGUMENTS...: an action of launch/tpu_worker.sh.
 ssh_to() {
-  local node="$1" which="$2"
+  local node="$1" which="$2" command
   shift 2
-  tpu tpu-vm ssh "$node" --worker="$which" "${ssh_options[@]}" --command="bash dalle-jax/launch/tpu_worker.sh $(quoted "$@")"
+  command="bash dalle-jax/launch/tpu_worker.sh $(quoted "$@")"
+  # A worker that was not set up is no failure to those who ask.
+  [[ "$1" != state ]] || command="test ! -e dalle-jax && echo dalle-jax state: none || $command"
+  tpu tpu-vm ssh "$node" --worker="$which" "${ssh_options[@]}" --command="$command"
 }
 
 ssh_all() {
@@ -141,8 +144,8 @@ run_state() {
     *";none;"* | *";lost;"*) echo died ;;
     *) case "${answer//exit 0;/}" in
       "") echo finished ;;
-      *running*) if [[ "$answer" =~ exit\ ([1-9][0-9]*) && "${BASH_REMATCH[1]}" != 143 ]]; then echo died; else echo running; fi ;;
-      "exit 143;") echo stopped ;;
+      "exit 75;" | "exit 143;" | "exit 143;exit 75;") echo stopped ;; # 143: by SIGTERM, from a script that saves nothing
+      running* | "exit 75;running;") echo running ;;
       *) echo died ;;
     esac ;;
   esac
@@ -195,7 +198,7 @@ look_after() {
       ;;
     stopped)
       say "the run was told to stop and has saved: the same command goes on with it"
-      exit 143
+      exit 75
       ;;
     mistake) refuse "the run ended with a mistake that starting again does not mend: bash launch/tpu_vm.sh logs --name=$name --zone=$zone shows it" ;;
     other) refuse "another command is running on $name: stop it first (bash launch/tpu_vm.sh stop --name=$name --zone=$zone)" ;;

@@ -31,7 +31,7 @@ What (create, run):
   --slices=1          how many of them; more are joined over the data centre's network
   --spot              cheaper, may be taken away at any time
   --reserved          from a reservation
-  --runtime-version=  default: by accelerator (tpu-ubuntu2204-base, v2-alpha-tpuv5-lite, v2-alpha-tpuv5, v2-alpha-tpuv6e)
+  --runtime-version=  software of the machines; default: what Google names for the accelerator
   --network= --subnetwork= --service-account= --internal-ips    as gcloud has them
 How:
   --commit=HEAD       code to run (setup, run); files that differ from it are refused
@@ -42,7 +42,7 @@ How:
   --dry-run           print what would run
 
 Checkpoints must be where preemption does not reach: --workdir=gs://... (or under /mnt, where every worker mounts it).
-Needs the gcloud command, signed in; its SSH key must be in the agent for several workers (ssh-add ~/.ssh/google_compute_engine).
+Needs the gcloud command, signed in; for several workers its SSH key in the agent: ssh-add ~/.ssh/google_compute_engine
 END
 }
 

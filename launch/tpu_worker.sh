@@ -2,7 +2,7 @@
 # What launch/tpu_vm.sh does on every worker of a TPU, over SSH; one run at a time, kept in ~/dalle-jax-run.
 #   setup              moves the code from ~/dalle-jax.new to ~/dalle-jax and installs what it needs
 #   start COMMAND...   starts a run that goes on when the connection ends
-#   state [COMMAND...] prints one line: `dalle-jax state: none|other|running|lost|exit CODE`; other: another command
+#   state [COMMAND...] prints `HOST dalle-jax state: none|other|running|lost|exit CODE`; other: another command
 #   stop SECONDS       SIGTERM, so that training saves; what does not end in time is killed
 #   logs LINES         follows the log
 set -euo pipefail
@@ -12,7 +12,7 @@ RUN="$HOME/dalle-jax-run"
 export DALLE_JAX_VENV="${DALLE_JAX_VENV:-$HOME/dalle-jax-venv}"
 
 running() {
-  [[ -f "$RUN/pid" && ! -f "$RUN/exit" ]] && kill -0 "$(cat "$RUN/pid")" 2>/dev/null
+  [[ -f "$RUN/holder" && ! -f "$RUN/exit" ]] && kill -0 "$(cat "$RUN/holder")" 2>/dev/null
 }
 
 install_python() {
@@ -30,7 +30,7 @@ setup() {
     exit 2
   fi
   if [[ -d "$CODE.new" ]]; then
-    rm -rf "$CODE" "$RUN"
+    rm -rf "$CODE"
     mv "$CODE.new" "$CODE"
   fi
   cd "$CODE"
@@ -46,19 +46,20 @@ start() {
     exit 2
   fi
   mkdir -p "$RUN"
-  rm -f "$RUN/exit" "$RUN/pid"
+  rm -f "$RUN/exit" "$RUN/pid" "$RUN/holder"
   printf '%q ' "$@" >"$RUN/command"
   setsid nohup bash "${BASH_SOURCE[0]}" hold "$@" >>"$RUN/log" 2>&1 </dev/null &
-  while [[ ! -f "$RUN/pid" ]]; do sleep 0.1; done
+  while [[ ! -f "$RUN/holder" ]]; do sleep 0.1; done
 }
 
-# In a session of its own: runs the command and writes down how it ended.
+# In a session of its own: runs the command and writes down how it ended. 75: told to stop, and saved.
 hold() {
   local code=0
   cd "$CODE"
   echo "== $(date -u +%Y-%m-%dT%H:%M:%SZ) $(git describe --always --dirty 2>/dev/null || true): $(cat "$RUN/command")"
-  PATH="$DALLE_JAX_VENV/bin:$PATH" bash launch/worker.sh "$@" &
+  PATH="$DALLE_JAX_VENV/bin:$PATH" DALLE_JAX_PREEMPTED_CODE=75 "$@" &
   echo $! >"$RUN/pid"
+  echo $$ >"$RUN/holder"
   wait $! || code=$?
   echo "== $(date -u +%Y-%m-%dT%H:%M:%SZ) ended with code $code"
   echo "$code" >"$RUN/exit.new"
@@ -78,20 +79,18 @@ state() {
   else
     state=lost
   fi
-  echo "dalle-jax state: $state"
+  echo "$(hostname) dalle-jax state: $state"
 }
 
 stop() {
-  local pid
   running || return 0
-  pid="$(cat "$RUN/pid")"
-  kill -TERM "$pid" 2>/dev/null || true
+  kill -TERM "$(cat "$RUN/pid")" 2>/dev/null || true
   for ((i = 0; i < $1; i++)); do
     running || return 0
     sleep 1
   done
   # Everything of its session; the holder as well, so that it writes nothing more.
-  pkill -KILL -s "$(ps -o sid= -p "$pid" | tr -d ' ')" || true
+  pkill -KILL -s "$(cat "$RUN/holder")" || true
   echo 137 >"$RUN/exit"
 }
 
