@@ -1,5 +1,5 @@
 # Sourced by launch/tpu_vm.sh, which has checked every variable used here: what its sub-commands do.
-# shellcheck shell=bash disable=SC2154
+# shellcheck shell=bash disable=SC2153,SC2154
 
 scratch="$(mktemp -d)"
 trap 'rm -rf "$scratch"' EXIT
@@ -129,7 +129,7 @@ set_up_slice() {
 
 show_status() {
   describe
-  on_slices ssh_all state ${COMMAND[@]+"${COMMAND[@]}"}
+  on_slices ssh_all state
 }
 
 # One word for the run on all workers: none, other, running, finished, stopped, mistake, died or unreachable.
