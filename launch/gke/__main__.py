@@ -102,9 +102,11 @@ def fill_in(options: argparse.Namespace, command: Sequence[str]) -> str:
 def _slice(options: argparse.Namespace) -> Slice:
     if not re.match(r"v\d", options.accelerator):
         near = closest(options.accelerator, GPUS)
-        raise UserError(f"there is no GPU '{options.accelerator}'{near or ':'} It is one of {', '.join(GPUS)}, or v5e-256")
+        raise UserError(f"there is no GPU '{options.accelerator}'{near or ':'} say {', '.join(GPUS)}, or v5e-256")
     if options.nodes != 1:
-        raise UserError(f"--nodes={options.nodes} is for GPUs: the machines follow from {options.accelerator}; see --slices")
+        raise UserError(
+            f"--nodes={options.nodes} is for GPUs: {options.accelerator} has the machines it has; see --slices"
+        )
     return parse_slice(options.accelerator)
 
 
@@ -158,16 +160,16 @@ def main() -> int:
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     options, command = make_parser().parse_args(arguments[:cut]), arguments[cut + 1 :]
     if not command:
-        raise UserError("no command given: put it last, as in -- python -m launch.train --config=configs/X.py --workdir=W")
+        raise UserError("no command given: put it last, as in -- python -m launch.train --config=configs/X.py ...")
     lost = [a for a in command if re.match("--(workdir|out)=(?!gs://.|/mnt/.)", a)]
     if lost:
-        raise UserError(f"{lost[0]} is in the pod and lost with it: write to gs://BUCKET/..., or mount a volume under /mnt")
+        raise UserError(f"{lost[0]} is in the pod and lost with it: write to gs://BUCKET/..., or under /mnt")
     manifest = fill_in(options, command)
     if options.dry_run:
         print(manifest, end="")
         return 0
     if shutil.which("kubectl") is None:
-        raise UserError("the command kubectl is not here: install it and point it at the cluster, or pipe --dry-run's output")
+        raise UserError("the command kubectl is not here: install it, or take what --dry-run prints to it")
     return subprocess.run(["kubectl", "apply", "-f", "-"], input=manifest, text=True).returncode
 
 

@@ -1,8 +1,9 @@
 """Stands in for `gcloud compute tpus`: keeps a transcript, and plays a queued resource and its machines.
 
-Every worker of a TPU is a folder that is the HOME of what is run there over "SSH", so that launch/tpu_worker.sh does its
-real work. A queued resource goes one state further each time it is described. It is preempted once, at the look after
-the commands of all workers have begun for the first time. Its folder is $GCLOUD_STANDIN, the transcript $GCLOUD_TRANSCRIPT.
+Every worker of a TPU is a folder that is the HOME of what is run there over "SSH", so that launch/tpu_worker.sh does
+its real work. A queued resource goes one state further each time it is described. It is preempted once, at the look
+after the commands of all workers have begun for the first time. Its folder is $GCLOUD_STANDIN, the transcript
+$GCLOUD_TRANSCRIPT.
 """
 
 import fcntl
@@ -55,9 +56,8 @@ def describe(positional, flags) -> int:
         for node in resource["nodes"]:
             for worker in range(WORKERS):
                 (MACHINES / node / str(worker)).mkdir(parents=True)
-    if state == "ACTIVE" and not (HERE / "preempted").exists() and len(list(MACHINES.glob("*/*/begun"))) == len(
-        list(MACHINES.glob("*/*"))
-    ):
+    begun = len(list(MACHINES.glob("*/*/begun"))) == len(list(MACHINES.glob("*/*")))
+    if state == "ACTIVE" and begun and not (HERE / "preempted").exists():
         (HERE / "preempted").write_text("")
         take_away()
         state = "SUSPENDING"

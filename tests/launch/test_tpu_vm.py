@@ -109,7 +109,7 @@ def test_help(clone):
     assert options and not missing
 
 
-PROMPT = "--prompt=a red  circle's \"edge\", $5\nand `more`"
+PROMPT = '--prompt=a red  circle\'s "edge", $5\nand `more`'
 
 
 def test_dry_run(clone, tmp_path):
@@ -159,7 +159,8 @@ class Pod:
 
     def __init__(self, clone: Path, folder: Path):
         self._clone, self.folder = clone, folder
-        script(folder / "bin/gcloud", f"#!/bin/sh\nexec {sys.executable} {ROOT}/tests/launch/gcloud_standin.py \"$@\"\n")
+        standin = f"exec {sys.executable} {ROOT}/tests/launch/gcloud_standin.py"
+        script(folder / "bin/gcloud", f'#!/bin/sh\n{standin} "$@"\n')
         python = python_that_installs_nothing(folder / "bin/python3.13", folder / "pip")
         self._environment = {
             "GCLOUD_STANDIN": str(folder),
@@ -196,7 +197,7 @@ class Pod:
 
 @pytest.mark.slow
 def test_whole_life(clone, tmp_path):
-    """Creation, set-up, preemption, a crash, a stop, going on, the end, deletion: what gcloud is asked and what is said."""
+    """Creation, set-up, preemption, crash, stop, going on, end, deletion: what gcloud is asked and what is said."""
     pod = Pod(clone, tmp_path)
     command = ["--accelerator=v4-16", "--spot", "--", "bash", str(pod.program), "a red  circle's edge"]
     with pod.start("run", *command) as process:
