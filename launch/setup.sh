@@ -1,5 +1,6 @@
 # Sourced by the scripts beside it: finds Python, makes .venv and installs into it what is not there yet.
 # Afterwards $PYTHON is the environment's interpreter. DALLE_JAX_VENV names another folder than .venv.
+# shellcheck shell=bash
 
 VENV="${DALLE_JAX_VENV:-.venv}"
 

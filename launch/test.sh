@@ -1,25 +1,32 @@
 #!/usr/bin/env bash
 # Set-up, then lint, types, documentation and every test of the default tier.
 #   --parity   install torch and the peers as well, so that the tests against them run
-#   --slow     run the slow tests too
+#   --slow     run the slow tests too (and install what checks the cluster starters)
 # Other arguments go to pytest: bash launch/test.sh tests/data -k webdataset
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/setup.sh
 
 parity=false
+slow=false
 tier="not slow and not gpu and not tpu"
 arguments=()
 for argument in "$@"; do
   case "$argument" in
     --parity) parity=true ;;
-    --slow) tier="not gpu and not tpu" ;;
+    --slow)
+      slow=true
+      tier="not gpu and not tpu"
+      ;;
     *) arguments+=("$argument") ;;
   esac
 done
 
 make_environment
 install_once dev -e ".[dev]"
+if $slow; then
+  install_once clusters -e ".[dev,clusters]"
+fi
 if $parity; then
   # In this order, or torchvision and the peers would bring the CUDA build of torch with them.
   install_once torch torch

@@ -1,0 +1,257 @@
+"""launch/tpu_vm.sh: what it refuses, what it would run, and a whole life of a run on a stand-in for gcloud."""
+
+import itertools
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.launch.starters import (
+    ROOT,
+    assert_golden,
+    assert_refused,
+    python_that_installs_nothing,
+    run,
+    script,
+)
+
+pytestmark = pytest.mark.entry
+
+WHERE = ["--name=dalle", "--zone=us-central2-b"]
+TPU = [*WHERE, "--accelerator=v5e-256"]
+TRAIN = ["--", "python", "-m", "launch.train", "--config=configs/decoder_12b.py", "--workdir=gs://bucket/run"]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """A clone of the starters alone, with one commit."""
+    folder = tmp_path_factory.mktemp("clone")
+    files = [*(ROOT / "launch").glob("*.sh"), ROOT / "launch/accelerators.py", *ROOT.glob("dalle_jax/__init__.py"),
+             ROOT / "dalle_jax/errors.py", ROOT / "pyproject.toml", ROOT / "constraints.txt"]  # fmt: skip
+    for file in files:
+        target = folder / file.relative_to(ROOT)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(file, target)
+    (folder / ".gitignore").write_text("__pycache__/\n")
+    who = {"GIT_AUTHOR_DATE": "2026-01-01T00:00:00Z", "GIT_COMMITTER_DATE": "2026-01-01T00:00:00Z"}
+    identity = ["-c", "user.name=A", "-c", "user.email=a@b"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "All"]):
+        subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, env=os.environ | who)
+    return folder
+
+
+def tpu_vm(clone: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return run(["bash", "launch/tpu_vm.sh", *arguments], cwd=clone, **environment)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["runn"], ["'runn'", "run, create, setup"]),
+        (["run", "--nam=x"], ["unknown option '--nam'", "--help"]),
+        (["run", "--name"], ["--name=VALUE"]),
+        (["run", "--spot=yes", *TPU], ["--spot takes no value"]),
+        (["run", "more"], ["'more'", "after --"]),
+        (["run", "--zone=us-central2-b"], ["--name is missing"]),
+        (["run", "--name=Dalle", "--zone=us-central2-b"], ["--name=Dalle", "small letters"]),
+        (["run", "--name=dalle", "--zone=us-central2"], ["--zone=us-central2", "us-central2-b"]),
+        (["run", *WHERE, *TRAIN], ["--accelerator is missing"]),
+        (["create", *WHERE, "--accelerator=v5-256"], ["'v5-256'", "did you mean", "v5e-N"]),
+        (["create", *WHERE, "--accelerator=v4-24"], ["no slice v4-24", "8, 16, 32"]),
+        (["create", *TPU, "--slices=two"], ["--slices=two", "whole number"]),
+        (["create", *TPU, "--slices=0"], ["--slices=0"]),
+        (["create", *TPU, "--spot", "--reserved"], ["exclude each other"]),
+        (["create", *TPU, "--poll=soon"], ["--poll=soon"]),
+        (["create", *TPU, "--project=My Project"], ["--project=My Project"]),
+        (["run", *TPU], ["no command given"]),
+        (["run", *TPU, "--", "--config=x"], ["begins with '--config=x'"]),
+        (["run", *TPU, "--", "python", "--workdir=runs/x"], ["--workdir=runs/x", "gs://"]),
+        (["run", *TPU, "--commit=nowhere", *TRAIN], ["--commit=nowhere"]),
+        (["logs", *WHERE, "--slice=1"], ["--slice=1", "--slices=1"]),
+    ],
+)
+def test_refusals(clone, arguments, parts):
+    assert_refused(tpu_vm(clone, *arguments), *parts)
+
+
+def test_changed_files_would_not_reach_the_workers(clone):
+    file = clone / "pyproject.toml"
+    before = file.read_text()
+    try:
+        file.write_text(before + "\n")
+        assert_refused(tpu_vm(clone, "run", *TPU, "--dry-run", *TRAIN), "differ from the last commit", "--commit=")
+        assert tpu_vm(clone, "create", *TPU, "--dry-run").returncode == 0
+    finally:
+        file.write_text(before)
+
+
+def test_without_gcloud(clone, tmp_path):
+    for name in ("bash", "dirname", "mktemp", "rm"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    assert_refused(tpu_vm(clone, "status", *WHERE, PATH=str(tmp_path)), "gcloud is not here", "gcloud auth login")
+
+
+def test_help(clone):
+    for arguments in ([], ["--help"], ["run", "--help"]):
+        done = tpu_vm(clone, *arguments)
+        assert done.returncode == 0 and done.stderr == ""
+        assert max(map(len, done.stdout.splitlines())) <= 120
+    options = re.search(r'parse_options "([^"]*)"', (ROOT / "launch/tpu_vm.sh").read_text())[1]
+    missing = [name for name in re.findall(r"[a-z-]+", options) if f"--{name}" not in done.stdout]
+    assert options and not missing
+
+
+PROMPT = '--prompt=a red  circle\'s "edge", $5\nand `more`'
+
+
+def test_dry_run(clone, tmp_path):
+    """What every sub-command would run; a prompt comes through as it is."""
+    pod = [*TPU, "--slices=2", "--spot", "--project=my-project", "--service-account=me@x.iam.gserviceaccount.com"]
+    generate = ["--", "python", "-m", "launch.generate", "--workdir=gs://bucket/run", PROMPT]
+    said = []
+    for arguments in (
+        ["run", *pod, "--delete-at-end", *TRAIN],
+        ["create", *TPU, "--runtime-version=mine", "--reserved", "--network=n", "--subnetwork=s", "--internal-ips"],
+        ["setup", *WHERE],
+        ["start", *WHERE, "--internal-ips", *generate],
+        ["status", *WHERE],
+        ["logs", *WHERE, "--slices=2", "--slice=1", "--worker=3"],
+        ["stop", *WHERE, "--grace=600"],
+        ["delete", *WHERE],
+    ):
+        done = tpu_vm(clone, *arguments, "--dry-run") if "--" not in arguments else tpu_vm(
+            clone, arguments[0], "--dry-run", *arguments[1:]
+        )  # fmt: skip
+        assert done.returncode == 0, done
+        said.append(f"== {arguments[0]}\n{done.stdout}")
+    text = re.sub(r"(clone of commit )\w{40}", r"\1COMMIT", "\n".join(said))
+    assert_golden("tpu_vm.dry_run.txt", text)
+    # Read back twice, by the shell here and by the one on the worker.
+    started = shlex.split(said[3])[2:]
+    remote = next(word for word in started if word.startswith("--command=")).removeprefix("--command=")
+    assert shlex.split(remote)[-1] == PROMPT
+
+
+COUNT = """
+# Attempt 1 runs until its machine is taken away, attempt 2 fails, attempt 3 waits for SIGTERM, attempt 4 finishes.
+echo "$1" >"$HOME/begun"
+attempts="$GCLOUD_STANDIN/attempts-$(basename "$(dirname "$HOME")")-$(basename "$HOME")"
+echo x >>"$attempts"
+echo "attempt $(wc -l <"$attempts") of $1, stopped with $DALLE_JAX_PREEMPTED_CODE"
+case "$(wc -l <"$attempts")" in
+  1) sleep 600 ;;
+  2) exit 1 ;;
+  3) trap 'exit $DALLE_JAX_PREEMPTED_CODE' TERM; while :; do sleep 0.1; done ;;
+esac
+"""
+
+
+class Pod:
+    """The stand-in and what it plays on."""
+
+    def __init__(self, clone: Path, folder: Path):
+        self._clone, self.folder = clone, folder
+        standin = f"exec {sys.executable} {ROOT}/tests/launch/gcloud_standin.py"
+        script(folder / "bin/gcloud", f'#!/bin/sh\n{standin} "$@"\n')
+        python = python_that_installs_nothing(folder / "bin/python3.13", folder / "pip")
+        self._environment = {
+            "GCLOUD_STANDIN": str(folder),
+            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+            "PYTHON": str(python),
+        }
+        self.transcripts: list[Path] = []
+        self.program = script(folder / "count.sh", COUNT)
+
+    def start(self, action: str, *arguments: str) -> subprocess.Popen:
+        self.transcripts.append(self.folder / f"transcript-{len(self.transcripts)}")
+        self.transcripts[-1].write_text("")
+        command = ["bash", "launch/tpu_vm.sh", action, *WHERE, "--slices=2", "--poll=0.2", *arguments]
+        environment = os.environ | self._environment | {"GCLOUD_TRANSCRIPT": str(self.transcripts[-1])}
+        return subprocess.Popen(
+            command, cwd=self._clone, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    def end(self, process: subprocess.Popen, action: str, code: int) -> str:
+        """What it said, after it has ended with that code."""
+        transcript = self.transcripts[-1]
+        said = process.communicate(timeout=400)[0]
+        assert process.returncode == code, said
+        transcript.write_text(f"## {action}\n{transcript.read_text()}# said, and ended with code {code}:\n{said}")
+        return said
+
+    def __call__(self, action: str, *arguments: str, code: int = 0) -> str:
+        with self.start(action, *arguments) as process:
+            return self.end(process, action, code)
+
+    def attempts(self) -> list[int]:
+        return [len(path.read_text().split()) for path in sorted(self.folder.glob("attempts-*"))]
+
+
+@pytest.mark.slow
+def test_whole_life(clone, tmp_path):
+    """Creation, set-up, preemption, crash, stop, going on, end, deletion: what gcloud is asked and what is said."""
+    pod = Pod(clone, tmp_path)
+    command = ["--accelerator=v4-16", "--spot", "--", "bash", str(pod.program), "a red  circle's edge"]
+    with pod.start("run", *command) as process:
+        deadline = time.monotonic() + 500
+        while pod.attempts() != [3, 3, 3, 3]:  # preempted once, crashed once
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+            time.sleep(0.2)
+        watched = pod.transcripts[-1]
+        pod("stop", "--grace=20")
+        pod.transcripts.append(watched)
+        said = pod.end(process, "run", 75)
+    assert "preempted" in said and "the run died; starting again" in said and "goes on with it" in said
+    pod("status")
+    log = (tmp_path / "machines/dalle-1/1/dalle-jax-run/log").read_text()
+    assert [line for line in log.splitlines() if line.startswith("attempt")] == [
+        f"attempt {i} of a red  circle's edge, stopped with 75" for i in (2, 3)
+    ]
+    assert "finished" in pod("run", *command)
+    assert pod.attempts() == [4, 4, 4, 4]
+    assert "finished" in pod("run", *command)  # finds it so, and starts nothing
+    assert pod.attempts() == [4, 4, 4, 4]
+    assert pod("start", "--", "sleep", "60") == ""
+    assert "another command is running on dalle" in pod("run", *command, code=2)
+    pod("delete")
+    assert not (tmp_path / "machines").exists()
+    assert set((tmp_path / "pip").read_text().splitlines()) == {
+        "-m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[tpu,gcs]"
+    }
+    assert_golden("tpu_vm.transcript.txt", readable(pod, clone))
+
+
+def readable(pod: Pod, clone: Path) -> str:
+    """The transcripts in an order and with names that are those of every run."""
+    commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=clone, capture_output=True, text=True)
+    names = {
+        re.escape(str(pod.folder)): "TMP",
+        re.escape(socket.gethostname()) + " dalle-jax": "HOST dalle-jax",
+        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ": "TIME",
+        r"\S*/tmp\.\w+/": "SCRATCH/",
+        r"with Python 3\S+": "with Python",
+        commit.stdout.strip(): "COMMIT",
+    }
+    shown: list[str] = []
+    for transcript in dict.fromkeys(pod.transcripts):
+        lines = [
+            f"gcloud {shlex.join(json.loads(line))}" if line.startswith("[") else line
+            for line in transcript.read_text().splitlines()
+        ]
+        for pattern, name in names.items():
+            lines = [re.sub(pattern, name, line) for line in lines]
+        # Slices are spoken to at the same time, workers answer in any order.
+        for _, group in itertools.groupby(lines, key=lambda line: re.sub(r"^(making|installing).*|dalle-\d", "", line)):
+            shown += sorted(set(group))
+            # A look is describe and the state of both slices, repeated as often as there is time for.
+            while len(shown) >= 6 and shown[-3:] == shown[-6:-3]:
+                del shown[-3:]
+    return "\n".join(shown) + "\n"
