@@ -74,7 +74,9 @@ class CodecTask(Task):
         else:
             codes, tokens, regulariser, model_state, extra = self._quantize(features, model_state, key, step)
         maps = self.model.apply({"params": params}, codes, method="decode")
-        reconstruction = reconstruction_loss(self.config.reconstruction, map_pixels(images), maps)
+        reconstruction = reconstruction_loss(
+            self.config.reconstruction, map_pixels(images), maps, self.config.min_log_scale
+        )
         values = images[0].size
         mse = jnp.mean(jnp.square(pixels_of(maps) - images / 255.0), axis=(1, 2, 3))
         metrics = {
@@ -162,7 +164,7 @@ class CodecTask(Task):
             tokens = nearest_codes(features, codebook)
             regulariser = config.vq.commitment * commitment_loss(features, codebook[tokens])
         maps = self.model.apply({"params": params}, tokens, codebook, method="decode_tokens")
-        reconstruction = reconstruction_loss(config.reconstruction, map_pixels(images), maps)
+        reconstruction = reconstruction_loss(config.reconstruction, map_pixels(images), maps, config.min_log_scale)
         errors = picture_errors(pixels_of(maps), images)
         sums = {
             "loss": (reconstruction + regulariser) / images[0].size,

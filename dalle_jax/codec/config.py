@@ -142,6 +142,9 @@ class CodecConfig:
     body: Body = Body.CONV
     relaxation: Relaxation = Relaxation.GUMBEL
     reconstruction: Reconstruction = Reconstruction.LOGIT_LAPLACE
+    min_log_scale: float | None = None
+    """Lower bound of the likelihood's log scales; None: none, as published. Pictures with flat backgrounds are a trap
+    without one: smaller scales there gain more likelihood than the foreground could, and nothing else is learnt."""
     conv: ConvConfig = ConvConfig()
     patch: PatchConfig = PatchConfig()
     gumbel: GumbelConfig = GumbelConfig()

@@ -26,7 +26,10 @@ def logit_laplace_log_prob(
 
 
 def reconstruction_loss(
-    kind: Reconstruction, x: Float[Array, "B height width 3"], maps: Float[Array, "B height width 6"]
+    kind: Reconstruction,
+    x: Float[Array, "B height width 3"],
+    maps: Float[Array, "B height width 6"],
+    min_log_scale: float | None = None,
 ) -> Float[Array, " B"]:
     """Summed over the values of each picture.
 
@@ -34,9 +37,11 @@ def reconstruction_loss(
       kind: which loss.
       x: the pictures, mapped to [0.1, 0.9].
       maps: the decoder's output; first the three means in logits, then the three log scales.
+      min_log_scale: of the likelihood's scales; None: any.
     """
     mean, log_scale = jnp.split(maps, 2, axis=-1)
     if kind is Reconstruction.LOGIT_LAPLACE:
+        log_scale = log_scale if min_log_scale is None else jnp.maximum(log_scale, min_log_scale)
         loss = -logit_laplace_log_prob(x, mean, log_scale)
     else:
         error = jax.nn.sigmoid(mean) - x
