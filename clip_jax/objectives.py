@@ -32,6 +32,7 @@ from clip_jax.vision import VisionTransformer, normalize_pixels
 from dalle_jax.errors import UserError
 from dalle_jax.nn.attention import causal_attention
 from dalle_jax.nn.transformer import Dense, Transformer, layer_norm, same_everywhere, uniform_kinds
+from dalle_jax.training.distributed import to_host
 from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task
 
 PREFIX_LENGTH = 4
@@ -125,7 +126,7 @@ class ObjectiveTask(Task):
 
     def evaluate(self, params: Params, model_state: ModelState, batches: Iterable[Batch]) -> dict[str, float]:
         """`loss` and `zero_shot_accuracy`, means over batches, which hold `image`, `text` and `label`."""
-        rows = [jax.device_get(self._evaluated(params, batch)) for batch in batches]
+        rows = [to_host(self._evaluated(params, batch)) for batch in batches]
         return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
     def preview(self, params: Params, model_state: ModelState, batch: Batch) -> None:

@@ -14,6 +14,7 @@ from clip_jax.losses import contrastive_loss
 from clip_jax.model import ClipModel, init_variables, normalize
 from clip_jax.preview import similarity_sheet
 from clip_jax.vision import normalize_pixels
+from dalle_jax.training.distributed import to_host
 from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task
 
 Features = tuple[Float[Array, "B E"], Float[Array, "B E"]]
@@ -103,13 +104,13 @@ class ClipTask(Task):
         for batch in batches:
             for name, value in self._evaluate_batch(params, model_state, batch).items():
                 totals.setdefault(name, []).append(value)
-        return {name: float(np.mean(jax.device_get(values))) for name, values in totals.items()}
+        return {name: float(np.mean(to_host(values))) for name, values in totals.items()}
 
     def preview(self, params: Params, model_state: ModelState, batch: Batch) -> np.ndarray | None:
         """The first pictures of a batch, and how each takes to the captions of all of them (`similarity_sheet`)."""
         count = min(16, len(batch["image"]))
-        few = {name: np.asarray(batch[name])[:count] for name in ("image", "text")}
-        return similarity_sheet(few["image"], np.asarray(self._matches(params, model_state, few)))
+        few = {name: to_host(batch[name])[:count] for name in ("image", "text")}
+        return similarity_sheet(few["image"], to_host(self._matches(params, model_state, few)))
 
     def _encode(
         self, params: Params, model_state: ModelState, batch: Batch, key: jax.Array | None = None

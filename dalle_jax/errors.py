@@ -4,6 +4,15 @@ import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
+PREEMPTED = 75
+"""Exit code of a run that was asked to stop and has saved, where a supervisor asks for one: start it again."""
+
+PREEMPTED_VARIABLE = "DALLE_JAX_PREEMPTED_CODE"
+"""Environment variable by which a supervisor asks for another code than 0."""
+
+STALLED = 76
+"""Exit code of a process that made no step for too long (`dalle_jax.training.watchdog`)."""
+
 
 class UserError(Exception):
     """What a person did cannot work; the message says what is wrong, where, and what to do.

@@ -34,8 +34,9 @@ from dalle_jax.errors import UserError
 from dalle_jax.nn.attention import CacheLayout
 from dalle_jax.training.checkpoint import load_params
 from dalle_jax.training.config import MeshConfig
+from dalle_jax.training.distributed import gather, to_host
 from dalle_jax.training.mesh import make_mesh
-from dalle_jax.training.sharding import ShardingRules, batch_sharding, param_shardings
+from dalle_jax.training.sharding import ShardingRules, batch_sharding, param_shardings, put_keys
 from dalle_jax.training.workdir import read_workdir
 
 ScoreFn = Callable[[jax.Array, str], jax.Array | np.ndarray]
@@ -186,7 +187,7 @@ class Dalle:
             for start in range(0, num_samples, plan.candidates):
                 indices = np.arange(start, min(start + plan.candidates, num_samples))
                 span = slice(start, start + len(indices))
-                chunk = store.get(where, span) if store is not None else None
+                chunk = _stored(store, where, span) if store is not None else None
                 if chunk is None:
                     if text_kv is None:
                         text_kv = self._prefill(rows, sampling)
@@ -204,7 +205,7 @@ class Dalle:
     def _draw(self, text_kv, indices, prompts, seed, sampling, primed) -> jax.Array:
         with self._on_mesh():
             keys = candidate_keys(seed, jnp.asarray(indices))
-            keys = jax.device_put(keys, batch_sharding(self.mesh, self.rules))
+            keys = put_keys(keys, batch_sharding(self.mesh, self.rules))
             prime = no_prime(self.config, prompts) if primed is None else _for_all(primed, prompts)
             return draw(self.config, self.params, text_kv, keys, prime, sampling)
 
@@ -214,8 +215,8 @@ class Dalle:
         if score_fn is not None:
             for i, caption in enumerate(texts):
                 pictures = self.codec.decode(tokens[:, i])
-                scores[:, i] = np.asarray(score_fn(pictures, caption))[:count]
-        return Chunk(np.asarray(tokens[:count, : len(texts)]), scores)
+                scores[:, i] = to_host(score_fn(pictures, caption))[:count]
+        return Chunk(to_host(tokens)[:count, : len(texts)], scores)
 
     def _encode_prompts(self, texts: Sequence[str]) -> np.ndarray:
         for i, text in enumerate(texts):
@@ -250,7 +251,7 @@ class Dalle:
         if limit is None:
             branches = 2 if sampling.guided else 1
             per_sequence = sequence_bytes(self.config, self.codec.image_size) * branches
-            limit = max(int(_free_bytes(self.mesh) * 0.5 / per_sequence), 1)
+            limit = min(gather(max(int(_free_bytes(self.mesh) * 0.5 / per_sequence), 1)))
         devices = math.prod(self.mesh.shape[axis] for axis in self.rules.batch)
         # Never one row alone: XLA's product of one row on a CPU differs in rounding from that row among several.
         step = max(devices, 2)
@@ -261,6 +262,12 @@ class Dalle:
     def _on_mesh(self):
         with jax.set_mesh(self.mesh), self.rules.context():
             yield
+
+
+def _stored(store: ChunkStore, prompts: slice, candidates: slice) -> Chunk | None:
+    """A chunk that was kept, where all processes find it: those that do not must not draw alone."""
+    chunk = store.get(prompts, candidates)
+    return chunk if all(gather(chunk is not None)) else None
 
 
 class _Best:

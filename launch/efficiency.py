@@ -21,20 +21,21 @@ from etils import epath
 
 from clip_jax.objectives import TASKS, Objective
 from clip_jax.prompts import published_prompts
-from clip_jax.run_tokenizer import has_tokenizer, write_tokenizer
 from dalle_jax.config import from_config_dict, write_json
 from dalle_jax.data.class_captions import fill
 from dalle_jax.data.config import TextConfig
 from dalle_jax.data.sources import EVAL, TRAIN, open_source
 from dalle_jax.data.tokenizer import RowTokenizer
 from dalle_jax.errors import UserError
+from dalle_jax.training.distributed import from_primary, is_primary
 from dalle_jax.training.loop import train
-from dalle_jax.training.workdir import code_version, open_workdir
+from dalle_jax.training.workdir import code_version
 from launch.base import find_tokenizer
 from launch.efficiency_report import describe, draw, read_curve, summarise, write_csv
 from launch.flags import define_config, start
 from launch.run_config import EfficiencyConfig, RunConfig
 from launch.stages import StagePlan, make_batches
+from launch.together import begin, check_processes
 
 CONFIG = define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the runs and the figure", required=True)
@@ -43,17 +44,22 @@ WORKDIR = flags.DEFINE_string("workdir", None, "folder of the runs and the figur
 def main() -> None:
     """Trains what is not trained yet, and draws."""
     config, workdir = from_config_dict(EfficiencyConfig, CONFIG()), epath.Path(WORKDIR.value)
+    check_processes(config=config)
     for split in (TRAIN, EVAL):
         if not open_source(config.data, split).has_labels:
             where = f"{config.data.source.value} data {config.data.path}"
             raise UserError(f"the {where} have no labels: zero-shot accuracy needs a class for each picture")
-    tokenizer = find_tokenizer(_run_config(config, 0), workdir)
+    about = _run_config(config, 0)
+    tokenizer = find_tokenizer(about, workdir)
     assert tokenizer is not None
-    open_workdir(workdir, dataclasses.asdict(config))
-    if not has_tokenizer(workdir):
-        write_tokenizer(tokenizer, workdir)
+    begin(config, about, workdir, tokenizer)
     runs = {objective: search(config, objective, tokenizer, workdir) for objective in Objective}
-    report = summarise(runs, 1 / len(published_prompts(config.prompts).classes))
+    if is_primary():
+        write_report(summarise(runs, 1 / len(published_prompts(config.prompts).classes)), workdir)
+
+
+def write_report(report: dict[str, Any], workdir: epath.Path) -> None:
+    """The figure, its points, and the ratios."""
     write_json(workdir / "efficiency.json", report | {"commit": code_version()})
     write_csv(workdir / "efficiency.csv", report["runs"])
     draw(report).save(workdir / "efficiency.png")
@@ -94,7 +100,7 @@ def run(
         workdir=folder,
         seed=seed,
     )
-    curve = read_curve((folder / "metrics.jsonl").read_text(), stage.train.batch_size)
+    curve = from_primary(lambda: read_curve((folder / "metrics.jsonl").read_text(), stage.train.batch_size))
     return {"objective": objective.value, "learning_rate": rate, "seed": seed, "chosen": False, "curve": curve}
 
 
@@ -111,4 +117,4 @@ def _run_config(config: EfficiencyConfig, seed: int) -> RunConfig:
 
 
 if __name__ == "__main__":
-    start(main)
+    start(main, preemptible=True)

@@ -13,7 +13,6 @@ import hashlib
 import io
 import json
 import sys
-import tarfile
 import xml.etree.ElementTree
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from dalle_jax.errors import UserError
 from launch.flags import start
+from launch.tar_shards import write_shard
 
 OUT = flags.DEFINE_string("out", None, "folder to write train-*.tar into", required=True)
 NUM_SHARDS = flags.DEFINE_integer("num_shards", 4, "tars to deal the samples to", lower_bound=1)
@@ -103,18 +103,6 @@ def samples(folder: Path, font: ImageFont.FreeTypeFont) -> list[dict[str, bytes]
         text = json.dumps(about, ensure_ascii=False)
         found.append({"key": key.encode(), "png": encoded.getvalue(), "txt": name.encode(), "json": text.encode()})
     return found
-
-
-def write_shard(path: Path, shard: list[dict[str, bytes]]) -> None:
-    """Writes a tar whose bytes depend on the samples alone; a reader sees all of it or nothing."""
-    temporary = path.with_suffix(".tmp")
-    with tarfile.open(temporary, "w") as tar:
-        for sample in shard:
-            for extension in ("png", "txt", "json"):
-                member = tarfile.TarInfo(f"{sample['key'].decode()}.{extension}")
-                member.size = len(sample[extension])
-                tar.addfile(member, io.BytesIO(sample[extension]))
-    temporary.replace(path)
 
 
 def main() -> None:

@@ -26,10 +26,12 @@ import clip_jax
 import dalle_jax
 from dalle_jax.config import write_json
 from dalle_jax.errors import UserError, closest
+from dalle_jax.training.distributed import is_primary
 from dalle_jax.training.workdir import code_version, read_workdir
 from launch.eval_data import Classes, DataFlags
 from launch.flags import start
 from launch.suites import linear_probe, retrieval, shapes, zero_shot
+from launch.together import check_processes
 
 MODEL = flags.DEFINE_string("model", None, "work directory of the trained run, or published weights", required=True)
 SUITE = flags.DEFINE_list("suite", ["shapes"], "what to measure: shapes, zero_shot, linear_probe, retrieval")
@@ -72,19 +74,22 @@ def main() -> None:
             raise UserError(f"--suite: there is no '{name}'{closest(name, SUITES)} (known: {', '.join(SUITES)})")
         if name != "shapes" and not DATA.value:
             raise UserError(f"--suite={name} measures on data: name some with --data=...")
+    check_processes()
     model = Path(MODEL.value)
     out = Path(OUT.value) if OUT.value else model / "report" if model.is_dir() else Path("report")
     for name in SUITE.value:
         if name == "shapes":
             report = run_shapes(MODEL.value, out)
-            write_json(out / "report.json", report)
-            print_shapes(report)
-            print(f"pictures: {out / 'grid.png'}; figures: {out / 'report.json'}")
+            if is_primary():
+                write_json(out / "report.json", report)
+                print_shapes(report)
+                print(f"pictures: {out / 'grid.png'}; figures: {out / 'report.json'}")
         else:
             rows = run_suite(name)
-            write_json(out / f"{name}.json", {"model": MODEL.value, "commit": code_version(), "results": rows})
-            print_table(rows, COLUMNS[name])
-            print(f"figures: {out / f'{name}.json'}")
+            if is_primary():
+                write_json(out / f"{name}.json", {"model": MODEL.value, "commit": code_version(), "results": rows})
+                print_table(rows, COLUMNS[name])
+                print(f"figures: {out / f'{name}.json'}")
 
 
 @functools.cache

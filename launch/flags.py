@@ -14,6 +14,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from dalle_jax.errors import UserError, closest, run_main
+from dalle_jax.training.distributed import initialize, run_as_one
 
 
 def define_config(optional: Sequence[str] = ()) -> Callable[[], ConfigDict]:
@@ -87,17 +88,28 @@ def _check_overrides(config: ConfigDict, arguments: Iterable[str]) -> None:
             node = node[part]
 
 
-def start(main: Callable[[], int | None]) -> None:
-    """Parses the command line, runs `main` and ends the process; see `run_main` for the exit codes."""
+def start(main: Callable[[], int | None], *, preemptible: bool = False) -> None:
+    """Parses the command line, joins the processes of the run, runs `main` and ends; see `run_main` for the exit codes.
+
+    Args:
+      main: the script.
+      preemptible: whether it answers a SIGTERM to one of several processes by saving; see `initialize`.
+    """
 
     def run() -> int | None:
         rest = _parse()
         if rest:
             raise UserError(f"what is '{rest[0]}'? options are written --name=value; --help lists them")
         _use_compilation_cache()
+        initialize(preemptible)
         return main()
 
-    run_main(run)
+    run_as_one(lambda: run_main(run))
+
+
+def start_command(main: Callable[[Sequence[str]], int | None]) -> None:
+    """As `start`, of a script whose options are followed by `--` and a command; it is one process."""
+    run_main(lambda: main(_parse()))
 
 
 def start_command(main: Callable[[Sequence[str]], int | None]) -> None:

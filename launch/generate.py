@@ -25,7 +25,9 @@ from dalle_jax.data.grid import picture_grid
 from dalle_jax.errors import UserError
 from dalle_jax.pipeline import Chunk, Dalle, Samples
 from dalle_jax.training.checkpoint import saved_steps
+from dalle_jax.training.distributed import is_primary
 from launch.flags import start
+from launch.together import check_processes
 
 WORKDIR = flags.DEFINE_string("workdir", None, "of the trained run")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "a caption; may be given several times")
@@ -70,6 +72,8 @@ class FolderStore:
 
     def put(self, prompts: slice, candidates: slice, chunk: Chunk) -> None:
         path = self._path(prompts, candidates)
+        if not is_primary():
+            return
         unfinished = path.with_suffix(".tmp")
         with open(unfinished, "wb") as file:
             np.savez_compressed(file, tokens=chunk.tokens, scores=chunk.scores)
@@ -81,6 +85,7 @@ def main() -> None:
     prompts = read_prompts()
     if WORKDIR.value is None or OUT.value is None:
         raise UserError("--workdir (the trained run) and --out (folder for the results) are needed")
+    check_processes()
     dalle = dalle_jax.load(WORKDIR.value, step=STEP.value)
     clip, ranked_by = load_ranker(WORKDIR.value)
     prime = read_prime()
@@ -103,7 +108,8 @@ def main() -> None:
         "sampling": sampling,
     }
     out = epath.Path(OUT.value)
-    with tqdm(total=len(prompts) * NUM_SAMPLES.value, unit="picture", disable=not sys.stderr.isatty()) as bar:
+    quiet = not is_primary() or not sys.stderr.isatty()
+    with tqdm(total=len(prompts) * NUM_SAMPLES.value, unit="picture", disable=quiet) as bar:
 
         def advance(done: int, total: int) -> None:
             bar.update(done - bar.n)
@@ -121,6 +127,8 @@ def main() -> None:
             store=FolderStore(out, settings),
             on_progress=advance,
         )
+    if not is_primary():
+        return
     write_results(out, dalle, prompts, samples, settings | {"num_samples": NUM_SAMPLES.value})
     print(f"{len(prompts)} prompt(s), {samples.images.shape[1]} of {NUM_SAMPLES.value} kept: {out / 'grid.png'}")
 

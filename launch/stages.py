@@ -3,13 +3,13 @@
 import dataclasses
 from collections.abc import Callable
 
-import jax
 from etils import epath
 
 from clip_jax import ClipTask
 from dalle_jax.codec import CodecTask, FrozenCodec, load_codec
 from dalle_jax.data.batches import Batches
 from dalle_jax.data.config import Augment, SourceKind, TextConfig
+from dalle_jax.data.prefetch import process_rows
 from dalle_jax.data.records import Source
 from dalle_jax.data.sources import EVAL, TRAIN, open_source
 from dalle_jax.data.tokenizer import RowTokenizer
@@ -19,6 +19,8 @@ from dalle_jax.pipeline import codec_workdir
 from dalle_jax.training.checkpoint import saved_steps
 from dalle_jax.training.config import TrainConfig
 from dalle_jax.training.loop import train
+from dalle_jax.training.mesh import make_mesh
+from dalle_jax.training.sharding import ShardingRules, batch_sharding
 from dalle_jax.training.task import Task
 from launch.base import initial_params
 from launch.run_config import RunConfig
@@ -142,11 +144,16 @@ def splits_of(run: RunConfig) -> list[str]:
 def make_batches(
     run: RunConfig, plan: StagePlan, tokenizer: RowTokenizer | None, split: str, source: Source | None = None
 ) -> Batches:
-    """Batches of one split, as the stage wants them; held-out ones are not augmented."""
+    """Batches of one split, as the stage wants them; held-out ones are not augmented.
+
+    Where processes share a row of the mesh, because a model axis spans them, they read the same rows.
+    """
     held_out = split != TRAIN
     text = plan.text
     if text is not None and held_out:
         text = dataclasses.replace(text, dropout=0.0)
+    sharding = batch_sharding(make_mesh(run.mesh), ShardingRules.of(run.mesh))
+    process_index, process_count = process_rows(sharding, plan.train.batch_size)
     return Batches(
         source or open_source(run.data, split),
         batch_size=plan.train.batch_size,
@@ -155,8 +162,8 @@ def make_batches(
         seed=run.seed,
         tokenizer=tokenizer if text is not None else None,
         text=text,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=process_index,
+        process_count=process_count,
         workers=run.data.workers,
         prefetch=run.data.prefetch,
         max_bad_fraction=run.data.max_bad_fraction,

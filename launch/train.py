@@ -10,11 +10,9 @@ import jax
 from absl import flags
 from etils import epath
 
-from clip_jax.run_tokenizer import has_tokenizer, write_tokenizer
-from clip_jax.tokenizers import CaptionTokenizer
 from dalle_jax.config import from_config_dict, to_json
 from dalle_jax.data.sources import TRAIN, open_source
-from dalle_jax.data.tokenizer import RowTokenizer, Tokenizer
+from dalle_jax.data.tokenizer import RowTokenizer
 from dalle_jax.errors import UserError
 from dalle_jax.training.clock import process_began
 from dalle_jax.training.determinism import set_deterministic
@@ -29,6 +27,7 @@ from launch.base import check_base, find_tokenizer
 from launch.flags import define_config, start
 from launch.run_config import RunConfig, with_absolute_paths
 from launch.stages import PLANS, StagePlan, Watch, make_batches, splits_of, stages_of, train_stage
+from launch.together import AnyTokenizer, begin, check_processes
 
 CONFIG = define_config(optional=["init_from"])
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; made where it does not exist")
@@ -51,23 +50,20 @@ def main() -> None:
     stages, watch = _chosen(stages_of(run)), Watch(_profile_steps(), WANDB.value)
     if any(getattr(run, name).train.deterministic for name in stages):
         set_deterministic()
+    check_processes(config=run)
     plans, tokenizer = _check(run, workdir, stages)
     if DRY_RUN.value:
         for name, plan in plans.items():
             _describe(name, run, plan, tokenizer)
         return
-    open_workdir(workdir, dataclasses.asdict(run))
-    if tokenizer is not None and not has_tokenizer(workdir) and jax.process_index() == 0:
-        write_tokenizer(tokenizer, workdir)
+    begin(run, run, workdir, tokenizer)
     began = process_began()
     for name in stages:
         train_stage(name, run, workdir, tokenizer, watch, began)
         began = max([began, *(start.beat for start in read_starts(workdir / name))])
 
 
-def _check(
-    run: RunConfig, workdir: epath.Path, stages: list[str]
-) -> tuple[dict[str, StagePlan], Tokenizer | CaptionTokenizer | None]:
+def _check(run: RunConfig, workdir: epath.Path, stages: list[str]) -> tuple[dict[str, StagePlan], AnyTokenizer | None]:
     """Finds what is wrong with any stage before the first one trains, and before the folder of a new run is made.
 
     A config that is refused will be another one next time, and its folder would be in the way of that.
@@ -121,4 +117,4 @@ def _describe(name: str, run: RunConfig, plan: StagePlan, tokenizer: RowTokenize
 
 
 if __name__ == "__main__":
-    start(main)
+    start(main, preemptible=True)

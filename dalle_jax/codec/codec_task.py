@@ -19,6 +19,7 @@ from dalle_jax.codec.relaxation import gumbel_softmax, init_codebook, nearest_co
 from dalle_jax.data.config import Augment
 from dalle_jax.data.grid import picture_grid
 from dalle_jax.training.config import TrainConfig
+from dalle_jax.training.distributed import is_primary, to_host
 from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task
 
 PREVIEW_PICTURES = 16
@@ -122,7 +123,7 @@ class CodecTask(Task):
         """
         sums: dict[str, np.ndarray] = {}
         for batch in batches:
-            for name, value in jax.device_get(self._evaluate_batch(params, model_state, batch)).items():
+            for name, value in to_host(self._evaluate_batch(params, model_state, batch)).items():
                 sums[name] = sums.get(name, 0.0) + np.asarray(value, np.float64)
         counts = sums.pop("counts")
         pictures = sums.pop("pictures")
@@ -133,13 +134,14 @@ class CodecTask(Task):
         if values:
             metrics["foreground_psnr"] = float(psnr(jnp.float32(foreground / values)))
             metrics["foreground_explained"] = float(1.0 - foreground / flat)
-        self._warn(metrics)
+        if is_primary():
+            self._warn(metrics)
         return metrics
 
     def preview(self, params: Params, model_state: ModelState, batch: Batch) -> np.ndarray:
         """Rows of originals, each over a row of their reconstructions."""
         originals = batch["image"][:PREVIEW_PICTURES]
-        pictures = np.stack([originals, self._reconstruct(params, model_state, originals)])
+        pictures = np.stack(to_host([originals, self._reconstruct(params, model_state, originals)]))
         columns = max(len(originals) // 2, 1)
         pairs = [pictures[:, first : first + columns] for first in range(0, len(originals), columns)]
         return picture_grid(np.concatenate([pair.reshape(-1, *pair.shape[2:]) for pair in pairs]), columns)

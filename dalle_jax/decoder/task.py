@@ -16,6 +16,7 @@ from dalle_jax.decoder.model import PAD, Decoder, Output, abstract_params, init_
 from dalle_jax.decoder.sampling import SamplingConfig, candidate_keys, draw, no_prime, prefill
 from dalle_jax.errors import UserError
 from dalle_jax.nn.attention import attended_pairs
+from dalle_jax.training.distributed import to_host
 from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task
 
 PREVIEW_CAPTIONS = 8
@@ -141,7 +142,7 @@ class DecoderTask(Task):
         """Mean loss and its two parts."""
         del model_state
         results = [self._eval_loss(params, batch) for batch in batches]
-        return {name: float(np.mean([jax.device_get(r[name]) for r in results])) for name in results[0]}
+        return {name: float(np.mean([to_host(r[name]) for r in results])) for name in results[0]}
 
     def preview(self, params: Params, model_state: ModelState, batch: Batch) -> np.ndarray:
         """Two rows: the codec's view of held-out pictures, and a picture drawn for the caption of each."""
@@ -151,7 +152,7 @@ class DecoderTask(Task):
         keys = candidate_keys(0, jnp.arange(1))
         drawn = draw(self.config, params, text_kv, keys, no_prime(self.config, text.shape[0]), SamplingConfig())
         pictures = self.codec.decode(jnp.concatenate([tokens, drawn[0]]))
-        return picture_grid(np.asarray(pictures), columns=text.shape[0])
+        return picture_grid(to_host(pictures), columns=text.shape[0])
 
     def step_flops(self, batch_size: int) -> float:
         """Useful FLOPs of a step: 6 per weight of a matrix product and position, 12 H per attended pair and head."""

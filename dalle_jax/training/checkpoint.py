@@ -7,6 +7,7 @@ rename, so that a directory with a bare number for a name was whole once; what w
 
 import contextlib
 import errno
+import itertools
 import math
 import os
 import sys
@@ -24,6 +25,9 @@ from dalle_jax.training.config import TrainConfig
 from dalle_jax.training.quiet_orbax import quiet_orbax
 from dalle_jax.training.state import TrainState
 from dalle_jax.training.trees import named_leaves
+from dalle_jax.training.workdir import saved_steps
+
+_ASKED = itertools.count(1)
 
 
 class Restored(NamedTuple):
@@ -176,9 +180,10 @@ class Checkpoints:
                 multihost_utils.sync_global_devices("damaged checkpoints set aside")
             self._manager.reload()
 
-    def reached_preemption(self, step: int) -> bool:
-        """Whether all processes agreed to stop at this step, after a SIGTERM to any of them."""
-        return self._manager.reached_preemption(step)
+    def reached_preemption(self) -> bool:
+        """Whether all processes agreed to stop now, after a SIGTERM to any of them; asked for after every step."""
+        # JAX agrees on a number that is to come. Steps begin again with each stage, and would let it wait for long.
+        return self._manager.reached_preemption(next(_ASKED))
 
     def wait(self) -> None:
         """Returns when the save that is under way is whole on disk.
@@ -238,10 +243,11 @@ def load_params(stage_dir: epath.PathLike, step: int | None = None, *, shardings
     raise UserError(f"no checkpoint in {directory} can be read ({failure})")
 
 
-def saved_steps(stage_dir: epath.PathLike) -> list[int]:
-    """The steps of a stage's checkpoints, oldest first; empty where there are none."""
-    directory = _folder(stage_dir)
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit()) if directory.exists() else []
+def load_item(stage_dir: epath.PathLike, step: int, name: str) -> Any:
+    """One item of a checkpoint (`params`, `ema`, `model_state` or `optimizer`) as it was saved, numpy arrays."""
+    quiet_orbax()
+    directory = _folder(stage_dir) / str(step)
+    return _read(directory, {name: _metadata(directory, name)}, progress=False)[0][name]
 
 
 def check_same(wanted: Any, found: Any, where: str) -> None:

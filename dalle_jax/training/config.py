@@ -57,6 +57,9 @@ class MeshConfig:
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    slices: int = 1
+    """Parts with fast links inside and slow ones between: slices of a multi-slice pod. The data axis is laid over the
+    slow links, and divides by this."""
     rules: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Overrides of `ShardingRules`: pairs of a logical axis and the mesh axes it is split over."""
 
@@ -83,5 +86,8 @@ class TrainConfig:
     keep_best: int = 1
     keep_every: int = 0
     """Checkpoints at multiples of this are kept for good."""
+    watchdog_seconds: float = 1800.0
+    """A process that makes no step for so long (ten times as long while it compiles, evaluates or saves) prints every
+    thread's stack and ends with code 76; 0: it waits for ever."""
     deterministic: bool = True
     """On a GPU, ask XLA for deterministic operations, so that a resumed run is the same run bit for bit."""

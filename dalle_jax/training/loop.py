@@ -20,7 +20,7 @@ from dalle_jax.training.mesh import make_mesh
 from dalle_jax.training.metrics import Writer, open_writers
 from dalle_jax.training.optimizer import make_optimizer
 from dalle_jax.training.report import Reporter
-from dalle_jax.training.sharding import ShardingRules, batch_sharding, check_batch
+from dalle_jax.training.sharding import ShardingRules, batch_sharding, check_batch, put_keys
 from dalle_jax.training.signals import Preempted, StopSignal
 from dalle_jax.training.speed import memory_row, speed_row, time_row
 from dalle_jax.training.state import (
@@ -33,6 +33,7 @@ from dalle_jax.training.state import (
 )
 from dalle_jax.training.step import TrainStep, compile_step, make_train_step
 from dalle_jax.training.task import Batch, Metrics, Task
+from dalle_jax.training.watchdog import Watchdog
 
 InitFrom = epath.PathLike | Callable[[TrainState], LoadedParams]
 """Where a run's first parameters come from: a stage's folder of another run, or a function that reads them onto the
@@ -116,6 +117,7 @@ def train(
         stop = stack.enter_context(StopSignal())
         clock = stack.enter_context(Clock(began))
         ledger = stack.enter_context(Ledger(workdir, task, config, clock, list(mesh.devices.flat)))
+        watchdog = stack.enter_context(Watchdog(task.name, config.watchdog_seconds))
         checkpoints = stack.enter_context(
             contextlib.closing(Checkpoints(workdir, config, task.best_metric, task.best_mode))
         )
@@ -132,7 +134,7 @@ def train(
         for writer in writers:
             stack.enter_context(contextlib.closing(writer))
         loop = _Loop(task, config, program, batch_sharding(mesh, rules), batches, eval_batches, checkpoints, writers,
-                     stop, on_row, progress, clock, ledger)  # fmt: skip
+                     stop, watchdog, on_row, progress, clock, ledger)  # fmt: skip
         with _profiler(epath.Path(workdir) / "profile", profile_steps) as profile:
             return loop.run(state, profile)
 
@@ -157,7 +159,7 @@ def _prepare(
     abstract = with_shardings(boxed, shardings)
     restored = checkpoints.restore(abstract)
     if restored is not None:
-        key = jax.device_put(run_keys(seed)[1], shardings.key)
+        key = put_keys(run_keys(seed)[1], shardings.key)
         return program, restored.state.replace(key=key), restored.progress
     # 2. A fresh state, with the parameters of another model where one is named.
     state = init_state(task, optimizer, config.ema_decay is not None, seed, shardings)
@@ -186,6 +188,7 @@ class _Loop:
     checkpoints: Checkpoints
     writers: list[Writer]
     stop: StopSignal
+    watchdog: Watchdog
     on_row: Callable[[int, Mapping[str, float]], None] | None
     progress: dict[str, Any]
     clock: Clock
@@ -203,12 +206,14 @@ class _Loop:
         self.clock.enter(Kind.STEP)
         with _closing(self.batches.iterate(first, sharding=self.sharding)) as stream:
             for done in range(first + 1, num_steps + 1):
+                self.watchdog.sign(patiently=done == first + 1)
                 profile(done)
                 with self.clock.measure(Kind.INPUT):
                     batch = next(stream)
                 state, metrics = self._step(state, batch)
                 self.ledger.moved_to(done)
                 self.reporter.add(done, metrics)
+                self.watchdog.sign(patiently=True)
                 self._look_and_save(done, state, batch)
         self.clock.enter(Kind.CHECKPOINT)  # what is left is to wait for the last save
         return state
@@ -227,7 +232,7 @@ class _Loop:
     def _look_and_save(self, done: int, state: TrainState, batch: Batch) -> None:
         """Evaluation, preview and checkpoint, where they are due after update `done`."""
         config, last = self.config, done == self.config.num_steps
-        stopping = self.stop.received or self.checkpoints.reached_preemption(done)
+        stopping = self.stop.received or self.checkpoints.reached_preemption()
         evaluated = None
         looks = self.eval_batches is not None and config.eval_every > 0
         if not stopping and looks and (last or _due(done, config.eval_every)):

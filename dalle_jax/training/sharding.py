@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dalle_jax.errors import UserError, closest
@@ -130,6 +131,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh, rules: ShardingRules) -> NamedSharding:
     """Splits the first dimension of an array of any rank as the `batch` axis."""
     return NamedSharding(mesh, rules.spec(("batch",), "the batch"))
+
+
+def put_keys(keys: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """Typed keys, the same on every process, on the devices of all; `jax.device_put` refuses them."""
+    data = jax.device_put(np.asarray(jax.random.key_data(keys)), sharding)
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(keys))
 
 
 def check_batch(batch_size: int, micro_batches: int, mesh: Mesh, rules: ShardingRules) -> None:

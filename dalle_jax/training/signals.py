@@ -6,12 +6,14 @@ from types import FrameType
 
 import jax
 
+from dalle_jax.training.distributed import preempted_code
+
 
 class Preempted(SystemExit):
-    """The run was asked to stop and has saved: ends the process with code 0 where nobody catches it."""
+    """The run was asked to stop and has saved: ends the process with code 0 (`preempted_code`) unless it is caught."""
 
     def __init__(self):
-        super().__init__(0)
+        super().__init__(preempted_code())
 
 
 class StopSignal:

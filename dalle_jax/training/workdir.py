@@ -23,6 +23,7 @@ MAY_CHANGE = (
     "keep_last",
     "keep_best",
     "keep_every",
+    "watchdog_seconds",
     "workers",
 )
 """Last parts of the keys that a resumed run may set anew: they change how long it goes on and what is looked at."""
@@ -110,6 +111,12 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str =
         elif a != b or (key in old) != (key in new):
             keys.append(prefix + key)
     return keys
+
+
+def saved_steps(stage_dir: epath.PathLike) -> list[int]:
+    """The steps of a stage's checkpoints, oldest first; empty where there are none."""
+    directory = epath.Path(stage_dir) / "checkpoints"
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit()) if directory.exists() else []
 
 
 def code_version() -> str:

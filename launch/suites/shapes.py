@@ -15,6 +15,7 @@ from dalle_jax.data.grid import picture_grid
 from dalle_jax.data.shapes.judge import ATTRIBUTES, CHANCE, accuracy
 from dalle_jax.data.shapes.scenes import Scene, captions, draw, random_scene
 from dalle_jax.pipeline import Dalle
+from dalle_jax.training.distributed import is_primary
 
 NUM_CAPTIONS = 200
 CANDIDATES = 8
@@ -159,5 +160,7 @@ def _interleave(originals: np.ndarray, copies: np.ndarray, columns: int) -> np.n
 
 
 def _save(sheet: np.ndarray, path: Path) -> None:
+    if not is_primary():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(sheet).save(path)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dalle_jax.errors import UserError
-from dalle_jax.training.checkpoint import load_params, saved_steps
+from dalle_jax.training.checkpoint import load_item, load_params, saved_steps
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.loop import train
 from dalle_jax.training.signals import Preempted
@@ -107,16 +107,9 @@ def test_killed_and_resumed_is_the_uninterrupted_run(name, code, whole, tmp_path
     assert script(broken).returncode == 0
     assert_same_bits(load_params(whole, 20), load_params(broken, 20))
     for item in ("params", "optimizer"):
-        assert_same_bits(read_item(whole, item), read_item(broken, item))
+        assert_same_bits(load_item(whole, 20, item), load_item(broken, 20, item))
     if name == "SIGKILL" or (step + 1) % 8:  # An evaluation due at the very step of a SIGTERM is left out.
         assert rows(whole) == rows(broken), step
-
-
-def read_item(workdir, item):
-    from dalle_jax.training import checkpoint
-
-    directory = checkpoint.epath.Path(workdir) / "checkpoints" / "20"
-    return checkpoint._read(directory, {item: checkpoint._metadata(directory, item)})[0][item]
 
 
 def test_sigterm_in_this_process(tmp_path, uninterrupted):

@@ -1,0 +1,97 @@
+"""When to start a run again that has ended, and when to give up."""
+
+import dataclasses
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from etils import epath
+
+from dalle_jax.errors import PREEMPTED
+from dalle_jax.training.workdir import saved_steps
+
+FINAL = (0, 2, 130)
+"""Exit codes after which a run is not started again: done, a mistake that it would repeat, Ctrl-C."""
+
+LONGEST_WAIT = 60.0
+"""Seconds between two starts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """How patient a supervisor is."""
+
+    restarts: int = 0
+    """In a row that bring no progress; with progress it begins to count anew."""
+    backoff: float = 1.0
+    """Seconds before the first of them; twice as many before each further one, up to `LONGEST_WAIT`."""
+
+
+def supervise(
+    run: Callable[[], tuple[int, str]],
+    progress: Callable[[], Any],
+    policy: Policy,
+    stopped: threading.Event | None = None,
+) -> int:
+    """Runs until it is done, or until restarts no longer help. Says on stderr what it does.
+
+    Args:
+      run: starts the run and waits for its end; returns its exit code, and how it ended.
+      progress: anything that differs where the run has come further; asked for after each end.
+      policy: when to give up.
+      stopped: set where a person or the cluster asked for the end: nothing is started again.
+
+    Returns:
+      The last exit code.
+    """
+    stopped = stopped or threading.Event()
+    before, in_vain = progress(), 0
+    while True:
+        code, how = run()
+        if code in FINAL or not policy.restarts or stopped.is_set():
+            return code
+        now = progress()
+        in_vain = 0 if now != before else in_vain + 1
+        before = now
+        if code == PREEMPTED:
+            in_vain, how = 0, "asked to stop, it saved and left"
+        if in_vain >= policy.restarts:
+            _say(f"{how}: giving up, {in_vain} starts in a row brought no new checkpoint (now: {now or 'none'})")
+            return code
+        wait = min(policy.backoff * 2.0**in_vain, LONGEST_WAIT)
+        _say(f"{how} (exit code {code}): starting again in {wait:g} s; saved so far: {now or 'nothing'}")
+        if stopped.wait(wait):
+            return code
+
+
+def progress_of(command: Sequence[str]) -> str:
+    """How far the run of a command has come, read from its `--workdir` or `--out`.
+
+    Returns:
+      The newest checkpoint of every stage under the work directory; or how many files the folder of results holds.
+    """
+    if workdir := _option(command, "workdir"):
+        folder = epath.Path(workdir)
+        found = sorted([*folder.glob("*/checkpoints"), *folder.glob("*/*/checkpoints")])
+        newest = {str(path.parent.relative_to(folder)): max(saved_steps(path.parent), default=0) for path in found}
+        return ", ".join(f"{stage} {step}" for stage, step in newest.items())
+    if out := _option(command, "out"):
+        files = sum(len(names) for _, _, names in os.walk(out))
+        return f"{files} files" if files else ""
+    return ""
+
+
+def _option(command: Sequence[str], name: str) -> str | None:
+    """The value of `--name=VALUE` or `--name VALUE`, the last one given."""
+    found = None
+    for argument, following in zip(command, [*command[1:], ""], strict=True):
+        option, equals, value = argument.partition("=")
+        if option in (f"--{name}", f"-{name}"):
+            found = value if equals else following
+    return found
+
+
+def _say(text: str) -> None:
+    print(f"supervisor: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,63 @@
+"""What the processes of a run do together before it begins: compare what they hold, and open the work directory."""
+
+import dataclasses
+import sys
+from typing import Any
+
+import jax
+from etils import epath
+
+from clip_jax.run_tokenizer import has_tokenizer, write_tokenizer
+from clip_jax.tokenizers import CaptionTokenizer
+from dalle_jax.data.sources import open_source
+from dalle_jax.data.tokenizer import Tokenizer
+from dalle_jax.errors import UserError
+from dalle_jax.training.agreement import check_agreement, code_facts, command_facts
+from dalle_jax.training.distributed import from_primary, gather
+from dalle_jax.training.workdir import open_workdir
+from launch.run_config import EfficiencyConfig, RunConfig
+from launch.stages import splits_of
+
+AnyTokenizer = Tokenizer | CaptionTokenizer
+
+
+def check_processes(**facts: Any) -> None:
+    """Compares code, command line and whatever else decides what a script does between the processes of a run.
+
+    Call it first of all that touches a device, on every process; see `check_agreement`.
+    """
+    if jax.distributed.is_initialized():
+        check_agreement({"code": code_facts(), "command": command_facts(sys.argv[1:])} | facts)
+
+
+def begin(
+    config: RunConfig | EfficiencyConfig, run: RunConfig, workdir: epath.Path, tokenizer: AnyTokenizer | None
+) -> None:
+    """Compares the data, opens the work directory, and keeps the tokenizer there; process 0 alone writes.
+
+    Args:
+      config: what the work directory keeps.
+      run: what is read.
+      workdir: the folder, on a file system that all processes share.
+      tokenizer: of the run.
+
+    Raises:
+      UserError: see `check_agreement` and `open_workdir`; or another process does not see the folder.
+    """
+    if jax.process_count() > 1:
+        data = {split: open_source(run.data, split).fingerprint() for split in splits_of(run)}
+        check_agreement({"data set": data, "tokenizer": tokenizer.fingerprint if tokenizer is not None else ""})
+
+    def write() -> bool:
+        open_workdir(workdir, dataclasses.asdict(config))
+        if tokenizer is not None and not has_tokenizer(workdir):
+            write_tokenizer(tokenizer, workdir)
+        return True
+
+    from_primary(write)
+    seen = gather((workdir / "config.json").exists())
+    if not all(seen):
+        raise UserError(
+            f"process {seen.index(False)} does not see {workdir}, where process 0 writes: name a folder that all hosts "
+            "share, or a gs:// path"
+        )

@@ -1,0 +1,144 @@
+"""What several processes must agree on with one: batches, training, drawing, encoding.
+
+`facts` computes it on all devices of all processes; as a program it prints them from process 0, as JSON.
+"""
+
+import dataclasses
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from dalle_jax.codec import Body, CodecConfig, FrozenCodec, PatchConfig, Reconstruction, Relaxation
+from dalle_jax.codec.codec_task import CodecTask
+from dalle_jax.data.batches import Batches
+from dalle_jax.data.config import Augment, TextConfig
+from dalle_jax.data.prefetch import process_rows
+from dalle_jax.data.records import Record, Source
+from dalle_jax.data.tokenizer import train_tokenizer
+from dalle_jax.decoder.config import DecoderConfig
+from dalle_jax.decoder.task import DecoderTask
+from dalle_jax.nn.attention import Pattern
+from dalle_jax.nn.transformer import Remat
+from dalle_jax.pipeline import Dalle
+from dalle_jax.training.agreement import check_agreement
+from dalle_jax.training.config import MeshConfig, OptimizerConfig, Schedule, TrainConfig
+from dalle_jax.training.distributed import from_primary, gather, initialize, is_primary, run_as_one, to_host
+from dalle_jax.training.loop import train
+from dalle_jax.training.mesh import make_mesh
+from dalle_jax.training.sharding import ShardingRules, batch_sharding
+
+SIZE, BATCH = 8, 8
+CODEC = CodecConfig(
+    codebook_size=13, body=Body.PATCH, relaxation=Relaxation.VQ, reconstruction=Reconstruction.PIXEL,
+    patch=PatchConfig(4, merge=1, fine_dim=8, fine_blocks=0, token_dim=8, encoder_blocks=1, decoder_blocks=1),
+)  # fmt: skip
+DECODER = DecoderConfig(
+    num_layers=1, num_heads=2, head_dim=8, embed_dim=16, mlp_dim=16, text_vocab_size=45, text_length=10,
+    codebook_size=13, grid_size=2, patterns=(Pattern.FULL,), dropout=0.1, remat=Remat.NONE, dtype="float32",
+)  # fmt: skip
+TRAIN = TrainConfig(
+    batch_size=BATCH, num_steps=2, optimizer=OptimizerConfig(1e-2, Schedule.CONSTANT), ema_decay=0.9, log_every=1,
+    eval_every=2, eval_batches=1, preview_every=2, checkpoint_every=1,
+)  # fmt: skip
+
+
+class Noise(Source):
+    """Twenty pictures of noise with captions."""
+
+    name = "noise"
+
+    def __len__(self):
+        return 20
+
+    def key(self, index):
+        return f"key-{index}"
+
+    def __getitem__(self, index):
+        pixels = np.random.default_rng(index).integers(0, 256, (12, 16, 3), np.uint8)
+        return Record(pixels, (f"picture number {index}", f"the {index}th of them"), self.key(index))
+
+
+def facts(workdir: Path, mesh_config: MeshConfig) -> dict:
+    """Everything that must be the same, or nearly, however many processes there are."""
+    mesh, rules = make_mesh(mesh_config), ShardingRules()
+    sharding = batch_sharding(mesh, rules)
+    tokenizer = train_tokenizer([f"picture number {i} the {i}th of them" for i in range(60)], DECODER.text_vocab_size)
+    part = process_rows(sharding, BATCH)
+    batches = Batches(
+        Noise(), batch_size=BATCH, image_size=SIZE, augment=Augment.DVAE, seed=3, tokenizer=tokenizer,
+        text=TextConfig(DECODER.text_length, dropout=0.2), process_index=part[0], process_count=part[1],
+    )  # fmt: skip
+    rows = []
+    stream = batches.iterate(0, sharding=sharding)
+    hashes = [digest(to_host(next(stream))) for _ in range(3)]
+    stream.close()
+
+    params, model_state = jax.tree.map(np.asarray, init_codec())
+    codec = FrozenCodec(CODEC, params, model_state, SIZE)
+    first = batches.iterate(0, sharding=sharding)
+    encoded = to_host(codec.encode(next(first)["image"]))
+    first.close()
+    state = train(
+        DecoderTask(DECODER, codec), TRAIN, mesh_config=mesh_config, batches=batches, eval_batches=batches,
+        workdir=workdir, seed=7, on_row=lambda step, row: rows.append(row),
+    )  # fmt: skip
+    dalle = Dalle(codec, tokenizer, DECODER, state.params, mesh, rules)
+    samples = dalle.generate(
+        ["picture number 3", "the 7th"], num_samples=10, keep=4, score_fn=brightness, max_sequences=16
+    )
+    return {
+        "batches": hashes,
+        "encoded": encoded.tolist(),
+        "losses": [row[name] for row in rows for name in ("loss", "eval/loss") if name in row],
+        "tokens": samples.tokens.tolist(),
+        "indices": samples.indices.tolist(),
+        "scores": samples.scores.tolist(),
+    }
+
+
+def init_codec():
+    """Fresh, the same everywhere."""
+    from flax import linen as nn
+
+    return jax.jit(lambda key: nn.unbox(CodecTask(codec_stage(), SIZE).init(key)))(jax.random.key(1))
+
+
+def codec_stage():
+    from dalle_jax.codec import CodecStage
+
+    return CodecStage(CODEC, TRAIN, Augment.NONE)
+
+
+def brightness(images, caption):
+    return images.astype(np.float32).mean(axis=(1, 2, 3))
+
+
+def digest(batch) -> str:
+    return hashlib.sha256(b"".join(np.ascontiguousarray(batch[name]).tobytes() for name in sorted(batch))).hexdigest()
+
+
+def main() -> None:
+    """`FOLDER`: prints the facts; `disagree`: process 1 holds another config."""
+    initialize(preemptible=True)
+    if sys.argv[1] == "disagree":
+        rate = 1e-3 if is_primary() else 2e-3
+        check_agreement({"code": {}, "config": dataclasses.replace(TRAIN, optimizer=OptimizerConfig(rate))})
+        return
+    assert gather({"me": jax.process_index()}) == [{"me": i} for i in range(jax.process_count())]
+    assert from_primary(jax.process_index) == 0
+    mesh_config = MeshConfig(slices=jax.process_count())  # each process stands for a slice of a multi-slice pod
+    owners = [device.process_index for device in make_mesh(mesh_config).devices[:, 0, 0]]
+    assert owners == [device.process_index for device in jax.devices()], "the data axis crosses slices last"
+    found = facts(Path(sys.argv[1]), mesh_config)
+    if is_primary():
+        print("FACTS", json.dumps(found))
+
+
+if __name__ == "__main__":
+    from dalle_jax.errors import run_main
+
+    run_as_one(lambda: run_main(main))

@@ -1,0 +1,104 @@
+"""Real processes: what they compute together is what one computes alone, and they end together."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dalle_jax.training.config import MeshConfig
+from dalle_jax.training.distributed import HEARTBEAT
+from launch.processes import Group
+from tests.launch import many
+from tests.launch.conftest import environment
+
+pytestmark = pytest.mark.entry
+
+ROOT = Path(__file__).parents[2]
+
+
+def together(count: int, devices: int, *arguments: str) -> tuple[int, list[str]]:
+    """Runs `many.py` as several processes; returns the exit code and all lines."""
+    lines: list[str] = []
+    environment = {HEARTBEAT: "30", "PYTHONPATH": str(ROOT), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+    command = ["python", "-m", "tests.launch.many", *arguments]
+    group = Group(command, count, devices, environment, lambda i, line: lines.append(f"[{i}] {line}"))
+    return group.wait(), lines
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> dict:
+    """In this process, on its eight devices."""
+    assert jax.device_count() == 8
+    return many.facts(tmp_path_factory.mktemp("alone"), MeshConfig())
+
+
+@pytest.mark.parametrize(("count", "devices"), [(2, 4), pytest.param(4, 2, marks=pytest.mark.slow)])
+def test_several_processes_are_one(alone, tmp_path, count, devices):
+    code, lines = together(count, devices, str(tmp_path / "run"))
+    assert code == 0, lines
+    (found,) = [line.split("FACTS ", 1)[1] for line in lines if "FACTS" in line]
+    found = json.loads(found)
+    assert found["batches"] == alone["batches"], "bit for bit"
+    for name in ("encoded", "tokens", "indices"):
+        assert found[name] == alone[name], name
+    for name in ("losses", "scores"):
+        np.testing.assert_allclose(found[name], alone[name], rtol=1e-5, err_msg=name)
+    # One writer: each row once, each picture once.
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+    assert [path.name for path in (tmp_path / "run" / "previews").iterdir()] == ["step_0000002.png"]
+
+
+def test_processes_that_disagree_are_named():
+    code, lines = together(2, 1, "disagree")
+    assert code == 2, lines
+    errors = [line for line in lines if "error: " in line]
+    assert len(errors) == 2 and not [line for line in lines if "Traceback" in line]
+    assert "process 1 (" in errors[0] and "has another config than process 0 (" in errors[0]
+    assert "optimizer.learning_rate (0.002 there, 0.001 here)" in errors[0]
+
+
+# The scripts
+
+
+def script(name: str, *arguments: object, processes: int = 1, devices: int = 2) -> str:
+    """Runs a script of launch/ as several processes of this machine; returns its output."""
+    several = ["-m", "launch.local", f"--processes={processes}", f"--devices={devices}", "--"]
+    command = [sys.executable, *several, "python", "-m", f"launch.{name}", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_scripts_as_two_processes(scripts, tmp_path):
+    run = tmp_path / "run"
+    said = script("train", "--config=configs/quickstart.py:tiny", scripts.data, f"--workdir={run}", processes=2)
+    for stage in ("codec", "decoder", "clip"):
+        assert said.count(f"{stage} 2/2  loss") == 1, said
+    drawn = {}
+    for processes in (1, 2):
+        out = tmp_path / f"drawn_{processes}"
+        arguments = [f"--workdir={run}", "--prompt=a red circle", "--num_samples=6", "--keep=3", f"--out={out}"]
+        said = script("generate", *arguments, processes=processes, devices=4 // processes)
+        assert said.count("3 of 6 kept") == 1
+        drawn[processes] = json.loads((out / "manifest.json").read_text())["pictures"]
+    for one, two in zip(drawn[1], drawn[2], strict=True):
+        assert (one["candidate"], one["tokens"]) == (two["candidate"], two["tokens"])
+        assert one["score"] == pytest.approx(two["score"], rel=1e-4)
+    said = script("evaluate", f"--model={run}", "--suite=retrieval", "--data=run", f"--out={tmp_path}", processes=2)
+    assert said.count("text_recall_at_1") == 1 and (tmp_path / "retrieval.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(("preset", "kills"), [(":short", 5), ("", 20)])
+def test_chaos(tmp_path, preset, kills):
+    command = [sys.executable, "-m", "launch.chaos", f"--config=configs/chaos.py{preset}", f"--kills={kills}"]
+    done = subprocess.run([*command, f"--out={tmp_path / 'chaos'}"], cwd=ROOT, env=environment(), capture_output=True,
+                          text=True)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(" yes") >= kills and "bit for bit" in done.stdout
