@@ -108,11 +108,6 @@ def start(main: Callable[[], int | None], *, preemptible: bool = False) -> None:
 
 
 def start_command(main: Callable[[Sequence[str]], int | None]) -> None:
-    """As `start`, of a script whose options are followed by `--` and a command; it is one process."""
-    run_main(lambda: main(_parse()))
-
-
-def start_command(main: Callable[[Sequence[str]], int | None]) -> None:
     """As `start`, of a script whose options are followed by words of another kind; it is one process."""
     run_main(lambda: main(_parse()))
 
