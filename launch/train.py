@@ -10,10 +10,9 @@ import jax
 from absl import flags
 from etils import epath
 
-from clip_jax.tokenizers import CaptionTokenizer
 from dalle_jax.config import from_config_dict, to_json
 from dalle_jax.data.sources import TRAIN, open_source, splits_of
-from dalle_jax.data.tokenizer import RowTokenizer, Tokenizer
+from dalle_jax.data.tokenizer import RowTokenizer
 from dalle_jax.errors import UserError
 from dalle_jax.training.clock import process_began
 from dalle_jax.training.determinism import set_deterministic
@@ -28,7 +27,7 @@ from launch.base import check_base, find_tokenizer
 from launch.flags import define_config, start
 from launch.run_config import RunConfig, with_absolute_paths
 from launch.stages import PLANS, StagePlan, Watch, check_source, make_batches, stages_of, train_stage
-from launch.together import begin, check_processes
+from launch.together import AnyTokenizer, begin, check_processes
 
 CONFIG = define_config(optional=["init_from"])
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; made where it does not exist")
@@ -64,9 +63,7 @@ def main() -> None:
         began = max([began, *(start.beat for start in read_starts(workdir / name))])
 
 
-def _check(
-    run: RunConfig, workdir: epath.Path, stages: list[str]
-) -> tuple[dict[str, StagePlan], Tokenizer | CaptionTokenizer | None]:
+def _check(run: RunConfig, workdir: epath.Path, stages: list[str]) -> tuple[dict[str, StagePlan], AnyTokenizer | None]:
     """Finds what is wrong with any stage before the first one trains, and before the folder of a new run is made.
 
     A config that is refused will be another one next time, and its folder would be in the way of that.
