@@ -1,6 +1,6 @@
 """CLIP: contrastive training of a picture tower and a text tower, zero-shot classification, and scores for ranking."""
 
-from clip_jax.config import ClipConfig, ClipStage, TextConfig, TextTower, VisionConfig, VisionTower, tower_config
+from clip_jax.config import ClipConfig, ClipStage, Loss, TextConfig, TextTower, VisionConfig, VisionTower, tower_config
 from clip_jax.handle import Clip
 from clip_jax.loading import load
 from clip_jax.model import ClipModel, ClipOutput
@@ -14,6 +14,7 @@ __all__ = [
     "ClipOutput",
     "ClipStage",
     "ClipTask",
+    "Loss",
     "TextConfig",
     "TextTower",
     "VisionConfig",

@@ -13,6 +13,12 @@ class VisionTower(enum.Enum):
     """What reads the picture."""
 
     VIT = "vit"
+    SIGLIP = "siglip"  # a ViT without class token, pooled by attention
+
+    @property
+    def projects(self) -> bool:
+        """Whether the tower's own feature is the embedding, with no projection after it."""
+        return self is VisionTower.SIGLIP
 
 
 class TextTower(enum.Enum):
@@ -20,6 +26,19 @@ class TextTower(enum.Enum):
 
     TRANSFORMER = "transformer"
     BAG_OF_WORDS = "bag_of_words"
+    SIGLIP = "siglip"  # attends both ways and is read at the last position, which may be a pad
+
+    @property
+    def reads_pads(self) -> bool:
+        """Whether what stands after a caption's end changes its feature; such captions are never cut."""
+        return self is TextTower.SIGLIP
+
+
+class Loss(enum.Enum):
+    """What a batch of pairs is judged by."""
+
+    SOFTMAX = "softmax"  # each picture among all captions, each caption among all pictures (Radford et al. 2021)
+    SIGMOID = "sigmoid"  # each pair by itself: do the two belong together? (Zhai et al. 2023)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +51,14 @@ class VisionConfig:
     tower: VisionTower = VisionTower.VIT
     pixel_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     pixel_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    preprocessing: Augment = Augment.CLIP_INFERENCE
+    """How a picture of any size becomes a square at inference: `clip_inference` or `square` (SigLIP's)."""
 
     def __post_init__(self):
-        if self.image_size % self.patch_size:
+        if self.preprocessing not in (Augment.CLIP_INFERENCE, Augment.SQUARE):
+            raise ValueError(f"preprocessing is 'clip_inference' or 'square', not '{self.preprocessing.value}'")
+        # The published So400m/14 at 384 pixels leaves six of them out.
+        if self.image_size % self.patch_size and self.tower is not VisionTower.SIGLIP:
             raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
 
     @property
@@ -68,8 +92,19 @@ class ClipConfig:
     vision: VisionConfig
     text: TextConfig
     init_logit_scale: float = 1 / 0.07
-    """Factor on cosines before the softmax; its logarithm is the parameter."""
+    """Factor on cosines; its logarithm is the parameter."""
     max_logit_scale: float = 100.0
+    """Of the softmax loss; SigLIP's has no bound."""
+    loss: Loss = Loss.SOFTMAX
+    init_logit_bias: float = -10.0
+    """Added to scaled cosines by the sigmoid loss, a parameter; near the odds of a random pair in a large batch."""
+
+    def __post_init__(self):
+        width = self.vision.transformer.embed_dim
+        if self.vision.tower is VisionTower.SIGLIP and width != self.embed_dim:
+            raise ValueError(
+                f"SigLIP's image tower is as wide as the embedding: {width} is not embed_dim {self.embed_dim}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +114,9 @@ class ClipStage:
     model: ClipConfig
     train: TrainConfig
     augment: Augment = Augment.CLIP
+    loss_chunk: int = 0
+    """Captions whose logits a device holds at once, so that no array grows with the batch squared; 0: all of the batch
+    (of the sigmoid loss: all of a device). Other values must divide that."""
 
 
 def tower_config(num_layers: int, embed_dim: int, head_dim: int = 64, **changes: Any) -> TransformerConfig:

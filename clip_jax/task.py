@@ -8,11 +8,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from clip_jax.accumulation import accumulated_gradients
-from clip_jax.config import ClipConfig, ClipStage
+from clip_jax.config import ClipConfig, ClipStage, Loss
 from clip_jax.flops import forward_flops
-from clip_jax.losses import contrastive_loss
+from clip_jax.losses import ContrastiveLoss, contrastive_loss
 from clip_jax.model import ClipModel, init_params, normalize
 from clip_jax.preview import similarity_sheet
+from clip_jax.sigmoid_loss import sigmoid_loss
 from clip_jax.vision import normalize_pixels
 from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task
 
@@ -27,6 +28,7 @@ class ClipTask(Task):
 
     def __init__(self, stage: ClipStage):
         self.config: ClipConfig = stage.model
+        self.loss_chunk = stage.loss_chunk
         self.model = ClipModel(self.config)
         self._evaluate_batch = jax.jit(self._evaluate)
         self._matches = jax.jit(self._match)
@@ -65,7 +67,9 @@ class ClipTask(Task):
         return gradients, (model_state, metrics | {"loss": loss})
 
     def constrain(self, params: Params) -> Params:
-        """Clips the scale on the parameter, after the update (the paper says at what, not where)."""
+        """Clips the scale on the parameter, after the update (the paper says at what, not where); SigLIP's is free."""
+        if self.config.loss is Loss.SIGMOID:
+            return params
         limit = jnp.log(jnp.float32(self.config.max_logit_scale))
         return {**params, "logit_scale": jnp.minimum(params["logit_scale"], limit)}
 
@@ -99,19 +103,26 @@ class ClipTask(Task):
         output = self.model.apply({"params": params}, pixels, batch["text"])
         return output.image, output.text
 
-    def _objective(self, params: Params, features: tuple[Array, Array]) -> tuple[jax.Array, Metrics]:
+    def _contrast(self, params: Params, features: tuple[Array, Array]) -> ContrastiveLoss:
         scale = jnp.exp(params["logit_scale"])
-        result = contrastive_loss(*features, scale)
+        if self.config.loss is Loss.SIGMOID:
+            return sigmoid_loss(*features, scale, params["logit_bias"], chunk=self.loss_chunk)
+        return contrastive_loss(*features, scale, chunk=self.loss_chunk)
+
+    def _objective(self, params: Params, features: tuple[Array, Array]) -> tuple[jax.Array, Metrics]:
+        result = self._contrast(params, features)
         rows = jnp.arange(len(result.best_text))
         metrics = {
-            "logit_scale": scale,
+            "logit_scale": jnp.exp(params["logit_scale"]),
             "image_accuracy": jnp.mean(result.best_text == rows, dtype=jnp.float32),
             "text_accuracy": jnp.mean(result.best_image == rows, dtype=jnp.float32),
         }
+        if self.config.loss is Loss.SIGMOID:
+            metrics["logit_bias"] = params["logit_bias"]
         return result.loss, metrics
 
     def _evaluate(self, params: Params, batch: Batch) -> Metrics:
-        result = contrastive_loss(*self._encode(params, batch), jnp.exp(params["logit_scale"]))
+        result = self._contrast(params, self._encode(params, batch))
         text = batch["text"]
         return {
             "loss": result.loss,
