@@ -14,6 +14,12 @@ class VisionTower(enum.Enum):
 
     VIT = "vit"
     RESNET = "resnet"
+    SIGLIP = "siglip"  # a ViT without class token, pooled by attention
+
+    @property
+    def projects(self) -> bool:
+        """Whether the tower's own feature is the embedding, with no projection after it."""
+        return self is VisionTower.SIGLIP
 
 
 class TextTower(enum.Enum):
@@ -21,6 +27,19 @@ class TextTower(enum.Enum):
 
     TRANSFORMER = "transformer"
     BAG_OF_WORDS = "bag_of_words"
+    SIGLIP = "siglip"  # attends both ways and is read at the last position, which may be a pad
+
+    @property
+    def reads_pads(self) -> bool:
+        """Whether what stands after a caption's end changes its feature; such captions are never cut."""
+        return self is TextTower.SIGLIP
+
+
+class Loss(enum.Enum):
+    """What a batch of pairs is judged by."""
+
+    SOFTMAX = "softmax"  # each picture among all captions, each caption among all pictures (Radford et al. 2021)
+    SIGMOID = "sigmoid"  # each pair by itself: do the two belong together? (Zhai et al. 2023)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,18 +99,23 @@ class VisionConfig:
     """Of a ResNet, and of nothing else."""
     patch_dropout: float = 0.0
     """Share of the patches that a picture loses in training, drawn anew every time (Li et al. 2023, FLIP); of a ViT."""
+    preprocessing: Augment = Augment.CLIP_INFERENCE
+    """How a picture of any size becomes a square at inference: `clip_inference` or `square` (SigLIP's)."""
 
     def __post_init__(self):
         if not 0 <= self.patch_dropout < 1:
             raise ValueError(f"patch_dropout must be in [0, 1), not {self.patch_dropout}")
-        if self.image_size % self.patch_size:
+        if self.patch_dropout and self.tower is not VisionTower.VIT:
+            raise ValueError(f"patch_dropout is for ViTs, not for a tower of kind '{self.tower.value}'")
+        if self.preprocessing not in (Augment.CLIP_INFERENCE, Augment.SQUARE):
+            raise ValueError(f"preprocessing is 'clip_inference' or 'square', not '{self.preprocessing.value}'")
+        # The published So400m/14 at 384 pixels leaves six of them out.
+        if self.image_size % self.patch_size and self.tower is not VisionTower.SIGLIP:
             raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
         is_resnet = self.tower is VisionTower.RESNET
         if (self.resnet is None) is is_resnet or (self.transformer is None) is not is_resnet:
             wanted, other = ("resnet", "transformer") if is_resnet else ("transformer", "resnet")
             raise ValueError(f"a tower of kind '{self.tower.value}' has the sizes `{wanted}` and no `{other}`")
-        if is_resnet and self.patch_dropout:
-            raise ValueError("patch_dropout is for ViTs: a ResNet has no patches to leave out")
         if is_resnet and self.patch_size != RESNET_STRIDE:
             raise ValueError(f"patch_size of a ResNet is {RESNET_STRIDE}, not {self.patch_size}")
 
@@ -142,8 +166,19 @@ class ClipConfig:
     vision: VisionConfig
     text: TextConfig
     init_logit_scale: float = 1 / 0.07
-    """Factor on cosines before the softmax; its logarithm is the parameter."""
+    """Factor on cosines; its logarithm is the parameter."""
     max_logit_scale: float = 100.0
+    """Of the softmax loss; SigLIP's has no bound."""
+    loss: Loss = Loss.SOFTMAX
+    init_logit_bias: float = -10.0
+    """Added to scaled cosines by the sigmoid loss, a parameter; near the odds of a random pair in a large batch."""
+
+    def __post_init__(self):
+        width = self.vision.embed_dim
+        if self.vision.tower is VisionTower.SIGLIP and width != self.embed_dim:
+            raise ValueError(
+                f"SigLIP's image tower is as wide as the embedding: {width} is not embed_dim {self.embed_dim}"
+            )
 
 
 class Lock(enum.Enum):
@@ -168,6 +203,9 @@ class ClipStage:
     """Short for patterns in `train.optimizer.freeze`: a tower and its projection. The logit scale is trained."""
     unlocked_layers: int = 0
     """Of the locked tower: its last so many blocks are trained, with all that follows them."""
+    loss_chunk: int = 0
+    """Captions whose logits a device holds at once, so that no array grows with the batch squared; 0: all of the batch
+    (of the sigmoid loss: all of a device). Other values must divide that."""
 
     def __post_init__(self):
         if self.unlocked_layers < 0 or (self.unlocked_layers and self.lock is Lock.NONE):

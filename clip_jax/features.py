@@ -9,11 +9,12 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from clip_jax.config import VisionConfig
 from clip_jax.metrics import Labels, Marks
 from dalle_jax.data.config import DataConfig
 from dalle_jax.data.decode import decode
 from dalle_jax.data.records import BadSample, Record, Source
-from dalle_jax.data.transforms import clip_inference
+from dalle_jax.data.transforms import inference_transform
 from dalle_jax.errors import UserError
 
 _AT_ONCE = 1024  # pictures in memory
@@ -29,17 +30,20 @@ class Encoded(NamedTuple):
     """Samples that could not be read, and are missing here."""
 
 
-def encode_source(encode: Callable[[np.ndarray], np.ndarray | jax.Array], source: Source, image_size: int) -> Encoded:
-    """Reads all pictures of a source as CLIP does at inference and encodes them, in order.
+def encode_source(
+    encode: Callable[[np.ndarray], np.ndarray | jax.Array], source: Source, vision: VisionConfig
+) -> Encoded:
+    """Reads all pictures of a source as a model does at inference and encodes them, in order.
 
     Args:
       encode: uint8 [B, image_size, image_size, 3] to features, such as `Clip.encode_image`.
       source: which pictures.
-      image_size: pixels a side.
+      vision: the model's sizes and preprocessing.
 
     Raises:
       UserError: no picture can be read.
     """
+    transform = inference_transform(vision.preprocessing, vision.image_size)
 
     def read(index: int) -> tuple[np.ndarray, Record] | None:
         try:
@@ -47,7 +51,7 @@ def encode_source(encode: Callable[[np.ndarray], np.ndarray | jax.Array], source
             picture = decode(record.image, max_pixels=DataConfig.max_pixels)
         except BadSample:
             return None
-        return clip_inference(picture, image_size), dataclasses.replace(record, image=b"")
+        return transform(picture), dataclasses.replace(record, image=b"")
 
     features, records = [], []
     with ThreadPoolExecutor() as pool:

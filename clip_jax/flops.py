@@ -2,7 +2,16 @@
 
 import dataclasses
 
-from clip_jax.config import ClipStage, Lock, ResNetConfig, TextConfig, TextTower, VisionConfig
+from clip_jax.config import (
+    ClipStage,
+    Lock,
+    Loss,
+    ResNetConfig,
+    TextConfig,
+    TextTower,
+    VisionConfig,
+    VisionTower,
+)
 from clip_jax.resnet import EXPANSION
 from dalle_jax.nn.transformer import TransformerConfig
 
@@ -28,6 +37,8 @@ def image_flops(config: VisionConfig, embed_dim: int, *, patches: int | None = N
         return resnet_flops(config.resnet, config.image_size) + projection
     count = config.num_patches if patches is None else patches
     embedding = 2 * count * config.patch_size**2 * 3 * config.embed_dim
+    if config.tower is VisionTower.SIGLIP:
+        return embedding + transformer_flops(config.vit, count) + _pooling_flops(config.vit, count)
     return embedding + transformer_flops(config.vit, count + 1) + projection
 
 
@@ -48,12 +59,20 @@ def resnet_flops(config: ResNetConfig, image_size: int) -> int:
     return 2 * (total + (1 + 2 * positions) * config.embed_dim**2 + 2 * positions * config.embed_dim)
 
 
+def _pooling_flops(config: TransformerConfig, length: int) -> int:
+    """Keys and values of all positions; query, output and MLP of one (the query is the same for all pictures)."""
+    width = config.num_heads * config.head_dim
+    once = config.embed_dim * width + 2 * config.embed_dim * config.mlp_dim
+    return 2 * (length * 2 * config.embed_dim * width + 2 * length * width + once)
+
+
 def text_flops(config: TextConfig, embed_dim: int, length: int | None = None) -> int:
     """Forward pass of one caption of `length` positions (default: all); a bag of words has its projection only."""
     projection = 2 * config.transformer.embed_dim * embed_dim
     if config.tower is TextTower.BAG_OF_WORDS:
         return projection
-    return projection + transformer_flops(config.transformer, length or config.context_length, causal=True)
+    causal = config.tower is TextTower.TRANSFORMER
+    return projection + transformer_flops(config.transformer, length or config.context_length, causal=causal)
 
 
 def step_flops(stage: ClipStage, batch_size: int) -> float:
@@ -65,7 +84,8 @@ def step_flops(stage: ClipStage, batch_size: int) -> float:
     patches = config.vision.kept_patches if stage.trains(Lock.IMAGE) else config.vision.num_patches
     image = image_flops(config.vision, config.embed_dim, patches=patches)
     text = text_flops(config.text, config.embed_dim)
-    logits = 2 * 2 * batch_size * config.embed_dim
+    directions = 1 if config.loss is Loss.SIGMOID else 2  # the softmax makes its logits for each by itself
+    logits = directions * 2 * batch_size * config.embed_dim
     forward_alone = 0
     if stage.lock is not Lock.NONE:
         of_image = stage.lock is Lock.IMAGE

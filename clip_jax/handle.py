@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 from jaxtyping import Array, Float, Int
 
-from clip_jax.config import ClipConfig
+from clip_jax.config import ClipConfig, Loss
 from clip_jax.model import ClipModel, normalize
 from clip_jax.pictures import Picture, preprocess, preprocess_on_device
 from clip_jax.tokenizers import CaptionTokenizer
@@ -49,6 +49,8 @@ class Clip:
         self.config, self.batch_size = config, batch_size
         self.logit_scale = float(np.exp(np.asarray(params["logit_scale"], np.float32)))
         """Factor on cosines."""
+        self.logit_bias = float(np.asarray(params["logit_bias"])) if config.loss is Loss.SIGMOID else 0.0
+        """Added to scaled cosines; 0 where the loss was a softmax, which takes no notice of it."""
         self.tokenize = tokenize
         self._variables = {"params": params, **(model_state or {})}
         self._placed: dict[Sharding, Any] = {}
@@ -58,8 +60,9 @@ class Clip:
 
         @functools.partial(jax.jit, static_argnames="method")
         def image_features(variables, images, method):
-            pixels = normalize_pixels(preprocess_on_device(images, config.vision.image_size), config.vision)
-            return model.apply(variables, pixels, method=method)
+            vision = config.vision
+            squares = preprocess_on_device(images, vision.image_size, vision.preprocessing)
+            return model.apply(variables, normalize_pixels(squares, vision), method=method)
 
         @jax.jit
         def text_features(variables, ids):
@@ -90,7 +93,8 @@ class Clip:
             if images.dtype != jnp.uint8 or images.ndim != 4:
                 raise UserError(f"pictures on a device are uint8 [B, height, width, 3], not {images.aval.str_short()}")
             return program(self._variables_on(images.sharding), images)
-        squares = preprocess(images, self.config.vision.image_size)
+        vision = self.config.vision
+        squares = preprocess(images, vision.image_size, vision.preprocessing)
         if not len(squares):
             one = jax.ShapeDtypeStruct((1, *squares.shape[1:]), squares.dtype)
             return np.zeros((0, *jax.eval_shape(program, self._variables, one).shape[1:]), np.float32)
@@ -101,7 +105,7 @@ class Clip:
         """Features of captions, projected, not normalised.
 
         Captions of similar length run together, cut where all of them have ended: a causal tower need not compute what
-        follows the end token.
+        follows the end token. SigLIP's reads pads too, and always runs on whole rows.
 
         Args:
           texts: captions.
@@ -116,7 +120,10 @@ class Clip:
         if not texts:
             return np.zeros((0, self.config.embed_dim), np.float32)
         ids = self._ids(texts, truncate)
-        lengths = np.argmax(ids == self.config.text.end_id, axis=-1) + 1
+        if self.config.text.tower.reads_pads:
+            lengths = np.full(len(ids), ids.shape[1])
+        else:
+            lengths = np.argmax(ids == self.config.text.end_id, axis=-1) + 1
         order = np.argsort(lengths, kind="stable")
         parts = []
         for part in _parts(len(order), self._most_at_once):
@@ -133,7 +140,7 @@ class Clip:
         return self.tokenize(texts, truncate=truncate)
 
     def score(self, images: Images, text: str | Sequence[str]) -> Float[Array, " B"] | Float[np.ndarray, " B"]:
-        """How well pictures fit captions: cosine times the learned scale, float32.
+        """How well pictures fit captions: cosine times the learned scale, plus SigLIP's bias, float32.
 
         Args:
           images: pictures of any size.
@@ -143,14 +150,28 @@ class Clip:
         if len(texts) not in (1, len(images)):
             raise UserError(f"{len(images)} pictures and {len(texts)} captions: give one caption, or one a picture")
         captions = np.stack([self._text_feature(caption) for caption in texts])
-        if isinstance(images, jax.Array):
-            return _scores(self.encode_image(images), captions, self.logit_scale)
-        return np.asarray(_scores(self.encode_image(images), captions, self.logit_scale))
+        scores = _scores(self.encode_image(images), captions, self.logit_scale, self.logit_bias)
+        return scores if isinstance(images, jax.Array) else np.asarray(scores)
+
+    def pair_probability(
+        self, images: Images, text: str | Sequence[str]
+    ) -> Float[Array, " B"] | Float[np.ndarray, " B"]:
+        """How likely each picture and caption belong together, by themselves: the sigmoid of `score`, float32.
+
+        Raises:
+          UserError: the model was trained with a softmax, whose scores mean something beside other scores alone.
+        """
+        if self.config.loss is not Loss.SIGMOID:
+            raise UserError("a model trained with the softmax loss has no probability of a pair: compare its `score`s")
+        probability = jax.nn.sigmoid(self.score(images, text))
+        return probability if isinstance(images, jax.Array) else np.asarray(probability)
 
     def zero_shot(
         self, images: Images, class_names: Sequence[ClassName], templates: Sequence[str] = ("a photo of a {}.",)
     ) -> Float[np.ndarray, "B classes"]:
         """Probabilities of classes: prompts ensembled in embedding space, softmax of scaled cosines.
+
+        That one class is right is assumed, of SigLIP too, whose bias falls out; `pair_probability` assumes nothing.
 
         Args:
           images: pictures of any size.
@@ -196,9 +217,12 @@ class Clip:
 
 @jax.jit
 def _scores(
-    image: Float[Array, "B E"], text: Float[Array, "captions E"], logit_scale: Float[Array, ""]
+    image: Float[Array, "B E"],
+    text: Float[Array, "captions E"],
+    logit_scale: Float[Array, ""],
+    logit_bias: Float[Array, ""],
 ) -> Float[Array, " B"]:
-    return logit_scale * jnp.sum(normalize(image) * normalize(text), axis=-1)
+    return logit_scale * jnp.sum(normalize(image) * normalize(text), axis=-1) + logit_bias
 
 
 def _parts(count: int, size: int) -> Iterator[slice]:

@@ -1,6 +1,7 @@
-"""How CLIP's release initialises its weights (Radford et al. 2021; where the paper is silent, the published code).
+"""How CLIP's and SigLIP's releases initialise their weights (where the papers are silent, the published code).
 
-The text tower has scaled normals of its own; the image tower keeps PyTorch's defaults, spelt out here.
+CLIP's text tower has scaled normals of its own; its image tower keeps PyTorch's defaults, spelt out here. SigLIP's
+towers have Flax's: LeCun's normal for patches and text head, normals of width^-1/2 for words and positions.
 """
 
 import jax
@@ -50,3 +51,19 @@ def vision_blocks(config: TransformerConfig) -> BlockInit:
         mlp_in_bias=torch_linear(width),
         mlp_out_bias=torch_linear(mlp_dim),
     )
+
+
+def siglip_blocks(config: TransformerConfig) -> BlockInit:
+    """Blocks of both towers of SigLIP: Xavier-uniform everywhere, each of q, k and v by itself, as big_vision has it.
+
+    transformers differs in the pooling alone, where it takes the three together.
+    """
+    width, inner = config.embed_dim, config.num_heads * config.head_dim
+    attention, mlp = uniform((6 / (width + inner)) ** 0.5), uniform((6 / (width + config.mlp_dim)) ** 0.5)
+    bias = normal(1e-6)
+    return BlockInit(qkv=attention, out=attention, mlp_in=mlp, mlp_out=mlp, mlp_in_bias=bias, mlp_out_bias=bias)
+
+
+def siglip_probe(key, shape, dtype=jnp.float32):
+    """The pooling's query: Xavier-uniform of a matrix of one row (transformers': of width rows)."""
+    return uniform((6 / (1 + shape[0])) ** 0.5)(key, shape, dtype)

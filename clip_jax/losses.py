@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from clip_jax.model import normalize
+from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import constrain_activations
 
 
@@ -21,8 +22,25 @@ class ContrastiveLoss(NamedTuple):
     """Row of the picture that each caption scores highest."""
 
 
+class Best(NamedTuple):
+    """The winner of each row among the columns seen so far; the first of equals, as `argmax` has it."""
+
+    score: Float[Array, " B"]
+    index: Int[Array, " B"]
+
+    @classmethod
+    def none_yet(cls, count: int) -> "Best":
+        return cls(jnp.full(count, -jnp.inf), jnp.zeros(count, jnp.int32))
+
+    def update(self, scores: Float[Array, "B columns"], first: Int[Array, ""] | int) -> "Best":
+        """Columns of which the first has the index `first`."""
+        score, index = scores.max(axis=-1), jnp.argmax(scores, axis=-1).astype(jnp.int32) + first
+        wins = (score > self.score) | ((score == self.score) & (index < self.index))
+        return Best(jnp.where(wins, score, self.score), jnp.where(wins, index, self.index))
+
+
 def contrastive_loss(
-    image: Float[Array, "B E"], text: Float[Array, "B E"], logit_scale: Float[Array, ""]
+    image: Float[Array, "B E"], text: Float[Array, "B E"], logit_scale: Float[Array, ""], *, chunk: int = 0
 ) -> ContrastiveLoss:
     """Symmetric cross-entropy: each picture against all captions, each caption against all pictures.
 
@@ -33,15 +51,32 @@ def contrastive_loss(
       image: projected features, not normalised; row i belongs with row i of `text`.
       text: likewise.
       logit_scale: factor on cosines.
+      chunk: columns whose logits are held at once, in the backward pass too, which computes them again; 0: all.
 
     Returns:
       The mean of both directions, float32, and the winners.
+
+    Raises:
+      UserError: `chunk` does not divide the batch.
     """
     image, text = constrain_activations(normalize(image)), constrain_activations(normalize(text))
     positives = logit_scale * jnp.sum(image * text, axis=-1)
-    image_loss, best_text = _one_direction(image, text, positives, logit_scale)
-    text_loss, best_image = _one_direction(text, image, positives, logit_scale)
+    chunk = chunk_of(len(text), chunk, "the batch")
+    image_loss, best_text = _one_direction(image, text, positives, logit_scale, chunk)
+    text_loss, best_image = _one_direction(text, image, positives, logit_scale, chunk)
     return ContrastiveLoss((image_loss + text_loss) / 2, best_text, best_image)
+
+
+def chunk_of(count: int, chunk: int, what: str) -> int:
+    """Checks `loss_chunk` against the `count` captions of `what`; 0 stands for all of them.
+
+    Raises:
+      UserError: it does not divide them.
+    """
+    chunk = min(chunk, count) or count
+    if chunk < 0 or count % chunk:
+        raise UserError(f"config.clip.loss_chunk={chunk} does not divide the {count} captions of {what}")
+    return chunk
 
 
 def _one_direction(
@@ -49,7 +84,27 @@ def _one_direction(
     keys: Float[Array, "B E"],
     positives: Float[Array, " B"],
     logit_scale: Float[Array, ""],
+    chunk: int,
 ) -> tuple[Float[Array, ""], Int[Array, " B"]]:
     gathered = nn.with_logical_constraint(keys, (None, None))
-    logits = constrain_activations(logit_scale * queries @ gathered.T)
-    return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - positives), jnp.argmax(logits, axis=-1)
+    count = len(keys)
+
+    def logits_of(part: Float[Array, "columns E"]) -> Float[Array, "B columns"]:
+        return constrain_activations(logit_scale * queries @ part.T)
+
+    if chunk == count:
+        logits = logits_of(gathered)
+        return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - positives), jnp.argmax(logits, axis=-1)
+
+    @jax.checkpoint
+    def step(carry: tuple[Array, Best], part: tuple[Array, Array]) -> tuple[tuple[Array, Best], None]:
+        total, best = carry
+        columns, first = part
+        logits = logits_of(columns)
+        total = jnp.logaddexp(total, jax.nn.logsumexp(logits, axis=-1))
+        return (total, best.update(jax.lax.stop_gradient(logits), first)), None
+
+    parts = gathered.reshape(count // chunk, chunk, -1), jnp.arange(0, count, chunk)
+    begin = constrain_activations(jnp.full(len(queries), -jnp.inf)), Best.none_yet(len(queries))
+    (total, best), _ = jax.lax.scan(step, begin, parts)
+    return jnp.mean(total - positives), best.index

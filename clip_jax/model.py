@@ -1,4 +1,4 @@
-"""The dual encoder: both towers, their projections into one space, and the learned scale."""
+"""The dual encoder: both towers, their projections into one space, and the learned scale and bias of logits."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -6,34 +6,45 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.linen.initializers import normal
+from flax.linen.initializers import lecun_normal, normal
 from jaxtyping import Array, Float, Int
 
 from clip_jax import initializers
-from clip_jax.config import ClipConfig, TextTower, VisionTower
+from clip_jax.config import ClipConfig, Loss, TextTower, VisionTower
 from clip_jax.resnet import ModifiedResNet
+from clip_jax.siglip import SiglipText, SiglipVision
 from clip_jax.text import BagOfWords, TextTransformer
 from clip_jax.vision import VisionTransformer
 from dalle_jax.nn.transformer import Dense, constrain_activations
 from dalle_jax.training.task import Params
 
-_VISION_TOWERS = {VisionTower.VIT: VisionTransformer, VisionTower.RESNET: ModifiedResNet}
-_TEXT_TOWERS = {TextTower.TRANSFORMER: TextTransformer, TextTower.BAG_OF_WORDS: BagOfWords}
+_VISION_TOWERS = {
+    VisionTower.VIT: VisionTransformer,
+    VisionTower.RESNET: ModifiedResNet,
+    VisionTower.SIGLIP: SiglipVision,
+}
+_TEXT_TOWERS = {
+    TextTower.TRANSFORMER: TextTransformer,
+    TextTower.BAG_OF_WORDS: BagOfWords,
+    TextTower.SIGLIP: SiglipText,
+}
 
 
 class ClipOutput(NamedTuple):
-    """Projected features, not normalised, and the factor on their cosines."""
+    """Projected features, not normalised, and what makes logits of their cosines."""
 
     image: Float[Array, "B E"]
     text: Float[Array, "B E"]
     logit_scale: Float[Array, ""]
+    logit_bias: Float[Array, ""]
+    """0 where the loss is a softmax."""
 
 
 class ClipModel(nn.Module):
-    """CLIP (Radford et al. 2021, Fig. 3). `apply(..., method="encode_image")` runs one tower alone.
+    """CLIP (Radford et al. 2021, Fig. 3) or SigLIP (Zhai et al. 2023).
 
-    A ResNet has variables beside its parameters, `batch_stats`: where they are mutable, it normalises by the batch and
-    updates them, else by them.
+    `apply(..., method="encode_image")` runs one tower alone. A ResNet has variables beside its parameters,
+    `batch_stats`: where they are mutable, it normalises by the batch and updates them, else by them.
     """
 
     config: ClipConfig
@@ -42,11 +53,17 @@ class ClipModel(nn.Module):
         config = self.config
         self.vision = _VISION_TOWERS[config.vision.tower](config.vision)
         self.text = _TEXT_TOWERS[config.text.tower](config.text)
-        # A ResNet's is the output of its attention pool, which has a bias.
-        resnet = config.vision.tower is VisionTower.RESNET
-        self.vision_projection = self._projection(config.vision.embed_dim, use_bias=resnet)
-        self.text_projection = self._projection(config.text.transformer.embed_dim)
+        if not config.vision.tower.projects:
+            # A ResNet's is the output of its attention pool, which has a bias.
+            resnet = config.vision.tower is VisionTower.RESNET
+            self.vision_projection = self._projection(config.vision.embed_dim, use_bias=resnet)
+        if config.text.tower is TextTower.SIGLIP:
+            self.text_projection = Dense(config.embed_dim, ("embed", None), lecun_normal())
+        else:
+            self.text_projection = self._projection(config.text.transformer.embed_dim)
         self.log_scale = self.param("logit_scale", lambda key: jnp.log(jnp.float32(config.init_logit_scale)))
+        if config.loss is Loss.SIGMOID:
+            self.bias = self.param("logit_bias", lambda key: jnp.float32(config.init_logit_bias))
 
     def _projection(self, width: int, use_bias: bool = False) -> Dense:
         bias_init = initializers.torch_linear(width)
@@ -57,7 +74,10 @@ class ClipModel(nn.Module):
 
         Returns: projected features, not normalised, float32.
         """
-        return constrain_activations(self.vision_projection(self.vision(pixels, train=train)))
+        features = self.vision(pixels, train=train)
+        if not self.config.vision.tower.projects:
+            features = self.vision_projection(features)
+        return constrain_activations(features)
 
     def image_trunk(self, pixels: Float[Array, "B height width 3"]) -> Float[Array, "B D"]:
         """Args: pixels: as `normalize_pixels` gives them. Returns: features before the projection, float32."""
@@ -78,7 +98,8 @@ class ClipModel(nn.Module):
         train_text: bool = False,
     ) -> ClipOutput:
         image, text = self.encode_image(pixels, train_image), self.encode_text(ids, train_text)
-        return ClipOutput(image, text, jnp.exp(self.log_scale))
+        bias = self.bias if self.config.loss is Loss.SIGMOID else jnp.float32(0)
+        return ClipOutput(image, text, jnp.exp(self.log_scale), bias)
 
 
 def init_variables(config: ClipConfig, key: jax.Array) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from etils import epath
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
-from dalle_jax.data.config import DataConfig
+from dalle_jax.data.config import Augment, DataConfig
 from dalle_jax.data.decode import decode, to_rgb
 from dalle_jax.data.records import BadSample
-from dalle_jax.data.transforms import clip_inference
+from dalle_jax.data.transforms import inference_transform
 from dalle_jax.errors import UserError
 
 Picture = np.ndarray | Image.Image | str | os.PathLike
@@ -26,27 +26,35 @@ Picture = np.ndarray | Image.Image | str | os.PathLike
 _MAX_PIXELS = DataConfig.max_pixels
 
 
-def preprocess(pictures: np.ndarray | Sequence[Picture], size: int) -> UInt8[np.ndarray, "B size size 3"]:
-    """CLIP's inference preprocessing: RGB, short side to `size` with Pillow's bicubic filter, centre crop.
+def preprocess(
+    pictures: np.ndarray | Sequence[Picture], size: int, preprocessing: Augment = Augment.CLIP_INFERENCE
+) -> UInt8[np.ndarray, "B size size 3"]:
+    """Inference preprocessing: RGB, and a square with Pillow's bicubic filter.
 
     Args:
       pictures: a list, or uint8 [B, height, width, 3].
       size: pixels a side.
+      preprocessing: CLIP's, the short side to `size` and a centre crop; or `SQUARE`, SigLIP's, both sides to `size`.
 
     Raises:
       UserError: something is not a picture, or a file cannot be read.
     """
-    squares = [clip_inference(_pixels(picture, i), size) for i, picture in enumerate(pictures)]
+    transform = inference_transform(preprocessing, size)
+    squares = [transform(_pixels(picture, i)) for i, picture in enumerate(pictures)]
     return np.stack(squares) if squares else np.zeros((0, size, size, 3), np.uint8)
 
 
-def preprocess_on_device(images: UInt8[Array, "B height width 3"], size: int) -> Float[Array, "B size size 3"]:
+def preprocess_on_device(
+    images: UInt8[Array, "B height width 3"], size: int, preprocessing: Augment = Augment.CLIP_INFERENCE
+) -> Float[Array, "B size size 3"]:
     """The same on device; values stay in [0, 255], rounded after each pass as Pillow rounds them."""
     _, height, width, _ = images.shape
     x = images.astype(jnp.float32)
     if (height, width) == (size, size):
         return x
     new_height, new_width = (size, size * width // height) if height <= width else (size * height // width, size)
+    if preprocessing is Augment.SQUARE:
+        new_height = new_width = size
     for axis, length in ((2, new_width), (1, new_height)):
         shape = (*x.shape[:axis], length, *x.shape[axis + 1 :])
         x = jnp.clip(jnp.round(jax.image.resize(x, shape, "cubic", antialias=True)), 0, 255)

@@ -7,12 +7,14 @@ from typing import Any
 import jax
 from etils import epath
 
+from clip_jax.config import ClipConfig, Loss, TextTower, VisionTower
 from clip_jax.handle import Clip
 from clip_jax.tokenizers import CaptionTokenizer
 from clip_jax.weights_hf import config_to_hf, hf_names, preprocessor_to_hf
 from clip_jax.weights_open_clip import CONFIG as OPEN_CLIP_CONFIG
 from clip_jax.weights_open_clip import config_to_open_clip
 from clip_jax.weights_openai import openai_names
+from clip_jax.weights_siglip import config_to_siglip, preprocessor_to_siglip, siglip_names
 from dalle_jax.config import write_json
 from dalle_jax.errors import UserError, closest
 from dalle_jax.weights import write_safetensors, write_tensors
@@ -24,7 +26,7 @@ def save(clip: Clip, path: epath.PathLike, *, format: str = "hf") -> None:
     Args:
       clip: as `load` gives it.
       path: the folder; made where it does not exist. Files of the same names are replaced.
-      format: `hf`, for `transformers.CLIPModel.from_pretrained(path)`; or `open_clip`, for
+      format: `hf`, for `transformers.CLIPModel.from_pretrained(path)`, `SiglipModel` of a SigLIP; or `open_clip`, for
         `open_clip.create_model("local-dir:" + path)`.
 
     Raises:
@@ -47,6 +49,12 @@ def save(clip: Clip, path: epath.PathLike, *, format: str = "hf") -> None:
 
 
 def _write_hf(clip: Clip, dtype: str) -> dict[str, Any]:
+    if _has_parts_of_siglip(clip.config):
+        return {
+            "config.json": config_to_siglip(clip.config, dtype),
+            "preprocessor_config.json": preprocessor_to_siglip(clip.config.vision),
+            "model.safetensors": functools.partial(write_tensors, siglip_names(clip.config), clip.variables),
+        }
     return {
         "config.json": config_to_hf(clip.config, dtype),
         "preprocessor_config.json": preprocessor_to_hf(clip.config.vision),
@@ -56,10 +64,17 @@ def _write_hf(clip: Clip, dtype: str) -> dict[str, Any]:
 
 def _write_open_clip(clip: Clip, dtype: str) -> dict[str, Any]:
     del dtype  # open_clip converts
+    if _has_parts_of_siglip(clip.config):
+        raise UserError("SigLIP is written for transformers, not for open_clip: save with format='hf'")
     return {
         OPEN_CLIP_CONFIG: config_to_open_clip(clip.config),
         "open_clip_model.safetensors": functools.partial(write_tensors, openai_names(clip.config), clip.variables),
     }
+
+
+def _has_parts_of_siglip(config: ClipConfig) -> bool:
+    towers = (config.vision.tower, config.text.tower)
+    return config.loss is Loss.SIGMOID or towers[0] is VisionTower.SIGLIP or towers[1] is TextTower.SIGLIP
 
 
 def _tokenizer_files(clip: Clip) -> dict[str, Any]:

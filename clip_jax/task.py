@@ -8,11 +8,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from clip_jax.accumulation import accumulated_gradients, check_accumulation
-from clip_jax.config import ClipStage, Lock
+from clip_jax.config import ClipStage, Lock, Loss
 from clip_jax.flops import step_flops
-from clip_jax.losses import contrastive_loss
+from clip_jax.losses import ContrastiveLoss, contrastive_loss
 from clip_jax.model import ClipModel, init_variables, normalize
 from clip_jax.preview import similarity_sheet
+from clip_jax.sigmoid_loss import sigmoid_loss
 from clip_jax.vision import normalize_pixels
 from dalle_jax.training.distributed import to_host
 from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task
@@ -85,7 +86,9 @@ class ClipTask(Task):
         return gradients, (model_state, metrics | {"loss": loss})
 
     def constrain(self, params: Params) -> Params:
-        """Clips the scale on the parameter, after the update (the paper says at what, not where)."""
+        """Clips the scale on the parameter, after the update (the paper says at what, not where); SigLIP's is free."""
+        if self.config.loss is Loss.SIGMOID:
+            return params
         limit = jnp.log(jnp.float32(self.config.max_logit_scale))
         return {**params, "logit_scale": jnp.minimum(params["logit_scale"], limit)}
 
@@ -130,20 +133,27 @@ class ClipTask(Task):
         )
         return (output.image, output.text), {**model_state, **updated}
 
-    def _objective(self, params: Params, features: Features) -> tuple[jax.Array, Metrics]:
+    def _contrast(self, params: Params, features: Features) -> ContrastiveLoss:
         scale = jnp.exp(params["logit_scale"])
-        result = contrastive_loss(*features, scale)
+        if self.config.loss is Loss.SIGMOID:
+            return sigmoid_loss(*features, scale, params["logit_bias"], chunk=self.stage.loss_chunk)
+        return contrastive_loss(*features, scale, chunk=self.stage.loss_chunk)
+
+    def _objective(self, params: Params, features: Features) -> tuple[jax.Array, Metrics]:
+        result = self._contrast(params, features)
         rows = jnp.arange(len(result.best_text))
         metrics = {
-            "logit_scale": scale,
+            "logit_scale": jnp.exp(params["logit_scale"]),
             "image_accuracy": jnp.mean(result.best_text == rows, dtype=jnp.float32),
             "text_accuracy": jnp.mean(result.best_image == rows, dtype=jnp.float32),
         }
+        if self.config.loss is Loss.SIGMOID:
+            metrics["logit_bias"] = params["logit_bias"]
         return result.loss, metrics
 
     def _evaluate(self, params: Params, model_state: ModelState, batch: Batch) -> Metrics:
-        (image, text), _ = self._encode(params, model_state, batch)
-        result = contrastive_loss(image, text, jnp.exp(params["logit_scale"]))
+        features, _ = self._encode(params, model_state, batch)
+        result = self._contrast(params, features)
         ids = batch["text"]
         return {
             "loss": result.loss,

@@ -20,10 +20,12 @@ class TokenEmbedding(nn.Module):
     """Table of vectors of the vocabulary's ids."""
 
     config: TextConfig
+    stddev: float = 0.02
+    """Of the initialiser."""
 
     @nn.compact
     def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        init = nn.with_logical_partitioning(normal(0.02), ("vocab", "embed"))
+        init = nn.with_logical_partitioning(normal(self.stddev), ("vocab", "embed"))
         shape = (self.config.vocab_size, self.config.transformer.embed_dim)
         vectors = jnp.take(self.param("embedding", init, shape, jnp.float32), ids, axis=0)
         return vectors.astype(jnp.float32)  # published parameters may be kept in half precision

@@ -215,9 +215,11 @@ class SiglipTokenizer(CaptionTokenizer):
         return self._model.encode(text, add_special_tokens=False).ids
 
     def files(self) -> dict[str, bytes]:
+        settings = {"tokenizer_class": "SiglipTokenizer", "model_max_length": self.context_length}
+        described = {"tokenizer_config.json": json.dumps(settings, indent=2).encode()}
         if isinstance(self._model, sentencepiece.SentencePieceProcessor):
-            return {"spiece.model": self._model.serialized_model_proto()}
-        return {"tokenizer.json": self._model.to_str().encode()}
+            return {"spiece.model": self._model.serialized_model_proto(), **described}
+        return {"tokenizer.json": self._model.to_str().encode(), **described}
 
 
 def load_tokenizer(

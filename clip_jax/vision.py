@@ -19,9 +19,13 @@ def normalize_pixels(images: Real[Array, "B height width 3"], config: VisionConf
 
 
 def patches(images: Float[Array, "B height width 3"], size: int) -> Float[Array, "B T P"]:
-    """Cuts pictures into squares, row by row, each flattened as (row, column, channel)."""
+    """Cuts pictures into squares, row by row, each flattened as (row, column, channel).
+
+    What is left over at the bottom and at the right is not read, as a convolution without padding leaves it.
+    """
     batch, height, width, channels = images.shape
-    grid = images.reshape(batch, height // size, size, width // size, size, channels)
+    rows, columns = height // size, width // size
+    grid = images[:, : rows * size, : columns * size].reshape(batch, rows, size, columns, size, channels)
     return grid.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, size * size * channels)
 
 

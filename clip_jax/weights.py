@@ -18,6 +18,7 @@ from clip_jax.weights_open_clip import FILES as OPEN_CLIP_FILES
 from clip_jax.weights_open_clip import config_from_open_clip
 from clip_jax.weights_openai import IGNORED as OPENAI_IGNORED
 from clip_jax.weights_openai import check_official, deduce_config, openai_names, text_prefix
+from clip_jax.weights_siglip import config_from_siglip, siglip_names
 from dalle_jax.errors import UserError, closest
 from dalle_jax.nn.transformer import Activation
 from dalle_jax.training.trees import unbox
@@ -32,6 +33,9 @@ from dalle_jax.weights import (
     read_settings,
     read_tensors,
 )
+
+_HF_FAMILIES = {"clip": (config_from_hf, hf_names), "siglip": (config_from_siglip, siglip_names)}
+"""By `model_type`: what makes the config of a folder's settings, and the names of a config's tensors."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,19 +101,23 @@ def open_published(path: epath.PathLike, *, activation: str | Activation | None 
 
 
 def _hf_folder(folder: str, file: str | None) -> Published | None:
-    """None where the file is none of `CLIPModel`, for all that it lies in such a folder."""
+    """None where the file is none of Hugging Face's models, for all that it lies in such a folder."""
     settings = read_settings(os.path.join(folder, "config.json"))
     if "model_type" not in settings:
         return None
+    if (family := settings["model_type"]) not in _HF_FAMILIES:
+        known = " and ".join(f"'{name}'" for name in _HF_FAMILIES)
+        raise UserError(f"{folder} holds a model of type '{family}', and those read here are of {known}")
+    config_from, names_of = _HF_FAMILIES[family]
     preprocessor = find_file(folder, ["preprocessor_config.json"])
-    config = config_from_hf(settings, read_settings(preprocessor) if preprocessor else {}, folder)
+    config = config_from(settings, read_settings(preprocessor) if preprocessor else {}, folder)
     path = file or find_file(folder, HF_FILES)
     if path is None:
         raise UserError(f"{folder} has a config.json and no weights beside it ({', '.join(HF_FILES)})")
     tensors = read_tensors(path)
     if file is not None and not any(name.startswith("text_model.") for name in tensors):
         return None
-    return _checked(config, path, folder, hf_names(config), tensors, HF_IGNORED)
+    return _checked(config, path, folder, names_of(config), tensors, HF_IGNORED)
 
 
 def _open_clip_folder(folder: str, file: str | None) -> Published:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax.config import ClipConfig, TextConfig, TextTower, VisionConfig, VisionTower, tower_config
+from dalle_jax.data.config import Augment
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation, TransformerConfig
 from dalle_jax.weights import Names
@@ -62,7 +63,7 @@ def hf_names(config: ClipConfig) -> Names:
     width, ours, theirs = text.transformer.embed_dim, "params/text", "text_model.embeddings"
     names.array(f"{ours}/token_embedding/embedding", f"{theirs}.token_embedding.weight", (text.vocab_size, width))
     names.array(f"{ours}/position_embedding", f"{theirs}.position_embedding.weight", (text.context_length, width))
-    _transformer(names, f"{ours}/transformer", "text_model.encoder", text.transformer)
+    transformer_names(names, f"{ours}/transformer", "text_model.encoder", text.transformer)
     names.norm(f"{ours}/norm_final", "text_model.final_layer_norm", width)
     width, ours, theirs = vision.embed_dim, "params/vision", "vision_model.embeddings"
     side = vision.patch_size
@@ -71,12 +72,13 @@ def hf_names(config: ClipConfig) -> Names:
     names.array(f"{ours}/class_embedding", f"{theirs}.class_embedding", (width,))
     names.array(f"{ours}/position_embedding", f"{theirs}.position_embedding.weight", (vision.num_patches + 1, width))
     names.norm(f"{ours}/norm_pre", "vision_model.pre_layrnorm", width)
-    _transformer(names, f"{ours}/transformer", "vision_model.encoder", vision.vit)
+    transformer_names(names, f"{ours}/transformer", "vision_model.encoder", vision.vit)
     names.norm(f"{ours}/norm_post", "vision_model.post_layernorm", width)
     return names
 
 
-def _transformer(names: Names, ours: str, theirs: str, config: TransformerConfig) -> None:
+def transformer_names(names: Names, ours: str, theirs: str, config: TransformerConfig) -> None:
+    """Adds the blocks of a tower, CLIP's and SigLIP's alike."""
     width, inner = config.embed_dim, config.num_heads * config.head_dim
     for i in range(config.num_layers):
         block, at, layer = f"{theirs}.layers.{i}", (i,), f"{ours}/group/layer_0"
@@ -101,32 +103,36 @@ def config_from_hf(settings: Mapping[str, Any], preprocessor: Mapping[str, Any],
       where: the folder, for messages.
 
     Raises:
-      UserError: it is of another family, or sizes are missing or do not fit together.
+      UserError: sizes are missing or do not fit together.
     """
-    if settings.get("model_type") != "clip":
-        raise UserError(f"{where} holds a model of type '{settings.get('model_type')}', and CLIP's is 'clip'")
     # Old files carry a section twice; where they differ, transformers takes the one with `_dict`.
     text = _TEXT_DEFAULTS | (settings.get("text_config") or {}) | (settings.get("text_config_dict") or {})
     vision = _VISION_DEFAULTS | (settings.get("vision_config") or {}) | (settings.get("vision_config_dict") or {})
     if vision["num_channels"] != 3:
         raise UserError(f"{where}: its image tower reads {vision['num_channels']} channels, and pictures have 3")
-    normalization: dict[str, Any] = {
-        ours: tuple(preprocessor[theirs])
-        for ours, theirs in (("pixel_mean", "image_mean"), ("pixel_std", "image_std"))
-        if theirs in preprocessor
-    }
+    normalization = normalization_from_hf(preprocessor)
     end_id = text["vocab_size"] - 1 if text["eos_token_id"] == _LEGACY_END else text["eos_token_id"]
     try:
         return ClipConfig(
             settings.get("projection_dim", 512),
-            VisionConfig(vision["image_size"], vision["patch_size"], _tower(vision, where), **normalization),
-            TextConfig(text["vocab_size"], text["max_position_embeddings"], end_id, _tower(text, where)),
+            VisionConfig(vision["image_size"], vision["patch_size"], tower_from_hf(vision, where), **normalization),
+            TextConfig(text["vocab_size"], text["max_position_embeddings"], end_id, tower_from_hf(text, where)),
         )
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{where}/config.json describes no model: {error}") from error
 
 
-def _tower(sizes: Mapping[str, Any], where: str) -> TransformerConfig:
+def normalization_from_hf(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `VisionConfig` that a `preprocessor_config.json` has a word for."""
+    return {
+        ours: tuple(preprocessor[theirs])
+        for ours, theirs in (("pixel_mean", "image_mean"), ("pixel_std", "image_std"))
+        if theirs in preprocessor
+    }
+
+
+def tower_from_hf(sizes: Mapping[str, Any], where: str) -> TransformerConfig:
+    """The blocks that a section of `config.json` describes."""
     name, heads = sizes["hidden_act"], sizes["num_attention_heads"]
     if name not in ACTIVATIONS:
         raise UserError(f"{where}: the activation '{name}' is none of {', '.join(ACTIVATIONS)}")
@@ -166,7 +172,7 @@ def config_to_hf(config: ClipConfig, dtype: str) -> dict[str, Any]:
         "logit_scale_init_value": 2.6592,
         "text_config": {
             "model_type": "clip_text_model",
-            **_sizes(text.transformer),
+            **tower_to_hf(text.transformer),
             "projection_dim": config.embed_dim,
             "vocab_size": text.vocab_size,
             "max_position_embeddings": text.context_length,
@@ -176,7 +182,7 @@ def config_to_hf(config: ClipConfig, dtype: str) -> dict[str, Any]:
         },
         "vision_config": {
             "model_type": "clip_vision_model",
-            **_sizes(vision.vit),
+            **tower_to_hf(vision.vit),
             "projection_dim": config.embed_dim,
             "image_size": vision.image_size,
             "patch_size": vision.patch_size,
@@ -185,9 +191,10 @@ def config_to_hf(config: ClipConfig, dtype: str) -> dict[str, Any]:
     }
 
 
-def _sizes(config: TransformerConfig) -> dict[str, Any]:
+def tower_to_hf(config: TransformerConfig) -> dict[str, Any]:
+    """The other way round; refuses heads that do not share the width."""
     if config.num_heads * config.head_dim != config.embed_dim:
-        raise UserError(f"CLIPModel has heads of width / {config.num_heads}, not of {config.head_dim}")
+        raise UserError(f"Hugging Face's towers have heads of width / {config.num_heads}, not of {config.head_dim}")
     return {
         "hidden_size": config.embed_dim,
         "intermediate_size": config.mlp_dim,
@@ -200,7 +207,15 @@ def _sizes(config: TransformerConfig) -> dict[str, Any]:
 
 
 def preprocessor_to_hf(config: VisionConfig) -> dict[str, Any]:
-    """The `preprocessor_config.json` of a model: CLIP's resize, crop and normalisation."""
+    """The `preprocessor_config.json` of a model: CLIP's resize, crop and normalisation.
+
+    Raises:
+      UserError: the model's pictures are not resized and cropped so.
+    """
+    if config.preprocessing is not Augment.CLIP_INFERENCE:
+        raise UserError(
+            f"CLIPModel's pictures are resized and cropped, not brought to a square as '{config.preprocessing.value}'"
+        )
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,

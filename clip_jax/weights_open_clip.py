@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax.config import ClipConfig, TextConfig, TextTower, VisionConfig, resnet_config, tower_config
+from dalle_jax.data.config import Augment
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation, TransformerConfig
 
@@ -24,6 +25,8 @@ _TEXT = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "l
 
 # Settings that change the model, with the values under which it is the one that is built here.
 _NEUTRAL = {"pool_type": ("tok", "argmax", "eos"), "pos_embed_type": ("learnable",), "proj_type": ("linear",)}
+
+_RESIZE = {"shortest": Augment.CLIP_INFERENCE, "squash": Augment.SQUARE}
 
 # Settings that change training, tokens or outputs, and leave the model as it is.
 _ASIDE = {
@@ -59,6 +62,10 @@ def config_from_open_clip(settings: Mapping[str, Any], where: str) -> ClipConfig
         for ours, theirs in (("pixel_mean", "mean"), ("pixel_std", "std"))
         if preprocess.get(theirs)
     }
+    resize = preprocess.get("resize_mode") or "shortest"
+    if resize not in _RESIZE:
+        raise UserError(f"{where}/{CONFIG}: preprocess_cfg.resize_mode='{resize}' is not built here")
+    normalization["preprocessing"] = _RESIZE[resize]
     end_id = text["eos_id"] if text.get("pool_type") == "eos" else text["vocab_size"] - 1
     quick = bool(model.get("quick_gelu"))
     try:
@@ -141,7 +148,11 @@ def config_to_open_clip(config: ClipConfig) -> dict[str, Any]:
                 **pool,
             },
         },
-        "preprocess_cfg": {"mean": list(vision.pixel_mean), "std": list(vision.pixel_std)},
+        "preprocess_cfg": {
+            "mean": list(vision.pixel_mean),
+            "std": list(vision.pixel_std),
+            "resize_mode": {ours: theirs for theirs, ours in _RESIZE.items()}[vision.preprocessing],
+        },
     }
 
 

@@ -26,10 +26,13 @@ class Augment(enum.Enum):
         "crop_and_mirror"  # for small pictures: a random crop of the padded picture, mirrored half of the time
     )
     CLIP_INFERENCE = "clip_inference"  # CLIP's inference preprocessing: short side resized with bicubic, centre crop
+    SQUARE = "square"  # SigLIP's, in training and at inference: the whole picture squeezed into the square with bicubic
 
     @property
     def held_out(self) -> "Augment":
         """What the held-out pictures of a model trained under this get: its inference preprocessing."""
+        if self is Augment.SQUARE:
+            return self
         of_clip = (Augment.CLIP, Augment.CLIP_INFERENCE, Augment.CROP_AND_MIRROR)
         return Augment.CLIP_INFERENCE if self in of_clip else Augment.NONE
 

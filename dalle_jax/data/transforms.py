@@ -1,11 +1,12 @@
 """From a picture of any size to a square one: the two published augmentations of DALL·E, CLIP's, one for small
-pictures, and what both models do at inference.
+pictures, and what the models do at inference.
 
 All take uint8 [height, width, 3] and give uint8 [size, size, 3]. A picture is never enlarged more than it must be:
 where its short side is below `size`, it is brought to exactly `size` with a bicubic filter (the published code assumes
 that this does not happen), and a scale that would be drawn at random is `size`.
 """
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -89,6 +90,11 @@ def clip_inference(image: Picture, size: int) -> Square:
     return centre_crop(_resize(image, *_short_side_to(image, size), Image.Resampling.BICUBIC), size)
 
 
+def square(image: Picture, size: int) -> Square:
+    """What SigLIP is given: all of the picture, squeezed into the square with a bicubic filter."""
+    return _resize(image, size, size, Image.Resampling.BICUBIC)
+
+
 def centre_crop(image: Picture, size: int) -> Square:
     """The central square of a picture that is no smaller than `size` on either side."""
     height, width, _ = image.shape
@@ -98,11 +104,14 @@ def centre_crop(image: Picture, size: int) -> Square:
 
 def make_transform(augment: Augment, size: int) -> Callable[[Picture, np.random.Generator], Square]:
     """The function of `(image, rng)` that an `Augment` names."""
-    if augment is Augment.NONE:
-        return lambda image, rng: dalle_inference(image, size)
-    if augment is Augment.CLIP_INFERENCE:
-        return lambda image, rng: clip_inference(image, size)
+    if augment in _INFERENCE:
+        return lambda image, rng: _INFERENCE[augment](image, size)
     return lambda image, rng: _RANDOM[augment](image, size, rng)
+
+
+def inference_transform(augment: Augment, size: int) -> Callable[[Picture], Square]:
+    """The function of an image that an `Augment` names, one of those in which nothing is random."""
+    return functools.partial(_INFERENCE[augment], size=size)
 
 
 def shrink_to(augment: Augment, size: int) -> int | None:
@@ -110,6 +119,12 @@ def shrink_to(augment: Augment, size: int) -> int | None:
     largest = {Augment.DVAE: round(12 / 8 * size), Augment.DALLE: round(9 / 8 * size), Augment.CLIP: size}
     return largest.get(augment)
 
+
+_INFERENCE = {
+    Augment.NONE: dalle_inference,
+    Augment.CLIP_INFERENCE: clip_inference,
+    Augment.SQUARE: square,
+}
 
 _RANDOM = {
     Augment.DVAE: dvae_augment,

@@ -18,7 +18,7 @@ def evaluate(
 
     def read(name: str) -> tuple[Encoded, Labelled]:
         part = open_split(data, name, flags, labelled=True)
-        encoded = encode_source(clip.probe_features, part, clip.config.vision.image_size)
+        encoded = encode_source(clip.probe_features, part, clip.config.vision)
         return encoded, Labelled(encoded.features, label_array(encoded.records, len(prompts.classes), part.name))
 
     encoded, test = read(split)

@@ -20,7 +20,7 @@ def evaluate(clip: Clip, data: str, split: str, flags: DataFlags, prefix: str = 
       prefix: put before every caption; the paper's is `a photo of `.
     """
     source = open_split(data, split, flags, labelled=False)
-    encoded = encode_source(clip.encode_image, source, clip.config.vision.image_size)
+    encoded = encode_source(clip.encode_image, source, clip.config.vision)
     rows = np.flatnonzero([bool(record.captions) for record in encoded.records])
     if not len(rows):
         raise UserError(f"{source.name} has no captions: retrieval needs them (--caption_field names their field)")

@@ -13,7 +13,7 @@ def evaluate(clip: Clip, data: str, split: str, flags: DataFlags) -> dict[str, A
     """One line of the table; pictures with several classes are ranked by cosine, as all others are."""
     source = open_split(data, split, flags, labelled=True)
     prompts = find_prompts(data, source, flags)
-    encoded = encode_source(clip.encode_image, source, clip.config.vision.image_size)
+    encoded = encode_source(clip.encode_image, source, clip.config.vision)
     labels = label_array(encoded.records, len(prompts.classes), source.name)
     scores = class_cosines(encoded.features, clip.class_directions(prompts.classes, prompts.templates))
     row = classification.row(data, split, prompts, encoded, labels, scores)

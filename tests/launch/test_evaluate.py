@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clip_jax import VisionConfig, tower_config
 from clip_jax.features import encode_source, label_array
 from clip_jax.zero_shot import class_directions
 from dalle_jax.data.records import Record
@@ -18,6 +19,7 @@ from launch.eval_data import Classes, DataFlags, find_prompts, is_benchmark, ope
 from launch.suites import linear_probe, retrieval, zero_shot
 
 SIZE = 16
+VISION = VisionConfig(SIZE, 8, tower_config(1, 64))
 COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250)}
 FLAGS = DataFlags(model="unused")
 
@@ -25,7 +27,7 @@ FLAGS = DataFlags(model="unused")
 class ColourClip:
     """Pictures are their mean colour; captions are the colour that they name."""
 
-    config = SimpleNamespace(vision=SimpleNamespace(image_size=SIZE))
+    config = SimpleNamespace(vision=VISION)
 
     def encode_image(self, images):
         assert images.dtype == np.uint8 and images.shape[1:] == (SIZE, SIZE, 3)
@@ -208,12 +210,12 @@ def test_labels_that_do_not_fit():
 def test_pictures_in_order_and_none_that_can_be_read(benchmark, tmp_path, monkeypatch):
     monkeypatch.setattr("clip_jax.features._AT_ONCE", 4)
     source = open_split(benchmark, "test", FLAGS, labelled=True)
-    encoded = encode_source(ColourClip().encode_image, source, SIZE)
+    encoded = encode_source(ColourClip().encode_image, source, VISION)
     assert [record.key for record in encoded.records] == [source.key(i) for i in range(23)]
     assert encoded.features.shape == (23, 3) and encoded.records[0].image == b""
     write_tar(tmp_path / "bad.tar", {"a.png": b"no"})
     with pytest.raises(UserError, match="none of the 1 pictures"):
-        encode_source(ColourClip().encode_image, WebDataset([str(tmp_path / "bad.tar")]), SIZE)
+        encode_source(ColourClip().encode_image, WebDataset([str(tmp_path / "bad.tar")]), VISION)
 
 
 @pytest.mark.entry

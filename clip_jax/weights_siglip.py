@@ -1,0 +1,176 @@
+"""Hugging Face's SigLIP: folders with a `config.json`, and the names of `SiglipModel`'s parameters."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from clip_jax.config import ClipConfig, Loss, TextConfig, TextTower, VisionConfig, VisionTower
+from clip_jax.weights_hf import normalization_from_hf, tower_from_hf, tower_to_hf, transformer_names
+from dalle_jax.data.config import Augment
+from dalle_jax.errors import UserError
+from dalle_jax.nn.transformer import TransformerConfig
+from dalle_jax.weights import Names
+
+PIXELS: dict[str, Any] = {"pixel_mean": (0.5,) * 3, "pixel_std": (0.5,) * 3, "preprocessing": Augment.SQUARE}
+"""What SigLIP's pictures are brought to."""
+
+LOGITS: dict[str, Any] = {"init_logit_scale": 10.0, "loss": Loss.SIGMOID, "init_logit_bias": -10.0}
+"""Of the loss (Zhai et al. 2023, §3.2)."""
+
+# What `SiglipTextConfig` and `SiglipVisionConfig` take where a file is silent.
+_TOWER_DEFAULTS: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
+}
+_TEXT_DEFAULTS: dict[str, Any] = _TOWER_DEFAULTS | {"vocab_size": 32000, "max_position_embeddings": 64}
+_VISION_DEFAULTS: dict[str, Any] = _TOWER_DEFAULTS | {
+    "image_size": 224,
+    "patch_size": 16,
+    "num_channels": 3,
+    "vision_use_head": True,
+}
+_END, _NOT_THE_END = 1, 49407
+"""The tokenizer's end, and CLIP's, which `SiglipTextConfig` names by mistake."""
+_BICUBIC = 3
+
+
+def siglip_names(config: ClipConfig) -> Names:
+    """The tensors of `SiglipModel` for every variable of a model."""
+    names, text, vision = Names(), config.text, config.vision
+    names.array("params/logit_scale", "logit_scale", (1,))
+    names.array("params/logit_bias", "logit_bias", (1,))
+    width, ours, theirs = text.transformer.embed_dim, "params/text", "text_model.embeddings"
+    names.array(f"{ours}/token_embedding/embedding", f"{theirs}.token_embedding.weight", (text.vocab_size, width))
+    names.array(f"{ours}/position_embedding", f"{theirs}.position_embedding.weight", (text.context_length, width))
+    transformer_names(names, f"{ours}/transformer", "text_model.encoder", text.transformer)
+    names.norm(f"{ours}/norm_final", "text_model.final_layer_norm", width)
+    names.linear("params/text_projection", "text_model.head", (width, config.embed_dim))
+    width, ours, theirs = vision.vit.embed_dim, "params/vision", "vision_model.embeddings"
+    side, patches = vision.patch_size, f"{theirs}.patch_embedding"
+    names.array(f"{ours}/patch_embedding/kernel", f"{patches}.weight", (width, 3, side, side), (2, 3, 1, 0))
+    names.array(f"{ours}/patch_embedding/bias", f"{patches}.bias", (width,))
+    names.array(f"{ours}/position_embedding", f"{theirs}.position_embedding.weight", (vision.num_patches, width))
+    transformer_names(names, f"{ours}/transformer", "vision_model.encoder", vision.vit)
+    names.norm(f"{ours}/norm_post", "vision_model.post_layernorm", width)
+    _pooling(names, f"{ours}/pooling", "vision_model.head", vision.vit)
+    return names
+
+
+def _pooling(names: Names, ours: str, theirs: str, config: TransformerConfig) -> None:
+    width, inner = config.embed_dim, config.num_heads * config.head_dim
+    names.array(f"{ours}/probe", f"{theirs}.probe", (1, 1, width))
+    # Rows of the weight are those of q, then k, then v.
+    names.array(f"{ours}/qkv_kernel", f"{theirs}.attention.in_proj_weight", (3 * inner, width), (1, 0))
+    names.array(f"{ours}/qkv_bias", f"{theirs}.attention.in_proj_bias", (3 * inner,))
+    names.linear(f"{ours}/out", f"{theirs}.attention.out_proj", (inner, width))
+    names.norm(f"{ours}/norm", f"{theirs}.layernorm", width)
+    names.linear(f"{ours}/mlp/in", f"{theirs}.mlp.fc1", (width, config.mlp_dim))
+    names.linear(f"{ours}/mlp/out", f"{theirs}.mlp.fc2", (config.mlp_dim, width))
+
+
+def config_from_siglip(settings: Mapping[str, Any], preprocessor: Mapping[str, Any], where: str) -> ClipConfig:
+    """The model that a folder's `config.json` describes; arguments as of `weights_hf.config_from_hf`.
+
+    Raises:
+      UserError: it has parts that are not built here, or sizes are missing or do not fit together.
+    """
+    text = _TEXT_DEFAULTS | (settings.get("text_config") or {})
+    vision = _VISION_DEFAULTS | (settings.get("vision_config") or {})
+    if vision["num_channels"] != 3:
+        raise UserError(f"{where}: its image tower reads {vision['num_channels']} channels, and pictures have 3")
+    if not vision["vision_use_head"]:
+        raise UserError(f"{where}: its image tower has no attention pooling (vision_use_head), and SigLIP's has")
+    if preprocessor.get("resample", _BICUBIC) != _BICUBIC:
+        raise UserError(
+            f"{where} resizes pictures with Pillow's filter {preprocessor['resample']}, and here SigLIP's are resized "
+            f"with {_BICUBIC} (bicubic): it would see other pictures than it was trained on"
+        )
+    end = text.get("eos_token_id")
+    end_id = _END if end in (None, _NOT_THE_END) else end
+    try:
+        return ClipConfig(
+            text.get("projection_size") or text["hidden_size"],
+            VisionConfig(
+                vision["image_size"],
+                vision["patch_size"],
+                tower_from_hf(vision, where),
+                VisionTower.SIGLIP,
+                **PIXELS | normalization_from_hf(preprocessor),
+            ),
+            TextConfig(
+                text["vocab_size"],
+                text["max_position_embeddings"],
+                end_id,
+                tower_from_hf(text, where),
+                TextTower.SIGLIP,
+            ),
+            **LOGITS,
+        )
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(f"{where}/config.json describes no model: {error}") from error
+
+
+def config_to_siglip(config: ClipConfig, dtype: str) -> dict[str, Any]:
+    """The `config.json` of a model; arguments as of `weights_hf.config_to_hf`.
+
+    Raises:
+      UserError: `SiglipModel` has no such model.
+    """
+    text, vision = config.text, config.vision
+    parts = (vision.tower.value, text.tower.value, config.loss.value)
+    if parts != (VisionTower.SIGLIP.value, TextTower.SIGLIP.value, Loss.SIGMOID.value):
+        raise UserError(
+            f"Hugging Face has models with SigLIP's towers and sigmoid loss, or with neither, not with '{parts[0]}', "
+            f"'{parts[1]}' and '{parts[2]}': this model cannot be saved for it"
+        )
+    if text.end_id == _NOT_THE_END:
+        raise UserError(f"SiglipModel's folders name {_NOT_THE_END} as the end-of-text token where it is {_END}")
+    return {
+        "architectures": ["SiglipModel"],
+        "model_type": "siglip",
+        "dtype": dtype,
+        "initializer_factor": 1.0,
+        "text_config": {
+            "model_type": "siglip_text_model",
+            **tower_to_hf(text.transformer),
+            "projection_size": config.embed_dim,
+            "vocab_size": text.vocab_size,
+            "max_position_embeddings": text.context_length,
+            "eos_token_id": text.end_id,
+        },
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            **tower_to_hf(vision.vit),
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "num_channels": 3,
+        },
+    }
+
+
+def preprocessor_to_siglip(config: VisionConfig) -> dict[str, Any]:
+    """The `preprocessor_config.json` of a model.
+
+    Raises:
+      UserError: SigLIP's pictures are not preprocessed so.
+    """
+    if config.preprocessing is not Augment.SQUARE:
+        raise UserError(
+            f"SiglipModel's pictures are squeezed into a square, not brought there by '{config.preprocessing.value}'"
+        )
+    return {
+        "image_processor_type": "SiglipImageProcessor",
+        "processor_class": "SiglipProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": config.image_size, "width": config.image_size},
+        "resample": _BICUBIC,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(config.pixel_mean),
+        "image_std": list(config.pixel_std),
+    }
