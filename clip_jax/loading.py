@@ -33,18 +33,22 @@ def load(
     activation: str | Activation | None = None,
     param_dtype: str | None = "float32",
     tokenize: Tokenize | None = None,
+    truncate: bool = False,
 ) -> Clip:
     """Loads the CLIP of a run, its average weights where it kept them, or published weights.
 
     Args:
       path: a work directory of `launch.train`; a file of weights of OpenAI's CLIP or open_clip's (`.pt`, TorchScript
-        or not, `.bin`, `.safetensors`); a folder of Hugging Face's or open_clip's. No code of a file is run.
+        or not, `.bin`, `.safetensors`); a folder of Hugging Face's (CLIP, SigLIP) or open_clip's. No code of a file is
+        run.
       step: of a run's checkpoint; None: the newest.
       batch_size: see `Clip`.
       activation: of a bare file, which cannot tell: `quick_gelu` (the default, and OpenAI's), or `gelu` (of open_clip's
         names without `-quickgelu`).
       param_dtype: of published parameters; None: as they are in the file, half precision included.
       tokenize: captions to ids; None: the tokenizer beside the weights, or OpenAI's where there is none.
+      truncate: whether a published tokenizer cuts captions that are too long, instead of refusing them. (SigLIP was
+        trained on cut ones; a tokenizer trained here always cuts.)
 
     Raises:
       UserError: there is no CLIP at the path, it is damaged, has another format version, or asks for a call that
@@ -54,7 +58,7 @@ def load(
         published = open_published(path, activation=activation)
         home = SingleDeviceSharding(jax.local_devices()[0])
         params = published.read(dtype=param_dtype, shardings=home)["params"]
-        return Clip(published.config, params, tokenize or _tokenize(published), batch_size=batch_size)
+        return Clip(published.config, params, tokenize or _tokenize(published, truncate), batch_size=batch_size)
     if activation is not None:
         raise UserError(f"{path} is a work directory, which knows its activation: leave activation={activation} out")
     return _load_run(epath.Path(path), step, batch_size)
@@ -82,13 +86,14 @@ def _own_tokenize(path: epath.Path, config: ClipConfig) -> Tokenize:
     return functools.partial(tokenizer.encode, length=config.text.context_length, end=True)
 
 
-def _tokenize(published: Published) -> Tokenize:
+def _tokenize(published: Published, truncate: bool) -> Tokenize:
     """The tokenizer that a folder brings, or OpenAI's; one that does not fit is an error when text comes."""
     config, folder = published.config, published.folder
     if folder is not None and (epath.Path(folder) / TOKENIZER).is_file():
         return _own_tokenize(epath.Path(folder) / TOKENIZER, config)
     brings = folder is not None and any((epath.Path(folder) / name).is_file() for name in TOKENIZER_FILES)
-    tokenizer = load_tokenizer(folder if brings else None, context_length=config.text.context_length)
+    length = config.text.context_length
+    tokenizer = load_tokenizer(folder if brings else None, context_length=length, truncate=truncate)
     if tokenizer.vocab_size <= config.text.vocab_size and tokenizer.end_id == config.text.end_id:
         return tokenizer
 

@@ -55,6 +55,8 @@ def line(result: dict[str, Any], unit: str) -> str:
         parts.append(f"{result['share_of_matmul']:5.2f} of matmul")
     if "share_of_memory" in result:
         parts.append(f"{result['share_of_memory']:5.2f} of memory")
+    if "largest_array_bytes" in result:
+        parts.append(f"{result['largest_array_bytes'] / 2**20:7.1f} MiB in the largest array of a device")
     if "ratio" in result:
         peer = result["peer"]
         parts.append(f"{result['ratio']:5.2f}x {peer['name']} ({peer['seconds']:.4f} s; to reach: {result['reach']}x)")

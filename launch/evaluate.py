@@ -48,6 +48,7 @@ PREFIX = flags.DEFINE_string("caption_prefix", "", "put before captions in retri
 CAPTION_FIELD = flags.DEFINE_string("caption_field", "", "of .json members, tables and TFDS; default: the usual names")
 IMAGE_FIELD = flags.DEFINE_string("image_field", "", "of tables and TFDS; default: the usual names")
 LABEL_FIELD = flags.DEFINE_string("label_field", "", "of TFDS; default: the only class label there is")
+TRUNCATE = flags.DEFINE_boolean("truncate", False, "cut captions that are too long for published weights")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "pictures or captions at once on a device", lower_bound=1)
 
 COLUMNS = {
@@ -90,7 +91,7 @@ def main() -> None:
 @functools.cache
 def load_clip() -> clip_jax.Clip:
     """The model, loaded once for all suites."""
-    return clip_jax.load(MODEL.value, batch_size=BATCH_SIZE.value)
+    return clip_jax.load(MODEL.value, batch_size=BATCH_SIZE.value, truncate=TRUNCATE.value)
 
 
 def run_suite(name: str) -> list[dict[str, Any]]:

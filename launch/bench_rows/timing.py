@@ -123,4 +123,6 @@ def _summary(workload: Workload, seconds: list[float], rates: list[Rates]) -> di
     if workload.bytes:
         shares = [workload.bytes / s / rate.bytes for s, rate in zip(seconds, rates, strict=True)]
         result["share_of_memory"] = statistics.median(shares)
+    if workload.largest_array:
+        result["largest_array_bytes"] = workload.largest_array
     return result

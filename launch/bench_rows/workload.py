@@ -21,6 +21,8 @@ class Workload:
     """What one run must read from memory at the least; 0: not the measure here."""
     items: float = 0.0
     """What comes out of one run, in the row's `unit`."""
+    largest_array: int = 0
+    """Bytes of the largest array that a device holds in the compiled program; 0: not the measure here."""
 
 
 @dataclasses.dataclass(frozen=True)
