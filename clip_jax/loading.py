@@ -36,7 +36,8 @@ def load(
 
     Args:
       path: a work directory of `launch.train`; a file of weights of OpenAI's CLIP or open_clip's (`.pt`, TorchScript
-        or not, `.bin`, `.safetensors`); a folder of Hugging Face's or open_clip's. No code of a file is run.
+        or not, `.bin`, `.safetensors`); a folder of Hugging Face's (CLIP, SigLIP) or open_clip's. No code of a file is
+        run.
       step: of a run's checkpoint; None: the newest.
       batch_size: see `Clip`.
       activation: of a bare file, which cannot tell: `quick_gelu` (the default, and OpenAI's), or `gelu` (of open_clip's

@@ -1,6 +1,7 @@
 """The contrastive objective over the global batch (Radford et al. 2021, Fig. 3)."""
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -87,24 +88,58 @@ def _one_direction(
     chunk: int,
 ) -> tuple[Float[Array, ""], Int[Array, " B"]]:
     gathered = nn.with_logical_constraint(keys, (None, None))
-    count = len(keys)
+    if chunk == len(keys):
+        logits = _logits(logit_scale * queries, gathered)
+        total, best = jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1)
+    else:
+        total, best = _in_chunks(logit_scale * queries, gathered, chunk)
+    return jnp.mean(total - positives), best
 
-    def logits_of(part: Float[Array, "columns E"]) -> Float[Array, "B columns"]:
-        return constrain_activations(logit_scale * queries @ part.T)
 
-    if chunk == count:
-        logits = logits_of(gathered)
-        return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - positives), jnp.argmax(logits, axis=-1)
+def _logits(queries: Float[Array, "B E"], keys: Float[Array, "columns E"]) -> Float[Array, "B columns"]:
+    return constrain_activations(queries @ keys.T)
 
-    @jax.checkpoint
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _in_chunks(
+    queries: Float[Array, "B E"], keys: Float[Array, "columns E"], chunk: int
+) -> tuple[Float[Array, " B"], Int[Array, " B"]]:
+    """Log-sum-exp and winner of each row of `queries @ keys.T`, `chunk` columns at a time.
+
+    Differentiated by hand: the backward pass needs the final sums alone, where differentiating the loop would keep the
+    running ones of every step, B x B / chunk of them.
+    """
+
     def step(carry: tuple[Array, Best], part: tuple[Array, Array]) -> tuple[tuple[Array, Best], None]:
         total, best = carry
         columns, first = part
-        logits = logits_of(columns)
+        logits = _logits(queries, columns)
         total = jnp.logaddexp(total, jax.nn.logsumexp(logits, axis=-1))
-        return (total, best.update(jax.lax.stop_gradient(logits), first)), None
+        return (total, best.update(logits, first)), None
 
-    parts = gathered.reshape(count // chunk, chunk, -1), jnp.arange(0, count, chunk)
     begin = constrain_activations(jnp.full(len(queries), -jnp.inf)), Best.none_yet(len(queries))
-    (total, best), _ = jax.lax.scan(step, begin, parts)
-    return jnp.mean(total - positives), best.index
+    starts = jnp.arange(0, len(keys), chunk, dtype=jnp.int32)
+    (total, best), _ = jax.lax.scan(step, begin, (keys.reshape(-1, chunk, keys.shape[-1]), starts))
+    return total, best.index
+
+
+def _in_chunks_forward(queries: Array, keys: Array, chunk: int):
+    total, best = _in_chunks(queries, keys, chunk)
+    return (total, best), (queries, keys, total)
+
+
+def _in_chunks_backward(chunk: int, residuals: tuple[Array, Array, Array], cotangents: tuple[Array, Any]):
+    queries, keys, total = residuals
+    of_total, _ = cotangents  # the winners have no gradient
+
+    def step(of_queries: Array, columns: Array) -> tuple[Array, Array]:
+        # The gradient of a log-sum-exp is the softmax.
+        of_logits = of_total[:, None] * jnp.exp(_logits(queries, columns) - total[:, None])
+        return of_queries + of_logits @ columns, of_logits.T @ queries
+
+    parts = keys.reshape(-1, chunk, keys.shape[-1])
+    of_queries, of_parts = jax.lax.scan(step, jnp.zeros_like(queries), parts)
+    return of_queries, of_parts.reshape(keys.shape)
+
+
+_in_chunks.defvjp(_in_chunks_forward, _in_chunks_backward)

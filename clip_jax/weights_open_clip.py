@@ -98,7 +98,8 @@ def _section(model: Mapping[str, Any], name: str, defaults: Mapping[str, Any], w
     for key, value in section.items():
         known = key in defaults or key in _ASIDE or value in _NEUTRAL.get(key, ())
         if not known and value not in (None, False, 0, "", "default"):
-            raise UserError(f"{where}/{CONFIG}: {name}.{key}={value!r} is of a model that is not built here")
+            other = "; of a SigLIP, load Hugging Face's folder" if "siglip" in str(value) else ""
+            raise UserError(f"{where}/{CONFIG}: {name}.{key}={value!r} is of a model that is not built here{other}")
     return {**defaults, **section}
 
 

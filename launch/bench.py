@@ -56,7 +56,8 @@ def line(result: dict[str, Any], row: Row) -> str:
     if "share_of_memory" in result:
         parts.append(f"{result['share_of_memory']:5.2f} of memory")
     for name, value in result.get("facts", {}).items():
-        parts.append(f"{name[:-6]} {value / 2**30:.2f} GiB" if name.endswith("_bytes") else f"{name} {value:.2f}")
+        words = name.removesuffix("_bytes").replace("_", " ")
+        parts.append(f"{words} {value / 2**20:,.1f} MiB" if name.endswith("_bytes") else f"{words} {value:.4g}")
     if "ratio" in result:
         peer = result["peer"]
         parts.append(f"{result['ratio']:5.2f}x {peer['name']} ({peer['seconds']:.4f} s; to reach: {result['reach']}x)")

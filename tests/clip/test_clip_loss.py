@@ -1,6 +1,6 @@
-"""The contrastive loss: its value, its shards, and its accumulation over micro-batches."""
+"""The contrastive losses: their values, their shards, their chunks, and their accumulation over micro-batches."""
 
-import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +8,32 @@ import numpy as np
 import pytest
 
 from clip_jax.accumulation import accumulated_gradients
-from clip_jax.losses import contrastive_loss
+from clip_jax.losses import Best, contrastive_loss
+from clip_jax.sigmoid_loss import sigmoid_loss
+from dalle_jax.errors import UserError
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.mesh import make_mesh
 from dalle_jax.training.sharding import ShardingRules, batch_sharding, replicated
+from launch.bench_rows.contrastive import largest_array
 
-BATCH, EMBED, SCALE = 64, 8, 14.0
+BATCH, EMBED, SCALE, BIAS, CHUNK = 64, 8, 14.0, -3.0, 4
+
+
+def softmax(image, text, scale, bias, chunk=0):
+    del bias
+    return contrastive_loss(image, text, scale, chunk=chunk)
+
+
+def sigmoid(image, text, scale, bias, chunk=0):
+    return sigmoid_loss(image, text, scale, bias, chunk=chunk)
+
+
+LOSSES = {
+    "softmax": softmax,
+    "softmax, chunked": partial(softmax, chunk=CHUNK),
+    "sigmoid": sigmoid,
+    "sigmoid, chunked": partial(sigmoid, chunk=CHUNK),
+}
 
 
 def features(batch=BATCH):
@@ -21,48 +41,127 @@ def features(batch=BATCH):
     return [jax.random.normal(key, (batch, EMBED)) for key in keys]
 
 
-def loss_and_gradients(image, text, scale):
-    return jax.value_and_grad(lambda *args: contrastive_loss(*args).loss, argnums=(0, 1, 2))(image, text, scale)
+def arguments():
+    return (*features(), jnp.float32(SCALE), jnp.float32(BIAS))
 
 
-def test_value_against_the_definition():
-    image, text = (np.asarray(x, np.float64) for x in features())
-    unit_image, unit_text = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (image, text))
-    logits = SCALE * unit_image @ unit_text.T
-    directions = [np.diag(x - np.log(np.exp(x).sum(-1, keepdims=True))) for x in (logits, logits.T)]
-    result = contrastive_loss(jnp.float32(image), jnp.float32(text), jnp.float32(SCALE))
-    np.testing.assert_allclose(result.loss, -np.mean(directions), rtol=1e-6)
-    np.testing.assert_array_equal(result.best_text, logits.argmax(axis=1))
-    np.testing.assert_array_equal(result.best_image, logits.argmax(axis=0))
+def logits(image, text, scale, bias):
+    """As a user would write them."""
+    unit_image, unit_text = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (image, text))
+    return scale * unit_image @ unit_text.T + bias
 
 
-@pytest.mark.parametrize("axes", [(8, 1, 1), (2, 4, 1), (4, 1, 2)], ids=str)
-def test_on_a_mesh_it_is_the_same_and_no_device_holds_all_pairs(axes):
+def definition(name, image, text, scale, bias):
+    """All pairs at once."""
+    x = logits(image, text, scale, bias)
+    if name.startswith("sigmoid"):
+        return -jnp.sum(jax.nn.log_sigmoid((2 * jnp.eye(len(x)) - 1) * x)) / len(x)
+    return -jnp.mean(jnp.stack([jnp.diag(jax.nn.log_softmax(x, axis=axis)) for axis in (0, 1)]))
+
+
+def value_and_gradients(loss):
+    return jax.value_and_grad(loss, argnums=(0, 1, 2, 3))
+
+
+def close(actual, expected):
+    # Of the bias a softmax has no gradient but rounding.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=3e-7), actual, expected)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_value_gradient_and_winners_are_those_of_the_definition(name):
+    actual = jax.jit(value_and_gradients(lambda *args: LOSSES[name](*args).loss))(*arguments())
+    close(actual, value_and_gradients(partial(definition, name))(*arguments()))
+    result, x = jax.jit(LOSSES[name])(*arguments()), logits(*arguments())
+    np.testing.assert_allclose(result.loss, actual[0], rtol=1e-6)
+    np.testing.assert_array_equal(result.best_text, x.argmax(axis=1))
+    np.testing.assert_array_equal(result.best_image, x.argmax(axis=0))
+
+
+@pytest.mark.parametrize(
+    "name, axes",
+    [
+        *((name, axes) for name in ("softmax", "sigmoid") for axes in ((8, 1, 1), (2, 4, 1), (4, 1, 2))),
+        ("softmax, chunked", (2, 4, 1)),
+        ("sigmoid, chunked", (4, 1, 2)),
+    ],
+    ids=str,
+)
+def test_on_a_mesh_it_is_the_same_and_no_device_holds_all_pairs(name, axes):
     mesh, rules = make_mesh(MeshConfig(*axes)), ShardingRules()
-    arguments = (*features(), jnp.float32(SCALE))
-    expected = jax.jit(loss_and_gradients)(*arguments)
     rows, copies = batch_sharding(mesh, rules), replicated(mesh)
+
+    def everything(*args):
+        def loss(*args):
+            result = LOSSES[name](*args)
+            return result.loss, (result.best_text, result.best_image)
+
+        return jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True)(*args)
+
     with jax.set_mesh(mesh), rules.context():
-        placed = jax.device_put(arguments, (rows, rows, copies))
-        compiled = jax.jit(loss_and_gradients).lower(*placed).compile()
-    actual = compiled(*placed)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), actual, expected)
-    shapes = [tuple(map(int, found.split(","))) for found in re.findall(r"\w+\[([\d,]+)\]", compiled.as_text())]
-    devices_of_batch = axes[0] * axes[1]
-    assert max(map(np.prod, shapes)) == BATCH * BATCH // devices_of_batch
+        placed = jax.device_put(arguments(), (rows, rows, copies, copies))
+        compiled = jax.jit(everything).lower(*placed).compile()
+    (loss, winners), gradients = compiled(*placed)
+    close((loss, gradients), value_and_gradients(partial(definition, name))(*arguments()))
+    x = logits(*arguments())
+    np.testing.assert_array_equal(winners[0], x.argmax(axis=1))
+    np.testing.assert_array_equal(winners[1], x.argmax(axis=0))
+    local = BATCH // (axes[0] * axes[1])
+    most = {
+        "softmax": local * BATCH,
+        "softmax, chunked": BATCH * EMBED,  # all features of one side
+        "sigmoid": local * local,
+        "sigmoid, chunked": local * max(CHUNK, EMBED),
+    }
+    assert largest_array(compiled.as_text()) == 4 * most[name]
 
 
+@pytest.mark.parametrize("name", ["softmax, chunked", "sigmoid, chunked"])
+def test_in_chunks_the_largest_array_grows_with_the_batch_alone(name):
+    """On one device, where nothing else splits the pairs."""
+    sizes = []
+    for batch in (128, 256):
+        args = (*features(batch), jnp.float32(SCALE), jnp.float32(BIAS))
+        program = jax.jit(value_and_gradients(lambda *args: LOSSES[name](*args).loss)).lower(*args).compile()
+        sizes.append(largest_array(program.as_text()))
+    assert sizes[1] == 2 * sizes[0]
+
+
+@pytest.mark.parametrize("loss", [softmax, sigmoid])
+def test_a_chunk_divides_the_batch_or_is_all_of_it(loss):
+    with pytest.raises(UserError, match="loss_chunk=5 does not divide the 64 captions"):
+        loss(*arguments(), chunk=5)
+    np.testing.assert_allclose(loss(*arguments(), chunk=1000).loss, loss(*arguments()).loss)
+
+
+def test_the_first_of_equal_columns_wins_in_any_order_of_chunks():
+    scores = jnp.float32([[1, 3, 3, 0], [2, 2, 2, 2], [0, 1, 0, 5]])
+    for order in ((0, 2), (2, 0)):
+        best = Best.none_yet(3)
+        for first in order:
+            best = best.update(scores[:, first : first + 2], first)
+        np.testing.assert_array_equal(best.index, scores.argmax(axis=1))
+
+
+def test_pairs_of_a_trained_model_cost_little_and_the_rest_by_their_number():
+    """The sigmoid loss by hand: right pairs at cosine 1, all others at 0."""
+    units = jnp.eye(4)
+    found = sigmoid_loss(units, units, jnp.float32(20.0), jnp.float32(-10.0)).loss
+    assert float(found) == pytest.approx(4 * np.log1p(np.exp(-10)), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [softmax, sigmoid])
 @pytest.mark.parametrize("parts", [2, 8])
-def test_accumulation_is_one_batch(parts):
+def test_accumulation_is_one_batch(parts, loss):
     weights = jax.random.normal(jax.random.key(1), (2, 5, EMBED))
     inputs = dict(zip(("image", "text"), jax.random.normal(jax.random.key(2), (2, 16, 5)), strict=True))
-    params = {"towers": weights, "scale": jnp.float32(1.0)}
+    params = {"towers": weights, "scale": jnp.float32(1.0), "bias": jnp.float32(-1.0)}
 
     def encode(params, batch, key):
         return batch["image"] @ params["towers"][0], batch["text"] @ params["towers"][1]
 
     def objective(params, pair):
-        return contrastive_loss(*pair, jnp.exp(params["scale"])).loss, None
+        return loss(*pair, jnp.exp(params["scale"]), params["bias"]).loss, None
 
     expected = jax.value_and_grad(lambda p: objective(p, encode(p, inputs, None))[0])(params)
     gradients, (value, _) = accumulated_gradients(encode, objective, params, inputs, jax.random.key(0), parts)
