@@ -8,6 +8,7 @@
 A row gives its shape, useful operations by formula (2 a multiply-add, recomputation not counted), the median time
 of several runs after a warm-up, useful FLOP/s, and the shares of the machine's matrix-product rate and memory rate,
 which are measured before and after every run in the same process. On CPU products are in float32, on a GPU in bfloat16.
+MFU, useful FLOP/s over the peak that the chip's maker names, stands where `dalle_jax.training.chips` knows the chip.
 """
 
 import json
@@ -53,6 +54,8 @@ def line(result: dict[str, Any], row: Row) -> str:
     if "flop" in result:
         parts.append(f"{result['flop'] / 1e9:9.1f} GFLOP {result['flop_per_second'] / 1e9:9.1f} GFLOP/s")
         parts.append(f"{result['share_of_matmul']:5.2f} of matmul")
+    if "mfu" in result:
+        parts.append(f"{result['mfu']:5.2f} MFU")
     if "share_of_memory" in result:
         parts.append(f"{result['share_of_memory']:5.2f} of memory")
     for name, value in result.get("facts", {}).items():

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dalle_jax.training.chips import chip_of
 from launch.bench_rows.workload import Row, Workload, product_dtype
 
 
@@ -95,6 +96,9 @@ def measure(row: Row, *, runs: int, warmup: int, peer: bool) -> dict[str, Any]:
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
     if peak:
         result["process_peak_bytes"] = peak
+    chip = chip_of(device.device_kind)
+    if chip is not None and "flop_per_second" in result:
+        result["mfu"] = result["flop_per_second"] / chip.flops
     if "peer" in sides:
         result["peer"] = {"name": row.peer, **_summary(sides["peer"], seconds["peer"], around)}
         result["ratio"] = statistics.median(

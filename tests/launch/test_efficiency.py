@@ -10,6 +10,7 @@ from PIL import Image
 from clip_jax.objectives import Objective
 from launch import efficiency_report as report
 from launch.line_plot import Line, Span, draw_lines
+from launch.plot_axes import Axis, percent
 
 FAST = [(10.0, 0.3), (20.0, 0.5), (30.0, 0.9)]
 SLOW = [(10.0, 0.2), (20.0, 0.15), (30.0, 0.3), (40.0, 0.4)]
@@ -44,7 +45,12 @@ def test_curves_are_the_evaluations():
 def test_the_plot_puts_points_where_they_belong():
     colour = (255, 0, 0)
     sheet = np.asarray(
-        draw_lines([Line("", colour, [(0, 0), (50, 0.5), (100, 0.5)])], [Span("2x", 10, 90, 0.25)], "x", "y")
+        draw_lines(
+            [Line("", colour, [(0, 0), (50, 0.5), (100, 0.5)])],
+            Axis("x", start=0.0),
+            Axis("y", start=0.0, form=percent),
+            [Span("2x", 10, 90, 0.25)],
+        )
     )
     assert sheet.shape == (600, 900, 3)
     rows, columns = np.where((sheet == colour).all(axis=-1))

@@ -14,14 +14,18 @@ from PIL import Image
 
 from dalle_jax.errors import UserError
 from dalle_jax.training.checkpoint import load_item, load_params, saved_steps
+from dalle_jax.training.clock import Kind
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.loop import train
 from dalle_jax.training.signals import Preempted
+from dalle_jax.training.starts import account, read_starts
 from dalle_jax.training.trees import named_leaves
+from tests.training.test_metrics import read_events
 from tests.training.tiny_run import TinyBatches, TinyTask, tiny_config
 
 ROOT = Path(__file__).parents[2]
-SPEEDS = ("_per_second", "time_in_data", "goodput", "wall_seconds")
+SPEEDS = ("_per_second", "time_in_data")
+TIMES = ("seconds/", "wall_seconds", "goodput")
 
 
 def tiny_train(workdir, config=None, task=None, batches=None, mesh=None, **arguments):
@@ -48,7 +52,7 @@ def rows(workdir):
     """What was logged, without the speeds."""
     parsed = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return [
-        {name: value for name, value in row.items() if not name.endswith(SPEEDS) and not name.startswith("seconds/")}
+        {name: value for name, value in row.items() if not name.endswith(SPEEDS) and not name.startswith(TIMES)}
         for row in parsed
     ]
 
@@ -81,8 +85,31 @@ def test_whole_run_leaves_what_it_says(uninterrupted):
     assert [row["step"] for row in rows(workdir) if "eval/loss" in row] == [8, 16, 20]
     assert sorted(path.name for path in (workdir / "previews").iterdir()) == ["step_0000010.png", "step_0000020.png"]
     assert Image.open(workdir / "previews" / "step_0000010.png").size == (8, 8)
+    assert {"mfu", "memory_peak"}.isdisjoint(logged[20])  # a CPU says neither
     speeds = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-2])
+    assert speeds["wall_seconds"] == pytest.approx(sum(speeds[f"seconds/{kind}"] for kind in Kind))
+    assert speeds["goodput"] == pytest.approx(speeds["seconds/step"] / speeds["wall_seconds"])
+    assert all(
+        speeds[f"seconds/{kind}"] > 0 for kind in ("start", "compile", "step", "checkpoint", "evaluate", "preview")
+    )
+    assert speeds["seconds/lost"] == speeds["seconds/down"] == 0.0
     assert speeds["useful_flops_per_second"] == pytest.approx(6 * 16 * 2 * 8 * 16 * speeds["steps_per_second"])
+
+
+def test_tensorboard_and_json_lines_hold_the_same_rows(uninterrupted):
+    workdir, _ = uninterrupted
+    lines = {}
+    for row in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()):
+        step = row.pop("step")
+        lines |= {(step, name): value for name, value in row.items() if not name.startswith(TIMES)}
+    events = {
+        (event.step, value.tag): value.simple_value
+        for event in read_events(workdir / "tensorboard")
+        for value in event.summary.value
+        if value.HasField("simple_value") and not value.tag.startswith(TIMES)
+    }
+    assert lines.keys() == events.keys()
+    assert list(lines.values()) == pytest.approx([events[key] for key in lines], rel=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -104,12 +131,30 @@ def test_killed_and_resumed_is_the_uninterrupted_run(name, code, whole, tmp_path
     if name == "SIGTERM":
         assert saved_steps(broken)[-1] == step + 1
         assert f"stopped after step {step + 1} and saved" in stopped.stderr
-    assert script(broken).returncode == 0
+    again = script(broken)
+    assert again.returncode == 0
+    check_account(broken, killed=name == "SIGKILL")
+    assert again.stderr.splitlines()[-1].startswith("tiny: step 20 of 20 after ")
     assert_same_bits(load_params(whole, 20), load_params(broken, 20))
     for item in ("params", "optimizer"):
         assert_same_bits(load_item(whole, 20, item), load_item(broken, 20, item))
     if name == "SIGKILL" or (step + 1) % 8:  # An evaluation due at the very step of a SIGTERM is left out.
         assert rows(whole) == rows(broken), step
+
+
+def check_account(workdir, killed):
+    """Both starts are on record, and their time sums to all that passed."""
+    first, second = read_starts(workdir)
+    times = account([first, second])
+    assert sum(times.values()) == pytest.approx(second.beat - first.began)
+    assert (first.state, second.state) == ("running" if killed else "stopped", "finished")
+    assert second.first_step == (max([0, *(save.step for save in first.saves)]) if not killed else second.first_step)
+    assert times[Kind.DOWN] > 0 and (killed or times[Kind.LOST] == 0)
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["starts"] == 2 and summary["seconds"]["step"] == pytest.approx(times[Kind.STEP])
+    logged = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert logged["seconds/down"] == pytest.approx(times[Kind.DOWN])
+    assert logged["wall_seconds"] > first.beat - first.began
 
 
 def test_sigterm_in_this_process(tmp_path, uninterrupted):
