@@ -83,7 +83,7 @@ def measure(row: Row, *, runs: int, warmup: int, peer: bool) -> dict[str, Any]:
         for before, after in zip(rates, rates[1:], strict=False)
     ]
     device = jax.devices()[0]
-    result = {
+    result: dict[str, Any] = {
         "row": row.name,
         "shape": row.shape,
         "device": device.device_kind,
