@@ -1,0 +1,190 @@
+"""launch/slurm.sbatch: what it refuses, what it would submit, and its work on a Slurm that the test starts."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.launch import slurm_cluster
+from tests.launch.slurm_cluster import SlurmCluster
+from tests.launch.starters import ROOT, assert_golden, assert_refused, python_that_installs_nothing, run
+
+pytestmark = pytest.mark.entry
+
+TRAIN = ["--", "python", "-m", "launch.train", "--config=configs/decoder_1b.py", "--workdir=/shared/run"]
+
+
+def slurm(*arguments: str, **environment: str):
+    return run(["bash", "launch/slurm.sbatch", *arguments], **environment)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--node=2", *TRAIN], ["unknown option '--node'", "--help"]),
+        (["--nodes", *TRAIN], ["--nodes=VALUE"]),
+        (["--nodes=0", *TRAIN], ["--nodes=0", "above 0"]),
+        (["--gpus=all", *TRAIN], ["--gpus=all", "0 for CPUs"]),
+        (["--time=1day", *TRAIN], ["--time=1day", "D-HH:MM:SS"]),
+        (["--grace=2m", *TRAIN], ["--grace=2m"]),
+        (["--restarts=-1", *TRAIN], ["--restarts=-1"]),
+        (["--mem=lots", *TRAIN], ["--mem=lots", "64G"]),
+        (["--name=a b", *TRAIN], ["--name=a b"]),
+        (["--nodes=2"], ["no command given"]),
+        (["--nodes=2", "--", "--config=x"], ["begins with '--config=x'"]),
+        (["python", "-m", "launch.train"], ["what is 'python'", "after --"]),
+    ],
+)
+def test_refusals(arguments, parts):
+    assert_refused(slurm(*arguments), *parts)
+
+
+def test_without_slurm(tmp_path):
+    for name in ("bash", "dirname", "basename"):
+        (tmp_path / name).symlink_to(f"/usr/bin/{name}")
+    assert_refused(slurm(*TRAIN, PATH=str(tmp_path)), "sbatch is not here")
+
+
+def test_help():
+    done = slurm("--help")
+    assert done.returncode == 0 and max(map(len, done.stdout.splitlines())) <= 120
+    options = re.search(r'parse_options "([^"]*)"', (ROOT / "launch/slurm.sbatch").read_text())[1]
+    missing = [name for name in re.findall(r"[a-z-]+", options) if f"--{name}" not in done.stdout]
+    assert options and not missing
+
+
+def test_dry_run():
+    generate = ["--", "python", "-m", "launch.generate", "--workdir=/shared/run", "--prompt=a red  circle's edge"]
+    said = []
+    for arguments in (
+        ["--nodes=4", "--gpus=8", "--time=2-00:00:00", "--grace=300", "--partition=a", "--account=b", *TRAIN],
+        ["--cpus=16", "--mem=64G", "--qos=low", "--constraint=c", "--name=draw", "--restarts=0", "--logs=l", *generate],
+    ):
+        done = slurm("--dry-run", *arguments)
+        assert done.returncode == 0 and done.stderr == "", done
+        said.append(done.stdout)
+    assert_golden("slurm.dry_run.txt", "\n".join(said))
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[SlurmCluster]:
+    if absent := slurm_cluster.missing():
+        pytest.skip(f"Slurm is not installed (no {absent}); Debian: apt-get install slurmctld slurmd slurm-client")
+    with SlurmCluster(tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster
+
+
+class Submitted:
+    """A job that the script has submitted."""
+
+    def __init__(self, cluster: SlurmCluster, folder: Path, *arguments: str):
+        self.cluster, self._folder = cluster, folder
+        python = python_that_installs_nothing(folder / "venv/bin/python", folder / "pip")
+        with socket.socket() as free:  # the nodes' names are no names of the network
+            free.bind(("127.0.0.1", 0))
+            coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+        environment = cluster.environment | {
+            "DALLE_JAX_VENV": str(python.parents[1]),
+            "JAX_COORDINATOR_ADDRESS": coordinator,
+            "JAX_PLATFORMS": "cpu",
+        }
+        command = ["bash", "launch/slurm.sbatch", f"--logs={folder}", *arguments]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        self.number = re.search(r"Submitted batch job (\d+)", done.stdout)[1]
+
+    @property
+    def log(self) -> str:
+        path = self._folder / f"dalle-jax-{self.number}.log"
+        return path.read_text() if path.exists() else ""
+
+    @property
+    def installed(self) -> str:
+        return (self._folder / "pip").read_text()
+
+    def wait_for(self, pattern: str, seconds: float = 300) -> None:
+        self.cluster.wait(
+            lambda: re.search(pattern, self.log, re.MULTILINE) is not None, f"'{pattern}' in {self.log}", seconds
+        )
+
+    def ended(self, seconds: float = 300) -> tuple[str, str]:
+        """Its last state and exit code."""
+        waiting = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING"}
+        self.cluster.wait(lambda: self.cluster.job(self.number)["JobState"] not in waiting, f"end: {self.log}", seconds)
+        job = self.cluster.job(self.number)
+        return job["JobState"], job["ExitCode"]
+
+
+JOIN = """
+import json, os, sys
+import jax
+jax.distributed.initialize()
+from jax.experimental.multihost_utils import process_allgather
+ids = process_allgather(jax.numpy.int32(jax.process_index())).tolist()
+print(json.dumps({"ids": ids, "node": os.environ["SLURMD_NODENAME"], "local": os.environ["SLURM_LOCALID"],
+                  "gpus": os.environ["CUDA_VISIBLE_DEVICES"], "argument": sys.argv[1]}), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_processes_join(cluster, tmp_path):
+    """Two nodes of two GPUs: four processes that find each other, and see all GPUs of their node as JAX wants it."""
+    (tmp_path / "join.py").write_text(JOIN)
+    argument = 'a red  circle\'s "edge"'
+    job = Submitted(cluster, tmp_path, "--nodes=2", "--gpus=2", "--", "python", str(tmp_path / "join.py"), argument)
+    assert job.ended() == ("COMPLETED", "0:0"), job.log
+    answers = [json.loads(line) for line in re.findall(r"^\d: (\{.*\})$", job.log, re.MULTILINE)]
+    assert sorted((x["node"], x["local"], x["gpus"]) for x in answers) == [
+        ("n1", "0", "0,1"), ("n1", "1", "0,1"), ("n2", "0", "0,1"), ("n2", "1", "0,1")
+    ]  # fmt: skip
+    assert all(x["ids"] == [0, 1, 2, 3] and x["argument"] == argument for x in answers)
+    assert job.installed.count("-e .[cuda]") == 1  # at submission; the job finds it so
+    assert re.search(r"== \S+ finished\n$", job.log)
+
+
+@pytest.mark.slow
+def test_crash_mistake_and_cancel(cluster, tmp_path):
+    """A crash is started again, a mistake is not, and what a person cancels stays away."""
+    crash = f'echo "try on $SLURM_PROCID"; test -e {tmp_path}/was || {{ touch {tmp_path}/was; exit 9; }}'
+    job = Submitted(cluster, tmp_path / "crash", "--restarts=1", "--", "bash", "-c", crash)
+    mistake = Submitted(cluster, tmp_path / "mistake", "--", "bash", "-c", "echo error: no such config; exit 2")
+    worn_out = Submitted(cluster, tmp_path / "worn_out", "--restarts=0", "--", "bash", "-c", "exit 9")
+    assert job.ended() == ("COMPLETED", "0:0"), job.log
+    assert job.log.count("try on 0") == 2 and "died with code 9; starting again (0 more times)" in job.log
+    assert mistake.ended() == ("FAILED", "2:0") and "starting again does not mend" in mistake.log
+    assert worn_out.ended() == ("FAILED", "9:0") and "the restarts are used up" in worn_out.log
+    saves = "trap 'echo saved; exit $DALLE_JAX_PREEMPTED_CODE' TERM; echo begun; while :; do sleep 0.2; done"
+    cancelled = Submitted(cluster, tmp_path / "cancelled", "--", "bash", "-c", saves)
+    cancelled.wait_for("^0: begun")
+    cluster("scancel", cancelled.number)
+    cancelled.wait_for("^0: saved")
+    assert cancelled.ended()[0] == "CANCELLED"
+    assert "back into the queue" not in cancelled.log
+
+
+@pytest.mark.slow
+def test_training_comes_back_after_its_time_limit(cluster, tmp_path):
+    """Training under a time limit of a minute: saves ahead of it, comes back, goes on; USR1 then stops it for good."""
+    steps = "--config.codec.train.num_steps=1000000"
+    quiet = [f"--config.codec.train.{name}=0" for name in ("eval_every", "preview_every", "checkpoint_every")]
+    train = ["python", "-m", "launch.train", "--config=configs/quickstart.py:tiny", "--stages=codec", steps, *quiet,
+             f"--config.data.shapes.data_dir={tmp_path / 'data'}", f"--workdir={tmp_path / 'run'}"]  # fmt: skip
+    job = Submitted(cluster, tmp_path, "--time=1", "--grace=30", "--", *train)
+    job.wait_for("back into the queue")
+    saved = int(re.search(r"stopped after step (\d+) and saved", job.log)[1])
+    assert saved > 0
+    job.wait_for("attempt 2 on")
+    # Steps of the second attempt are counted from those of the first.
+    rows = tmp_path / "run/codec/metrics.jsonl"
+    cluster.wait(lambda: json.loads(rows.read_text().splitlines()[-1])["step"] > saved, f"step after {saved}", 200)
+    cluster("scancel", "--batch", "--signal=USR1", job.number)
+    assert job.ended() == ("FAILED", "75:0"), job.log
+    first, second = map(int, re.findall(r"stopped after step (\d+) and saved", job.log))
+    assert (first, second > first) == (saved, True)
+    assert re.search(r"== \S+ stopped: the same command goes on with it\n$", job.log)
+    assert os.listdir(tmp_path / "run/codec/checkpoints")
