@@ -108,7 +108,8 @@ def prepare(run: RunConfig, out: Path, overrides: Sequence[str], heartbeat: int)
         arguments.append(f"--config.tokenizer.path={out}/tokenizer.model")
     if not run.decoder.codec_from:
         command = [sys.executable, "-m", "launch.train", *arguments, "--stages=codec", f"--workdir={out}/codec"]
-        subprocess.run(command, check=True)
+        if subprocess.run(command).returncode:
+            raise UserError("the codec that the decoder stands on could not be trained: see above")
         arguments.append(f"--config.decoder.codec_from={out}/codec")
     train = run.decoder.train
     return Bench(out, train.checkpoint_every, train.num_steps, shards, [*arguments, f"--stages={STAGE}"], heartbeat)
