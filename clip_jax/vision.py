@@ -67,6 +67,8 @@ class VisionTransformer(nn.Module):
         token = self.param("class_embedding", _partitioned(scaled_normal, ("embed",)), (width,), jnp.float32)
         positions_init = _partitioned(scaled_normal, (None, "embed"))
         positions = self.param("position_embedding", positions_init, (config.num_patches + 1, width), jnp.float32)
+        # Published parameters may be kept in half precision; what is summed here is not.
+        token, positions = token.astype(jnp.float32), positions.astype(jnp.float32)
         x = x.astype(jnp.float32) + (positions[1:] if kept is None else positions[1:][kept])
         token = jnp.broadcast_to(token + positions[0], (x.shape[0], 1, width))
         x = jnp.concatenate([token, x], axis=1)

@@ -183,6 +183,7 @@ class Pairs:
 
     bad_counts = {}
     captions_cut = 0
+    part_counts = {}
 
     def __init__(self, batch):
         self.batch = batch

@@ -18,6 +18,7 @@ from jax.sharding import SingleDeviceSharding
 import clip_jax
 from clip_jax import Clip, ClipConfig, TextConfig, TextTower, VisionConfig, tower_config, weights_openai
 from clip_jax.model import init_params
+from clip_jax.run_tokenizer import TrainedTokenizer
 from clip_jax.tokenizers import load_tokenizer
 from clip_jax.weights import abstract_variables, open_published
 from clip_jax.weights_hf import hf_names
@@ -361,7 +362,7 @@ def test_published_tokenizers_come_with_the_weights(openai, tmp_path):
     text = dataclasses.replace(CONFIG.text, vocab_size=40, end_id=3)
     config = dataclasses.replace(CONFIG, text=text)
     params = jax.tree.map(lambda x: np.full(x.shape, 0.01, np.float32), unbox(abstract_variables(config)))["params"]
-    trained = Clip(config, params, functools.partial(own.encode, length=12, end=True))
+    trained = Clip(config, params, TrainedTokenizer(own, context_length=12))
     for format in ("hf", "open_clip"):
         clip_jax.save(trained, tmp_path / format / "own", format=format)
         again = clip_jax.load(tmp_path / format / "own")

@@ -62,6 +62,7 @@ class RepeatedBatch:
 
     bad_counts: dict[str, int] = {}
     captions_cut = 0
+    part_counts = {}
 
     def __init__(self, images):
         self.images = images
