@@ -7,8 +7,8 @@ r"""Fine-tuning a published CLIP on pictures and captions of your own: `clip_fin
 WEIGHTS is a file of OpenAI's or open_clip's, or a folder of Hugging Face's or open_clip's. Model and tokenizer are
 taken from it, and the run keeps the tokenizer. The same command goes on with a run that was stopped. What is trained:
 
-    --config.clip.lock=image                              # LiT: the text tower learns to fit a picture tower that stays
-    --config.clip.lock=image --config.clip.unlocked_layers=2    # ... whose last two blocks learn too
+    --config.clip.locked_tower=image                      # LiT: the text tower learns to fit a picture tower that stays
+    --config.clip.unlocked_layers=2                       # ... and the last two blocks of the locked tower
     --config.clip.train.optimizer.freeze="('token_embedding', 'position_embedding')"    # by names a/b/c
     --config.clip.train.optimizer.lr_scale="(('^(vision|text)/', 0.1),)"   # towers slower than projections and scale
     --config.clip.model.vision.patch_dropout=0.5          # half of the patches, at about half of the cost

@@ -76,7 +76,7 @@ def flags(pictures: Path, num_steps: int) -> list[str]:
         "--config.data.source=folder",
         f"--config.data.path={pictures}",
         "--config.data.eval_fraction=0.4",
-        "--config.clip.lock=image",
+        "--config.clip.locked_tower=image",
         "--config.clip.train.optimizer.lr_scale=(('^text/', 0.5),)",
         *(f"--config.clip.train.{key}={value}" for key, value in train.items()),
     ]
