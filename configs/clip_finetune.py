@@ -32,7 +32,7 @@ from clip_jax.run_tokenizer import TRAINED
 from clip_jax.weights import open_published
 from configs import clip
 from dalle_jax.config import from_config_dict, to_config_dict
-from dalle_jax.data.config import DataConfig, SourceKind, TokenizerConfig, TokenizerKind
+from dalle_jax.data.config import Augment, DataConfig, SourceKind, TokenizerConfig, TokenizerKind
 from dalle_jax.nn.transformer import Remat
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
 
@@ -53,19 +53,23 @@ def get_config(arg: str = ""):
             "data": DataConfig(source=SourceKind.WEBDATASET, image_size=model.vision.image_size),
             "mesh": MeshConfig(),
             "tokenizer": TokenizerConfig(model.text.vocab_size, model.text.context_length, bpe_dropout=0.0, kind=kind),
-            "clip": ClipStage(in_bfloat16(model), train()),
+            "clip": ClipStage(in_bfloat16(model), train(), augment_of(model)),
         }
     )
 
 
 def in_bfloat16(model: ClipConfig) -> ClipConfig:
     """The model with matrix products in bfloat16; parameters stay float32."""
-
     cast = partial(dataclasses.replace, dtype="bfloat16", remat=Remat.NONE)
     tower = "resnet" if model.vision.resnet else "transformer"
     vision = dataclasses.replace(model.vision, **{tower: cast(getattr(model.vision, tower))})
     text = dataclasses.replace(model.text, transformer=cast(model.text.transformer))
     return dataclasses.replace(model, vision=vision, text=text)
+
+
+def augment_of(model: ClipConfig) -> Augment:
+    """What pictures go through in training; SigLIP's are squeezed, as at inference."""
+    return Augment.SQUARE if model.vision.preprocessing is Augment.SQUARE else Augment.CLIP
 
 
 def train() -> TrainConfig:
