@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from clip_jax.config import ClipConfig, VisionTower
+from clip_jax.config import ClipStage, Lock, VisionTower
 from dalle_jax.errors import UserError
 from dalle_jax.training.task import Batch, Params
 
@@ -14,9 +14,10 @@ Encode = Callable[[Params, Batch, jax.Array], Any]
 """Features of a batch, under a key of its own: a tree of arrays with the batch first."""
 
 
-def check_accumulation(config: ClipConfig, micro_batches: int) -> None:
+def check_accumulation(stage: ClipStage, micro_batches: int) -> None:
     """Raises: UserError: the features of a row depend on the others of its batch, so that parts are no whole."""
-    if micro_batches > 1 and config.vision.tower is VisionTower.RESNET:
+    resnet = stage.model.vision.tower is VisionTower.RESNET
+    if micro_batches > 1 and resnet and stage.trains(Lock.IMAGE):
         raise UserError(
             f"config.clip.train.micro_batches is {micro_batches}, and a ResNet normalises by the statistics of its "
             "whole batch, which parts of it do not have: set it to 1, and use more devices, remat or a smaller batch"

@@ -199,7 +199,7 @@ class ClipStage:
     model: ClipConfig
     train: TrainConfig
     augment: Augment = Augment.CLIP
-    lock: Lock = Lock.NONE
+    locked_tower: Lock = Lock.NONE
     """Short for patterns in `train.optimizer.freeze`: a tower and its projection. The logit scale is trained."""
     unlocked_layers: int = 0
     """Of the locked tower: its last so many blocks are trained, with all that follows them."""
@@ -208,9 +208,11 @@ class ClipStage:
     (of the sigmoid loss: all of a device). Other values must divide that."""
 
     def __post_init__(self):
-        if self.unlocked_layers < 0 or (self.unlocked_layers and self.lock is Lock.NONE):
-            raise ValueError(f"unlocked_layers is {self.unlocked_layers}: give lock a tower, and a number from 0")
-        if self.unlocked_layers and self.lock is Lock.IMAGE and self.model.vision.resnet is not None:
+        if self.unlocked_layers < 0 or (self.unlocked_layers and self.locked_tower is Lock.NONE):
+            raise ValueError(
+                f"unlocked_layers is {self.unlocked_layers}: give locked_tower a tower, and a number from 0"
+            )
+        if self.unlocked_layers and self.locked_tower is Lock.IMAGE and self.model.vision.resnet is not None:
             raise ValueError("unlocked_layers counts the blocks of a transformer: a ResNet is locked whole")
         if self.unlocked_layers and self.unlocked_layers >= self._locked_layers:
             raise ValueError(
@@ -219,10 +221,10 @@ class ClipStage:
 
     @property
     def locked_train(self) -> TrainConfig:
-        """`train` with the patterns of `lock` in its optimizer: what the loop is given."""
-        if self.lock is Lock.NONE:
+        """`train` with the patterns of `locked_tower` in its optimizer: what the loop is given."""
+        if self.locked_tower is Lock.NONE:
             return self.train
-        tower, optimizer = self._locked_tower, self.train.optimizer
+        tower, optimizer = self._locked_name, self.train.optimizer
         if self.unlocked_layers:
             freeze = (f"^{tower}/{_BEFORE_THE_BLOCKS}(/|$)",)
             first = ((f"^{tower}/transformer/", self._locked_layers - self.unlocked_layers),)
@@ -238,15 +240,15 @@ class ClipStage:
 
         One that is wholly locked is run as in evaluation.
         """
-        return self.lock is not side or self.unlocked_layers > 0
+        return self.locked_tower is not side or self.unlocked_layers > 0
 
     @property
-    def _locked_tower(self) -> str:
-        return {Lock.IMAGE: "vision", Lock.TEXT: "text"}[self.lock]
+    def _locked_name(self) -> str:
+        return {Lock.IMAGE: "vision", Lock.TEXT: "text"}[self.locked_tower]
 
     @property
     def _locked_layers(self) -> int:
-        return getattr(self.model, self._locked_tower).transformer.num_layers
+        return getattr(self.model, self._locked_name).transformer.num_layers
 
 
 def tower_config(num_layers: int, embed_dim: int, head_dim: int = 64, **changes: Any) -> TransformerConfig:

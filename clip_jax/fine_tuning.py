@@ -15,6 +15,7 @@ from dalle_jax.training.workdir import differing_keys
 FREE = (
     "dropout",
     "dtype",
+    "init_logit_bias",
     "init_logit_scale",
     "max_logit_scale",
     "patch_dropout",

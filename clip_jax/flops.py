@@ -87,8 +87,8 @@ def step_flops(stage: ClipStage, batch_size: int) -> float:
     directions = 1 if config.loss is Loss.SIGMOID else 2  # the softmax makes its logits for each by itself
     logits = directions * 2 * batch_size * config.embed_dim
     forward_alone = 0
-    if stage.lock is not Lock.NONE:
-        of_image = stage.lock is Lock.IMAGE
+    if stage.locked_tower is not Lock.NONE:
+        of_image = stage.locked_tower is Lock.IMAGE
         forward_alone = image if of_image else text
         if stage.unlocked_layers:
             sizes = config.vision.vit if of_image else config.text.transformer

@@ -32,7 +32,7 @@ class ClipTask(Task):
     name = "clip"
 
     def __init__(self, stage: ClipStage):
-        check_accumulation(stage.model, stage.train.micro_batches)
+        check_accumulation(stage, stage.train.micro_batches)
         self.stage, self.config = stage, stage.model
         self.model = ClipModel(self.config)
         self._evaluate_batch = jax.jit(self._evaluate)
@@ -68,7 +68,7 @@ class ClipTask(Task):
         Raises:
           UserError: micro-batches of a ResNet, see `check_accumulation`.
         """
-        check_accumulation(self.config, micro_batches)
+        check_accumulation(self.stage, micro_batches)
         if micro_batches == 1:
             differentiate = jax.value_and_grad(
                 lambda p: self.loss(whole(p), model_state, batch, key=key, step=step), has_aux=True

@@ -7,8 +7,8 @@ r"""Fine-tuning a published CLIP on pictures and captions of your own: `clip_fin
 WEIGHTS is a file of OpenAI's or open_clip's, or a folder of Hugging Face's or open_clip's. Model and tokenizer are
 taken from it, and the run keeps the tokenizer. The same command goes on with a run that was stopped. What is trained:
 
-    --config.clip.lock=image                              # LiT: the text tower learns to fit a picture tower that stays
-    --config.clip.lock=image --config.clip.unlocked_layers=2    # ... whose last two blocks learn too
+    --config.clip.locked_tower=image                      # LiT: the text tower learns to fit a picture tower that stays
+    --config.clip.unlocked_layers=2                       # ... and the last two blocks of the locked tower
     --config.clip.train.optimizer.freeze="('token_embedding', 'position_embedding')"    # by names a/b/c
     --config.clip.train.optimizer.lr_scale="(('^(vision|text)/', 0.1),)"   # towers slower than projections and scale
     --config.clip.model.vision.patch_dropout=0.5          # half of the patches, at about half of the cost
@@ -32,7 +32,7 @@ from clip_jax.run_tokenizer import TRAINED
 from clip_jax.weights import open_published
 from configs import clip
 from dalle_jax.config import from_config_dict, to_config_dict
-from dalle_jax.data.config import DataConfig, SourceKind, TokenizerConfig, TokenizerKind
+from dalle_jax.data.config import Augment, DataConfig, SourceKind, TokenizerConfig, TokenizerKind
 from dalle_jax.nn.transformer import Remat
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
 
@@ -53,19 +53,23 @@ def get_config(arg: str = ""):
             "data": DataConfig(source=SourceKind.WEBDATASET, image_size=model.vision.image_size),
             "mesh": MeshConfig(),
             "tokenizer": TokenizerConfig(model.text.vocab_size, model.text.context_length, bpe_dropout=0.0, kind=kind),
-            "clip": ClipStage(in_bfloat16(model), train()),
+            "clip": ClipStage(in_bfloat16(model), train(), augment_of(model)),
         }
     )
 
 
 def in_bfloat16(model: ClipConfig) -> ClipConfig:
     """The model with matrix products in bfloat16; parameters stay float32."""
-
     cast = partial(dataclasses.replace, dtype="bfloat16", remat=Remat.NONE)
     tower = "resnet" if model.vision.resnet else "transformer"
     vision = dataclasses.replace(model.vision, **{tower: cast(getattr(model.vision, tower))})
     text = dataclasses.replace(model.text, transformer=cast(model.text.transformer))
     return dataclasses.replace(model, vision=vision, text=text)
+
+
+def augment_of(model: ClipConfig) -> Augment:
+    """What pictures go through in training; SigLIP's are squeezed, as at inference."""
+    return Augment.SQUARE if model.vision.preprocessing is Augment.SQUARE else Augment.CLIP
 
 
 def train() -> TrainConfig:

@@ -71,8 +71,8 @@ class EfficiencyConfig:
             raise ValueError("learning_rates and seeds must each hold at least one")
         if not self.clip.train.eval_every:
             raise ValueError("clip.train.eval_every must be above 0: its evaluations are the points of the figure")
-        if self.clip.model.vision.patch_dropout or self.clip.lock is not Lock.NONE:
-            raise ValueError("clip.model.vision.patch_dropout and clip.lock are for CLIP: leave them out here")
+        if self.clip.model.vision.patch_dropout or self.clip.locked_tower is not Lock.NONE:
+            raise ValueError("clip.model.vision.patch_dropout and clip.locked_tower are for CLIP: leave them out here")
 
 
 def with_absolute_paths(run: RunConfig) -> RunConfig:

@@ -66,7 +66,7 @@ def changed(before, after):
 
 
 def test_a_locked_tower_keeps_still_and_is_not_differentiated(params, batch):
-    after, metrics, flops = one_step(stage(lock=Lock.IMAGE), params, batch)
+    after, metrics, flops = one_step(stage(locked_tower=Lock.IMAGE), params, batch)
     _, free_metrics, free_flops = one_step(stage(), params, batch)
     assert changed(params, after.params) == {name for name in named_leaves(params) if not name.startswith("vision")}
     assert not any("vision" in name for name in named_leaves(after.opt_state))
@@ -76,26 +76,26 @@ def test_a_locked_tower_keeps_still_and_is_not_differentiated(params, batch):
 
 
 def test_a_locked_text_tower(params):
-    names = named_leaves(Freezing.of(stage(lock=Lock.TEXT).locked_train.optimizer).trained(params))
+    names = named_leaves(Freezing.of(stage(locked_tower=Lock.TEXT).locked_train.optimizer).trained(params))
     assert names.keys() == {name for name in named_leaves(params) if not name.startswith("text")}
 
 
 def test_the_last_blocks_of_a_locked_tower_train(params):
-    locked = stage(lock=Lock.IMAGE, unlocked_layers=1)
+    locked = stage(locked_tower=Lock.IMAGE, unlocked_layers=1)
     found = named_leaves(Freezing.of(locked.locked_train.optimizer).trained(params))
     ours = {name: leaf for name, leaf in found.items() if name.startswith("vision")}
     assert {name.split("/")[1] for name in ours} == {"transformer", "norm_post", "kernel"}
     assert all(leaf.shape[0] == 1 for name, leaf in ours.items() if "transformer" in name)
-    assert locked.trains(Lock.IMAGE) and not stage(lock=Lock.IMAGE).trains(Lock.IMAGE)
+    assert locked.trains(Lock.IMAGE) and not stage(locked_tower=Lock.IMAGE).trains(Lock.IMAGE)
     for lock, layers in ((Lock.NONE, 1), (Lock.IMAGE, 3), (Lock.IMAGE, -1)):
         with pytest.raises(ValueError, match="unlocked_layers"):
-            stage(lock=lock, unlocked_layers=layers)
+            stage(locked_tower=lock, unlocked_layers=layers)
 
 
 def test_a_wholly_locked_tower_is_run_as_in_evaluation(params, batch):
-    dropping = stage(vision={"patch_dropout": 0.5}, lock=Lock.IMAGE)
+    dropping = stage(vision={"patch_dropout": 0.5}, locked_tower=Lock.IMAGE)
     loss = {s: float(ClipTask(s).loss(params, {}, batch, key=jax.random.key(1), step=jnp.int32(0))[0])
-            for s in (dropping, stage(lock=Lock.IMAGE))}  # fmt: skip
+            for s in (dropping, stage(locked_tower=Lock.IMAGE))}  # fmt: skip
     assert len(set(loss.values())) == 1
 
 
@@ -198,10 +198,10 @@ def test_useful_operations_of_a_step():
     image, text = image_flops(CONFIG.vision, 16), text_flops(CONFIG.text, 16)
     logits = 3 * 2 * 2 * BATCH * 16
     assert step_flops(stage(), BATCH) == BATCH * (3 * (image + text) + logits)
-    assert step_flops(stage(lock=Lock.IMAGE), BATCH) == BATCH * (image + 3 * text + logits)
-    assert step_flops(stage(lock=Lock.TEXT), BATCH) == BATCH * (3 * image + text + logits)
+    assert step_flops(stage(locked_tower=Lock.IMAGE), BATCH) == BATCH * (image + 3 * text + logits)
+    assert step_flops(stage(locked_tower=Lock.TEXT), BATCH) == BATCH * (3 * image + text + logits)
     block = transformer_flops(CONFIG.vision.transformer, 17) // 3
-    one = step_flops(stage(lock=Lock.IMAGE, unlocked_layers=1), BATCH)
+    one = step_flops(stage(locked_tower=Lock.IMAGE, unlocked_layers=1), BATCH)
     assert one == BATCH * (image + 2 * block + 3 * text + logits)
     half = image_flops(CONFIG.vision, 16, patches=8)
     assert step_flops(stage(vision={"patch_dropout": 0.5}), BATCH) == BATCH * (3 * (half + text) + logits)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import clip_jax
-from clip_jax import Clip, ClipConfig, ClipModel, ClipStage, ClipTask, TextConfig, resnet_config, tower_config
+from clip_jax import Clip, ClipConfig, ClipModel, ClipStage, ClipTask, Lock, TextConfig, resnet_config, tower_config
 from clip_jax.model import abstract_variables, init_variables
 from clip_jax.resnet import AttentionPool, BatchNorm, Bottleneck, Conv, ModifiedResNet
 from clip_jax.vision import normalize_pixels
@@ -222,6 +222,16 @@ def test_micro_batches_are_refused(variables, batch):
     with pytest.raises(UserError, match="micro_batches is 4"):
         arguments = {"key": jax.random.key(0), "step": jnp.int32(0), "micro_batches": 4}
         ClipTask(stage()).gradients(variables["params"], {}, jax.tree.map(jnp.asarray, batch), **arguments)
+
+
+def test_a_locked_tower_leaves_its_statistics(variables, batch):
+    """It is run as in evaluation: nothing is taken from the batch, so that parts of one are a whole."""
+    task = ClipTask(dataclasses.replace(stage(micro_batches=2), locked_tower=Lock.IMAGE))
+    params, state = variables["params"], {"batch_stats": variables["batch_stats"]}
+    step = jax.jit(lambda: task.loss(params, state, batch, key=jax.random.key(0), step=jnp.int32(0)))
+    loss, (after, _) = step()
+    jax.tree.map(np.testing.assert_array_equal, after, state)
+    assert float(loss) == pytest.approx(task.evaluate(params, state, [batch])["loss"], rel=1e-6)
 
 
 class Pairs:

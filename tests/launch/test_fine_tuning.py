@@ -11,12 +11,23 @@ from etils import epath
 from PIL import Image
 
 import clip_jax
-from clip_jax import Clip, ClipConfig, TextConfig, VisionConfig, tower_config
-from clip_jax.fine_tuning import open_base
+from clip_jax import (
+    Clip,
+    ClipConfig,
+    ClipTask,
+    TextConfig,
+    TextTower,
+    VisionConfig,
+    VisionTower,
+    resnet_config,
+    tower_config,
+)
+from clip_jax.fine_tuning import open_base, read_base
 from clip_jax.run_tokenizer import read_tokenizer
 from clip_jax.tokenizers import CaptionTokenizer, load_tokenizer
 from clip_jax.weights import abstract_variables
 from clip_jax.weights_openai import openai_names
+from clip_jax.weights_siglip import LOGITS, PIXELS
 from configs import clip as clip_configs
 from configs import clip_finetune
 from dalle_jax.config import from_config_dict
@@ -28,6 +39,11 @@ from dalle_jax.data.tokenizer import train_tokenizer
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation
 from dalle_jax.training.checkpoint import load_params, saved_steps
+from dalle_jax.training.config import MeshConfig
+from dalle_jax.training.mesh import make_mesh
+from dalle_jax.training.optimizer import make_optimizer
+from dalle_jax.training.sharding import ShardingRules
+from dalle_jax.training.state import abstract_state, state_shardings, with_shardings
 from dalle_jax.training.trees import named_leaves, unbox
 from dalle_jax.weights import write_safetensors, write_tensors
 from launch.base import check_base, find_tokenizer, initial_params
@@ -76,7 +92,7 @@ def flags(pictures: Path, num_steps: int) -> list[str]:
         "--config.data.source=folder",
         f"--config.data.path={pictures}",
         "--config.data.eval_fraction=0.4",
-        "--config.clip.lock=image",
+        "--config.clip.locked_tower=image",
         "--config.clip.train.optimizer.lr_scale=(('^text/', 0.5),)",
         *(f"--config.clip.train.{key}={value}" for key, value in train.items()),
     ]
@@ -160,6 +176,37 @@ def test_weights_saved_from_a_run_bring_its_own_tokenizer(variables, tmp_path):
     wrong = dataclasses.replace(run, tokenizer=dataclasses.replace(run.tokenizer, kind=TokenizerKind.PUBLISHED))
     with pytest.raises(UserError, match="kind is 'published': set it to 'trained'"):
         find_tokenizer(wrong, epath.Path(tmp_path))
+
+
+def resnet() -> ClipConfig:
+    return dataclasses.replace(CONFIG, vision=resnet_config(32, (1, 1, 1, 1), 2, head_dim=64))
+
+
+def siglip() -> ClipConfig:
+    tower = tower_config(1, 64, mlp_dim=64, activation=Activation.GELU_TANH, norm_epsilon=1e-6)
+    text = TextConfig(60, 16, 1, tower, TextTower.SIGLIP)
+    return ClipConfig(64, VisionConfig(32, 16, tower, VisionTower.SIGLIP, **PIXELS), text, **LOGITS)
+
+
+@pytest.mark.parametrize(
+    ("model", "format", "augment"), [(resnet, "open_clip", Augment.CLIP), (siglip, "hf", Augment.SQUARE)]
+)
+def test_the_other_families_begin_a_run(tmp_path, model, format, augment):
+    """On a mesh, statistics of batches as well as parameters."""
+    config, rng = model(), np.random.default_rng(0)
+    wanted = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), unbox(abstract_variables(config)))
+    rest = dict(wanted)
+    clip_jax.save(Clip(config, rest.pop("params"), list, model_state=rest), tmp_path, format=format)
+    stage = from_config_dict(RunConfig, clip_finetune.get_config(str(tmp_path))).clip
+    assert stage.augment is augment and stage.model != config  # its precision
+    boxed = abstract_state(ClipTask(stage), make_optimizer(stage.train.optimizer, 1), keep_ema=False)
+    state = with_shardings(boxed, state_shardings(boxed, make_mesh(MeshConfig(2, 2, 2)), ShardingRules()))
+    loaded = read_base(stage.model, tmp_path, state)
+    found = named_leaves({"params": loaded.params, **loaded.model_state})
+    assert found.keys() == named_leaves(wanted).keys()
+    for name, array in named_leaves(wanted).items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+        assert found[name].sharding.mesh.size == 8
 
 
 def test_another_model_is_refused_with_what_differs(weights, tmp_path):
