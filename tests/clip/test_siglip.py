@@ -23,7 +23,7 @@ from clip_jax import (
     VisionTower,
     tower_config,
 )
-from clip_jax.flops import forward_flops, image_flops, text_flops
+from clip_jax.flops import image_flops, step_flops, text_flops
 from clip_jax.model import abstract_params, init_params, normalize
 from clip_jax.pictures import preprocess, preprocess_on_device
 from clip_jax.weights_siglip import LOGITS, PIXELS
@@ -287,10 +287,11 @@ def test_training_learns_and_leaves_the_scale_free(params, batch):
 
 def test_useful_flops():
     """ViT-B/16's 17.6 G a picture of multiplications and additions counted once, a little less without class token."""
-    model = from_config_dict(ClipStage, presets.get_config("siglip_b16").clip).model
+    stage = from_config_dict(ClipStage, presets.get_config("siglip_b16").clip)
+    model = stage.model
     blocks = 12 * (196 * 12 * 768**2 + 2 * 196**2 * 768)
     pooling = 2 * 196 * 768**2 + 768**2 + 2 * 196 * 768 + 2 * 768 * 3072
     assert image_flops(model.vision, 768) == 2 * (196 * 768**2 + blocks + pooling)
     assert text_flops(model.text, 768) == 2 * (12 * (64 * 12 * 768**2 + 2 * 64**2 * 768) + 768**2)
-    one, two = forward_flops(model, 1), forward_flops(model, 2)
-    assert two - 2 * one == 2 * 2 * 768  # one product of logits: four of two, less two of one
+    one, two = step_flops(stage, 1), step_flops(stage, 2)
+    assert two - 2 * one == 3 * 2 * 2 * 768  # one product of logits: four of two, less two of one
