@@ -31,7 +31,7 @@ def closest(name: str, candidates: Iterable[str]) -> str:
 def run_main(main: Callable[..., int | None], *args) -> None:
     """Runs a script's `main(*args)` and ends the process: 2 and one line on a `UserError`.
 
-    A full disk is an expected mistake too, wherever it surfaces.
+    A full disk and a missing library for `gs://` are expected mistakes too, wherever they surface.
     """
     try:
         code = main(*args) or 0
@@ -42,6 +42,11 @@ def run_main(main: Callable[..., int | None], *args) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         code = 130
+    except ImportError as error:
+        if "gcsfs" not in str(error):
+            raise
+        print('error: paths at gs:// need gcsfs: pip install "dalle-jax[gcs]"', file=sys.stderr, flush=True)
+        code = 2
     except OSError as error:
         import errno
 

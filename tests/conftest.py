@@ -1,6 +1,8 @@
 """What every test stands on: eight CPU devices, a compilation cache that outlives the run, checked types, data."""
 
+import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / 
 
 import jax
 import jaxtyping
+
+from tests.storage_emulator import Emulator
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
@@ -24,6 +28,17 @@ jaxtyping.install_import_hook(["dalle_jax", "clip_jax"], "beartype.beartype")
 def _cache_folder(tmp_path_factory) -> None:
     """Indices of the tests' tars do not stay with the person who runs them; scripts inherit the place."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def emulator() -> Iterator[Emulator]:
+    """Google Cloud Storage on loopback, where every library and script finds it."""
+    if importlib.util.find_spec("gcsfs") is None:
+        pytest.skip("paths at gs:// need the extra `gcs`")
+    emulator = Emulator()
+    os.environ.update(emulator.environment)  # before gcsfs is imported, which looks at it
+    yield emulator
+    emulator.close()
 
 
 @pytest.fixture(scope="session")

@@ -140,7 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
             200, {"kind": "storage#storageLayout", "bucket": bucket, "hierarchicalNamespace": {"enabled": False}}
         )
 
-    def list(self, bucket: str) -> None:
+    def list_objects(self, bucket: str) -> None:
         """All names on one page."""
         prefix, delimiter = self.query.get("prefix", ""), self.query.get("delimiter", "")
         start, end = self.query.get("startOffset", ""), self.query.get("endOffset", "")
@@ -184,6 +184,12 @@ class _Handler(BaseHTTPRequestHandler):
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
         return self._reply(206, data[start:stop], headers)
 
+    def _parts(self) -> list[bytes]:
+        """Heads and contents of a multipart body."""
+        boundary = re.search(r'boundary=["\']?([^"\';]+)', self.headers["Content-Type"])[1]
+        parts = self.body.split(f"--{boundary}".encode())[1:-1]
+        return [re.sub(rb"\r?\n\Z", b"", part) for part in parts]
+
     def upload(self, bucket: str) -> None:
         kind = self.query["uploadType"]
         if "upload_id" in self.query:
@@ -191,10 +197,8 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "media":
             name, data = self.query["name"], self.body
         elif kind == "multipart":
-            head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
-            parts = email.parser.BytesParser().parsebytes(head + self.body).get_payload()
-            about, data = json.loads(parts[0].get_payload(decode=True)), parts[1].get_payload(decode=True)
-            name = about.get("name") or self.query["name"]
+            about, data = (re.split(rb"\r?\n\r?\n", part, maxsplit=1)[1] for part in self._parts()[:2])
+            name = json.loads(about).get("name") or self.query["name"]
         else:
             about = json.loads(self.body or b"{}")
             name = about.get("name") or self.query["name"]
@@ -239,9 +243,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def batch(self) -> None:
         """Deletions that come together."""
-        boundary = re.search(r'boundary="?([^";]+)', self.headers["Content-Type"])[1]
-        answers = b""
-        for part in self.body.split(f"--{boundary}".encode())[1:-1]:
+        boundary, answers = "answers", b""
+        for part in self._parts():
             found = re.search(rb"DELETE (?:https?://[^/]+)?/storage/v1/b/([^/]+)/o/(\S+)", part)
             key = tuple(urllib.parse.unquote(group.decode()) for group in found.groups())
             there = self.store.objects.pop(key, None) is not None
@@ -256,7 +259,7 @@ _O = r"/storage/v1/b/([^/]+)/o/([^/]+)"
 _ROUTES = (
     ("GET", r"/storage/v1/b/([^/]+)", _Handler.bucket),
     ("GET", r"/storage/v1/b/([^/]+)/storageLayout", _Handler.layout),
-    ("GET", r"/storage/v1/b/([^/]+)/o", _Handler.list),
+    ("GET", r"/storage/v1/b/([^/]+)/o", _Handler.list_objects),
     ("GET", _O, _Handler.get),
     ("DELETE", _O, _Handler.delete),
     ("POST", r"/upload/storage/v1/b/([^/]+)/o", _Handler.upload),

@@ -57,6 +57,8 @@ def scan(path: str) -> Iterator[Member]:
             override = {}
             if kind in _REGULAR and not name.endswith("/"):
                 yield Member(name.removeprefix("./"), start, size)
+        if override:
+            raise _cut(path, offset, total)  # the member that an extension announced is not there
 
 
 def _name(header: bytes) -> str:
