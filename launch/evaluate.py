@@ -49,7 +49,6 @@ PREFIX = flags.DEFINE_string("caption_prefix", "", "put before captions in retri
 CAPTION_FIELD = flags.DEFINE_string("caption_field", "", "of .json members, tables and TFDS; default: the usual names")
 IMAGE_FIELD = flags.DEFINE_string("image_field", "", "of tables and TFDS; default: the usual names")
 LABEL_FIELD = flags.DEFINE_string("label_field", "", "of TFDS; default: the only class label there is")
-TRUNCATE = flags.DEFINE_boolean("truncate", False, "cut captions that are too long for published weights")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "pictures or captions at once on a device", lower_bound=1)
 
 COLUMNS = {

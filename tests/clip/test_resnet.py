@@ -227,6 +227,7 @@ def test_micro_batches_are_refused(variables, batch):
 def test_a_locked_tower_leaves_its_statistics(variables, batch):
     """It is run as in evaluation: nothing is taken from the batch, so that parts of one are a whole."""
     task = ClipTask(dataclasses.replace(stage(micro_batches=2), locked_tower=Lock.IMAGE))
+    batch = jax.tree.map(jnp.asarray, batch)
     params, state = variables["params"], {"batch_stats": variables["batch_stats"]}
     step = jax.jit(lambda: task.loss(params, state, batch, key=jax.random.key(0), step=jnp.int32(0)))
     loss, (after, _) = step()
