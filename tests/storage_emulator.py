@@ -1,7 +1,6 @@
 """As much of Google Cloud Storage's JSON API as gcsfs, TensorStore and ArrayRecord use, in memory, on loopback."""
 
 import base64
-import email.parser
 import hashlib
 import json
 import re
