@@ -26,16 +26,28 @@ from dalle_jax.codec import FrozenCodec
 from dalle_jax.config import from_config_dict
 from dalle_jax.data.config import Augment
 from dalle_jax.data.encoded import MANIFEST, damaged, read_manifest
-from dalle_jax.data.encoded_writer import Job, Writer, count_written, finished, write_manifest
+from dalle_jax.data.encoded_writer import (
+    SETTINGS,
+    Job,
+    Writer,
+    check_settings,
+    count_written,
+    finished,
+    write_manifest,
+    write_settings,
+)
 from dalle_jax.data.sources import TRAIN, open_source, splits_of
 from dalle_jax.errors import UserError
+from dalle_jax.training.agreement import check_agreement
 from dalle_jax.training.config import MeshConfig
+from dalle_jax.training.distributed import from_primary, is_primary
 from dalle_jax.training.mesh import make_mesh
 from dalle_jax.training.sharding import ShardingRules, batch_sharding
 from dalle_jax.training.workdir import code_version
 from launch.flags import define_config, start
 from launch.run_config import RunConfig
 from launch.stages import find_codec
+from launch.together import check_processes, require_shared
 
 CONFIG = define_config(optional=["init_from"])
 WORKDIR = flags.DEFINE_string("workdir", None, "of a run whose codec makes the tokens")
@@ -59,18 +71,23 @@ def main() -> None:
         verify(out)
         return
     run = from_config_dict(RunConfig, CONFIG())
+    check_processes(config=run)
     codec = _codec(run)
     jobs = make_jobs(run, codec)
+    check_agreement({"encoding": {job.split: job.settings for job in jobs}})
+    check_settings(jobs, out)
     mine = {job.split: _mine(job, out) for job in jobs}
     if DRY_RUN.value:
         for job in jobs:
             _describe(job, out, len(mine[job.split]))
         return
+    from_primary(lambda: write_settings(jobs, out))
+    require_shared(epath.Path(out) / SETTINGS)
     with tqdm(unit="picture", total=_crops(jobs, mine), disable=not sys.stderr.isatty()) as bar:
         for job in jobs:
             _write(run, job, out, mine[job.split], encoder(codec), bar)
     _wait(jobs, out)
-    if jax.process_index() == 0:
+    if is_primary():
         manifest = write_manifest(jobs, out, code_version())
         for name, split in manifest.splits.items():
             bad = "".join(f", {count:,} {reason}" for reason, count in split.bad.items())

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Set-up, then lint, types, documentation and every test of the default tier.
 #   --parity   install torch and the peers as well, so that the tests against them run
-#   --slow     run the slow tests too (and install what checks the cluster starters)
+#   --slow     run the slow tests too (and install what checks the cluster starters and paths at gs://)
 # Other arguments go to pytest: bash launch/test.sh tests/data -k webdataset
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -26,6 +26,7 @@ make_environment
 install_once dev -e ".[dev]"
 if $slow; then
   install_once clusters -e ".[dev,clusters]"
+  install_once gcs -e ".[dev,gcs]"
 fi
 if $parity; then
   # In this order, or torchvision and the peers would bring the CUDA build of torch with them.

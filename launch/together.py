@@ -54,9 +54,18 @@ def begin(
         return True
 
     from_primary(write)
-    seen = gather((workdir / "config.json").exists())
+    require_shared(workdir / "config.json")
+
+
+def require_shared(file: epath.Path) -> None:
+    """Whether every process sees a file that process 0 has written.
+
+    Raises:
+      UserError: on every process, where one does not.
+    """
+    seen = gather(file.exists())
     if not all(seen):
         raise UserError(
-            f"process {seen.index(False)} does not see {workdir}, where process 0 writes: name a folder that all hosts "
-            "share, or a gs:// path"
+            f"process {seen.index(False)} does not see {file.parent}, where process 0 writes: name a folder that all "
+            "hosts share, or a gs:// path"
         )

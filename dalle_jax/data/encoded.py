@@ -52,7 +52,7 @@ class Split:
     source: str
     """Its name."""
     source_fingerprint: str
-    """See `fingerprint`."""
+    """See `Source.fingerprint`."""
     samples: int
     records: int
     bad: dict[str, int]

@@ -25,8 +25,10 @@ from dalle_jax.data.prefetch import compute_ahead, read_ahead
 from dalle_jax.data.records import BadReason, BadSample, Encoding, Source, hash_key
 from dalle_jax.errors import UserError
 
+SETTINGS = "encoding.json"
+"""In the folder: what decides the content of its shards. Written first."""
+
 _OPTIONS = "group_size:1,zstd:1"  # record by record: reading one from a group would unpack the group
-_PROBES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,23 +64,8 @@ class Job:
             "seed": self.seed,
             "samples": len(self.source),
             "shard_size": self.shard_size,
-            "source_fingerprint": fingerprint(self.source),
+            "source_fingerprint": self.source.fingerprint(),
         }
-
-
-def fingerprint(source: Source) -> str:
-    """16 hexadecimal digits that tell a data set from another one, wherever it lies: of its size and some samples."""
-    digest = hashlib.sha256(str(len(source)).encode())
-    for i in sorted({i * (len(source) - 1) // (_PROBES - 1) for i in range(_PROBES)}):
-        try:
-            record = source[i]
-        except BadSample as error:
-            digest.update(error.reason.value.encode())
-            continue
-        image = record.image if isinstance(record.image, bytes) else record.image.tobytes()
-        for part in (record.key.encode("utf-8", "surrogateescape"), image, *(c.encode() for c in record.captions)):
-            digest.update(hashlib.sha256(part).digest())
-    return digest.hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +135,7 @@ class Writer:
             storage.upload(unfinished, where)
         samples = min(job.shard_size, len(job.source) - number * job.shard_size)
         shard = Shard(file, samples, records, bad, size, sha256)
-        write_json(_about(self._folder, file), {"settings": job.settings, "shard": dataclasses.asdict(shard)})
+        write_json(_about(self._folder, file), shard)
         return shard
 
     def _write_records(self, number: int, path: str) -> tuple[int, dict[str, int]]:
@@ -196,20 +183,37 @@ class Writer:
         self._counts.add({"bad": row, "bad_index": which, "cut": np.zeros(int(reason < 0)), "part": np.zeros(1, int)})
 
 
-def finished(job: Job, folder: str) -> dict[int, Shard]:
-    """The shards of a job that are there whole, by number.
+def check_settings(jobs: list[Job], folder: str) -> None:
+    """Whether a folder, where it is begun already, holds shards of these very jobs.
 
     Raises:
-      UserError: the folder holds shards that were made otherwise; names what differs.
+      UserError: it was made otherwise; names what differs.
     """
+    file = epath.Path(folder) / SETTINGS
+    old = read_json(file) if file.exists() else {job.split: job.settings for job in jobs}
+    for job in jobs:
+        there, now = old.get(job.split, {}), job.settings
+        changed = [f"{key} ({there.get(key)!r} there, {now[key]!r} now)" for key in now if there.get(key) != now[key]]
+        if changed:
+            raise UserError(
+                f"{folder} holds shards of another encoding: {', '.join(changed)}; choose another --out, or delete it"
+            )
+
+
+def write_settings(jobs: list[Job], folder: str) -> None:
+    """Begins a folder: says what its shards are made of."""
+    write_json(epath.Path(folder) / SETTINGS, {job.split: job.settings for job in jobs})
+
+
+def finished(job: Job, folder: str) -> dict[int, Shard]:
+    """The shards of a job that are there whole, by number."""
     there = storage.files_in(storage.join(folder, job.split))
     names = [name for name in there if name.endswith(".json")]
     with ThreadPoolExecutor(16) as pool:
         abouts = list(pool.map(lambda name: read_json(epath.Path(folder) / job.split / name), names))
     shards = {}
     for about in abouts:
-        _same(about["settings"], job.settings, folder)
-        shard = from_config_dict(Shard, about["shard"], f"{folder}/{job.split}")
+        shard = from_config_dict(Shard, about, f"{folder}/{job.split}")
         name = shard.file.rpartition("/")[2]
         if there.get(name) == shard.bytes:
             shards[int(name.partition("-of-")[0])] = shard
@@ -220,14 +224,6 @@ def count_written(job: Job, folder: str) -> int:
     """How many shards of a job are there, by their names alone."""
     there = storage.files_in(storage.join(folder, job.split))
     return sum(name.removesuffix(".json") + ".array_record" in there for name in there if name.endswith(".json"))
-
-
-def _same(old: dict[str, Any], new: dict[str, Any], folder: str) -> None:
-    changed = [f"{key} ({old.get(key)!r} there, {new[key]!r} now)" for key in new if old.get(key) != new[key]]
-    if changed:
-        raise UserError(
-            f"{folder} holds shards of another encoding: {', '.join(changed)}; choose another --out, or delete the old"
-        )
 
 
 def write_manifest(jobs: list[Job], folder: str, commit: str) -> Manifest:

@@ -112,12 +112,13 @@ class Source(abc.ABC):
         """
         count, digest = len(self), hashlib.sha256()
         digest.update(str(count).encode())
-        for i in range(min(count, _KEYS)):
-            digest.update(self.key(i * count // min(count, _KEYS)).encode("utf-8", "surrogateescape") + b"\0")
-        for i in range(min(count, _WHOLE)):
+        for i in _spread(count, _KEYS):
+            digest.update(self.key(i).encode("utf-8", "surrogateescape") + b"\0")
+        for i in _spread(count, _WHOLE):
             try:
-                record = self[i * count // min(count, _WHOLE)]
-                digest.update(bytes(record.image) + repr(record.captions).encode("utf-8", "surrogateescape"))
+                record = self[i]
+                tokens = b"" if record.tokens is None else record.tokens.tobytes()
+                digest.update(bytes(record.image) + tokens + repr(record.captions).encode("utf-8", "surrogateescape"))
             except BadSample as error:
                 digest.update(error.reason.value.encode())
         return digest.hexdigest()[:12]
@@ -131,6 +132,11 @@ class Source(abc.ABC):
         """The records among which another is drawn where this one is bad: all, or those of its part of a mixture."""
         del index
         return range(len(self))
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most so many indices, the first and the last among them."""
+    return sorted({i * (count - 1) // max(min(count, most) - 1, 1) for i in range(min(count, most))})
 
 
 class Subset(Source):

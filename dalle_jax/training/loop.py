@@ -19,6 +19,7 @@ from dalle_jax.training.ledger import Ledger
 from dalle_jax.training.mesh import make_mesh
 from dalle_jax.training.metrics import Writer, open_writers
 from dalle_jax.training.optimizer import make_optimizer
+from dalle_jax.training.profiler import profiler
 from dalle_jax.training.report import Reporter
 from dalle_jax.training.sharding import ShardingRules, batch_sharding, check_batch, put_keys
 from dalle_jax.training.signals import Preempted, StopSignal
@@ -140,7 +141,7 @@ def train(
             stack.enter_context(contextlib.closing(writer))
         loop = _Loop(task, config, program, batch_sharding(mesh, rules), batches, eval_batches, checkpoints, writers,
                      stop, watchdog, on_row, progress, clock, ledger)  # fmt: skip
-        with _profiler(epath.Path(workdir) / "profile", profile_steps) as profile:
+        with profiler(epath.Path(workdir) / "profile", profile_steps) as profile:
             return loop.run(state, profile)
 
 
@@ -321,24 +322,3 @@ def _closing(stream: Iterator[Batch]) -> Generator[Iterator[Batch], None, None]:
         close = getattr(stream, "close", None)
         if close is not None:
             close()
-
-
-@contextlib.contextmanager
-def _profiler(directory: epath.Path, steps: tuple[int, int] | None) -> Generator[Callable[[int], None], None, None]:
-    """A function to call before each step, which traces the steps from the first to the second of `steps`."""
-    running = False
-
-    def before(step: int) -> None:
-        nonlocal running
-        if steps is not None and step == steps[0]:
-            jax.profiler.start_trace(str(directory))
-            running = True
-        elif steps is not None and running and step > steps[1]:
-            jax.profiler.stop_trace()
-            running = False
-
-    try:
-        yield before
-    finally:
-        if running:
-            jax.profiler.stop_trace()

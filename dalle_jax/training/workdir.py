@@ -12,6 +12,7 @@ from etils import epath
 
 from dalle_jax.config import FORMAT_VERSION, read_json, to_json, write_json
 from dalle_jax.errors import UserError
+from dalle_jax.storage import is_remote
 
 MAY_CHANGE = (
     "num_steps",
@@ -116,7 +117,14 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str =
 def saved_steps(stage_dir: epath.PathLike) -> list[int]:
     """The steps of a stage's checkpoints, oldest first; empty where there are none."""
     directory = epath.Path(stage_dir) / "checkpoints"
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit()) if directory.exists() else []
+    if not directory.exists():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and _is_whole(path))
+
+
+def _is_whole(checkpoint: epath.Path) -> bool:
+    """On a disk, saving ends with a rename; in a bucket, where that copies everything, with a file that says so."""
+    return not is_remote(checkpoint) or (checkpoint / "commit_success.txt").exists()
 
 
 def code_version() -> str:

@@ -12,7 +12,7 @@ from dalle_jax.data import encoded_writer
 from dalle_jax.data.batches import Batches
 from dalle_jax.data.config import Augment, DataConfig, SourceKind, TextConfig
 from dalle_jax.data.encoded import Encoded, check_files, damaged, pack, pack_header, read_manifest, unpack
-from dalle_jax.data.encoded_writer import Job, Writer, fingerprint, finished, write_manifest
+from dalle_jax.data.encoded_writer import Job, Writer, check_settings, finished, write_manifest, write_settings
 from dalle_jax.data.records import BadReason, BadSample, Encoding, Record
 from dalle_jax.data.sources import EVAL, TRAIN, open_source, splits_of
 from dalle_jax.data.tokenizer import train_tokenizer
@@ -53,6 +53,7 @@ def folder(source, tmp_path_factory):
     """A finished folder, whose shards were made last first."""
     folder = tmp_path_factory.mktemp("encoded")
     jobs = [job_of(source), job_of(source, EVAL, augment=Augment.NONE, crops=1)]
+    write_settings(jobs, str(folder))
     for job in jobs:
         write(job, folder, range(job.num_shards - 1, -1, -1))
     write_manifest(jobs, str(folder), "a commit")
@@ -82,7 +83,7 @@ def test_manifest(folder, source):
     assert (split.samples, split.records, split.bad, split.crops) == (SAMPLES, SAMPLES - 3, bad, CROPS)
     assert [(shard.samples, shard.records) for shard in split.shards] == [(5, 5), (5, 3), (5, 5), (5, 5), (3, 2)]
     assert split.shards[1].bad == {"missing": 1, "truncated": 1}
-    assert split.source_fingerprint == fingerprint(source)
+    assert split.source_fingerprint == source.fingerprint()
     assert damaged(manifest, str(folder)) == []
     assert not list(folder.rglob("*.tmp"))
 
@@ -136,17 +137,16 @@ def test_a_folder_of_another_encoding_is_refused(folder, source, changes):
     ((name, value),) = changes.items()
     value = getattr(value, "value", value)
     with pytest.raises(UserError, match=f"another encoding: {name} .* there, '?{value}'? now"):
-        finished(job_of(source, **changes), str(folder))
+        check_settings([job_of(source, **changes)], str(folder))
 
 
 def test_another_codec_or_other_data_are_refused(folder, source, list_source):
     with pytest.raises(UserError, match=r"codec \('0123456789abcdef' there, 'f' now\)"):
-        finished(job_of(source, encoding=Encoding("f", 256, GRID, SIZE)), str(folder))
+        check_settings([job_of(source, encoding=Encoding("f", 256, GRID, SIZE))], str(folder))
     other = list_source([*source.records[:-1], Record(np.zeros((9, 9, 3), np.uint8), ("x",), "key-22")])
-    assert fingerprint(list_source(list(source.records))) == fingerprint(source) != fingerprint(other)
-    finished(job_of(list_source(list(source.records))), str(folder))
+    check_settings([job_of(list_source(list(source.records)))], str(folder))
     with pytest.raises(UserError, match="source_fingerprint"):
-        finished(job_of(other), str(folder))
+        check_settings([job_of(other)], str(folder))
 
 
 def test_too_many_bad_samples_stop_it(list_source, png, tmp_path):

@@ -91,6 +91,14 @@ def test_the_scripts_as_two_processes(scripts, tmp_path):
         assert one["score"] == pytest.approx(two["score"], rel=1e-4)
     said = script("evaluate", f"--model={run}", "--suite=retrieval", "--data=run", f"--out={tmp_path}", processes=2)
     assert said.count("text_recall_at_1") == 1 and (tmp_path / "retrieval.json").exists()
+    shards = {}
+    for processes in (1, 2):
+        out = tmp_path / f"encoded_{processes}"
+        arguments = ["--config=configs/quickstart.py:tiny", scripts.data, f"--workdir={run}", f"--out={out}"]
+        said = script("encode", *arguments, "--shard_size=64", processes=processes, devices=2)
+        assert said.count("train: 256 records of 1 crops in 4 shards") == 1
+        shards[processes] = {str(file.relative_to(out)): file.read_bytes() for file in out.rglob("*.array_record")}
+    assert shards[1] == shards[2] and len(shards[1]) == 5
 
 
 @pytest.mark.slow
