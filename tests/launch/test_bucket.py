@@ -1,4 +1,4 @@
-"""The whole road with every path in a bucket (an emulator on loopback): train, resume, draw, encode, train on tokens."""
+"""The whole road with every path in a bucket (an emulator on loopback): train, resume, draw, encode, train on it."""
 
 import json
 import os
@@ -71,7 +71,8 @@ def test_profile(launch):
 
 def test_drawing(launch, run):
     out = "gs://bucket/drawn"
-    said = launch("generate", f"--workdir={run}", "--prompt=a red circle", "--num_samples=3", "--keep=2", f"--out={out}")
+    options = ("--prompt=a red circle", "--num_samples=3", "--keep=2")
+    said = launch("generate", f"--workdir={run}", *options, f"--out={out}")
     assert "2 of 3 kept" in said
     assert {"grid.png", "manifest.json", "0000_000.png", "0000_001.png"} <= set(storage.files_in(out))
 
