@@ -106,7 +106,7 @@ class Dalle:
         """
         self.codec, self.tokenizer, self.config, self.mesh = codec, tokenizer, config, mesh
         self.rules = rules or ShardingRules()
-        self.params = _cast_kernels(params, config.dtype)
+        self.params = cast_kernels(params, config.dtype)
         self.step: int | None = None
         """Of the decoder's checkpoint, where it was loaded from one."""
 
@@ -367,7 +367,7 @@ def _for_all(prime: Prime, prompts: int) -> Prime:
     return Prime(jnp.broadcast_to(prime.tokens, (prompts, prime.tokens.shape[-1])), prime.length)
 
 
-def _cast_kernels(params: Any, dtype: str) -> Any:
+def cast_kernels(params: Any, dtype: str) -> Any:
     """Casts what is multiplied in `dtype` once, not at every step; output heads stay float32."""
 
     def cast(path, x):

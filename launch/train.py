@@ -18,10 +18,9 @@ from dalle_jax.training.clock import process_began
 from dalle_jax.training.determinism import set_deterministic
 from dalle_jax.training.freezing import Freezing
 from dalle_jax.training.mesh import make_mesh
-from dalle_jax.training.optimizer import make_optimizer
+from dalle_jax.training.program import build_step
 from dalle_jax.training.sharding import ShardingRules, check_batch
 from dalle_jax.training.starts import read_starts
-from dalle_jax.training.state import abstract_state, state_shardings
 from dalle_jax.training.workdir import open_workdir
 from launch.base import check_base, find_tokenizer
 from launch.flags import define_config, start
@@ -103,14 +102,12 @@ def _profile_steps() -> tuple[int, int] | None:
 def _describe(name: str, run: RunConfig, plan: StagePlan, tokenizer: RowTokenizer | None) -> None:
     """Makes everything up to the first step and prints what the stage will cost."""
     mesh, rules = make_mesh(run.mesh), ShardingRules.of(run.mesh)
-    optimizer = make_optimizer(plan.train.optimizer, plan.train.num_steps)
-    state = abstract_state(plan.task, optimizer, plan.train.ema_decay is not None)
-    state_shardings(state, mesh, rules)
+    program = build_step(plan.task, plan.train, mesh, rules)
     make_batches(run, plan, tokenizer, TRAIN)[0]
     freezing = Freezing.of(plan.train.optimizer)
     parameters, trained = (
         sum(x.size for x in jax.tree.leaves(params))
-        for params in (state.params, jax.eval_shape(freezing.trained, state.params))
+        for params in (program.boxed.params, jax.eval_shape(freezing.trained, program.boxed.params))
     )
     frozen = f" ({trained:,} of them trained)" if trained < parameters else ""
     flops = plan.task.step_flops(plan.train.batch_size)

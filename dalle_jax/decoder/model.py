@@ -87,6 +87,19 @@ class DecoderAttention:
         return attended.reshape(candidates * prompts, 1, *attended.shape[2:]), new
 
 
+def look_up(table: Float[Array, "V D"], ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """Rows of an embedding table, which is gathered for use like every weight.
+
+    Left alone, the compiler looks the whole batch's ids up in each device's part of the table and sums the parts.
+    """
+    return constrain_activations(nn.with_logical_constraint(table, (None, None))[ids])
+
+
+def constrain_logits(logits: Float[Array, "B T V"]) -> Float[Array, "B T V"]:
+    """Keeps logits where their rows are; the vocabulary is split too where the batch leaves its mesh axis free."""
+    return nn.with_logical_constraint(logits, ("batch", None, "vocab"))
+
+
 class Decoder(nn.Module):
     """The model. `__call__` trains it; `prefill` and `step` draw from it."""
 
@@ -127,14 +140,14 @@ class Decoder(nn.Module):
           deterministic: False applies dropout.
         """
         before = jnp.broadcast_to(self.start_of_image, (text.shape[0], 1, self.config.embed_dim))
-        image = jnp.concatenate([before, self.image_embedding[image_tokens[:, :-1]]], axis=1)
+        image = jnp.concatenate([before, look_up(self.image_embedding, image_tokens[:, :-1])], axis=1)
         x = jnp.concatenate([self._embed_text(text), image + self._places()], axis=1)
         x, _ = self.transformer(constrain_activations(x), deterministic=deterministic)
-        x = self.final_norm(x)
+        x = constrain_activations(self.final_norm(x))
         length = self.config.text_length
         return Output(
-            text=self.text_head(x[:, : length - 1]),
-            image=self.image_head(x[:, length:]),
+            text=constrain_logits(self.text_head(x[:, : length - 1])),
+            image=constrain_logits(self.image_head(x[:, length:])),
         )
 
     def prefill(self, text: Int[Array, "P T"]) -> Any:
@@ -157,7 +170,7 @@ class Decoder(nn.Module):
         return StepOutput(logits.reshape(*previous.shape, -1), new)
 
     def _embed_text(self, text: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        embedded = jnp.where((text == PAD)[..., None], self.pad_embedding, self.text_embedding[text])
+        embedded = jnp.where((text == PAD)[..., None], self.pad_embedding, look_up(self.text_embedding, text))
         return embedded + self.text_position
 
     def _places(self) -> Float[Array, "G D"]:

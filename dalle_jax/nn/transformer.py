@@ -51,10 +51,18 @@ _REMAT_POLICIES = {Remat.DOTS: _products, Remat.FULL: jax.checkpoint_policies.no
 
 
 def rematerialised(module: Any, remat: Remat, *, scanned: bool, static_argnums: tuple[int, ...] = ()) -> Any:
-    """A class of modules whose backward pass recomputes what `remat` says; `scanned`: inside of `nn.scan`."""
+    """A class of modules whose backward pass recomputes what `remat` says.
+
+    Args:
+      module: the class.
+      remat: the policy.
+      scanned: whether it is all that each round of a compiled loop runs. Where no loop parts a module's recomputation
+        from the rest, a barrier must: else the compiler merges it with the forward pass, or does that of several modules
+        at once, and the memory that was to be saved is used again.
+      static_argnums: as `nn.remat` takes them.
+    """
     if remat is Remat.NONE:
         return module
-    # `prevent_cse` is only needed where no scan separates forward from recomputation.
     policy = _REMAT_POLICIES[remat]
     return nn.remat(module, policy=policy, prevent_cse=not scanned, static_argnums=static_argnums)
 
@@ -221,10 +229,13 @@ class Group(nn.Module):
     kinds: tuple[Hashable, ...]
     attend: Attend
     deterministic: bool
+    looped: bool
+    """Whether a compiled loop runs it."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], caches: Any, context: Any):
-        block = rematerialised(Block, self.config.remat, scanned=self.config.scan, static_argnums=(4,))
+        alone = self.looped and len(self.kinds) == 1
+        block = rematerialised(Block, self.config.remat, scanned=alone, static_argnums=(4,))
         outputs = []
         for i, kind in enumerate(self.kinds):
             cache = None if caches is None else caches[i]
@@ -303,11 +314,12 @@ class Transformer(nn.Module):
             unroll=1 if self.config.scan else plan.repeats,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        group = scanned(self.config, self.init_fns, plan.group, self.attend, deterministic, name="group")
+        looped = self.config.scan and plan.repeats > 1
+        group = scanned(self.config, self.init_fns, plan.group, self.attend, deterministic, looped, name="group")
         x, group_out = group(x, group_caches, context)
         tail_out = ()
         if plan.tail:
-            tail = Group(self.config, self.init_fns, plan.tail, self.attend, deterministic, name="tail")
+            tail = Group(self.config, self.init_fns, plan.tail, self.attend, deterministic, False, name="tail")
             x, tail_out = tail(x, tail_caches, context)
         return x, (group_out, tail_out)
 

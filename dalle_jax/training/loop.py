@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 
 from dalle_jax.training.checkpoint import Checkpoints, LoadedParams, check_same, load_params
 from dalle_jax.training.clock import Clock, Kind
@@ -18,21 +18,14 @@ from dalle_jax.training.determinism import warn_unless_deterministic
 from dalle_jax.training.ledger import Ledger
 from dalle_jax.training.mesh import make_mesh
 from dalle_jax.training.metrics import Writer, open_writers
-from dalle_jax.training.optimizer import make_optimizer
 from dalle_jax.training.profiler import profiler
+from dalle_jax.training.program import StepProgram, build_step
 from dalle_jax.training.report import Reporter
-from dalle_jax.training.sharding import ShardingRules, batch_sharding, check_batch, put_keys
+from dalle_jax.training.sharding import ShardingRules, put_keys
 from dalle_jax.training.signals import Preempted, StopSignal
 from dalle_jax.training.speed import memory_row, speed_row, time_row
-from dalle_jax.training.state import (
-    TrainState,
-    abstract_state,
-    init_state,
-    run_keys,
-    state_shardings,
-    with_shardings,
-)
-from dalle_jax.training.step import TrainStep, compile_step, make_train_step
+from dalle_jax.training.state import TrainState, run_keys
+from dalle_jax.training.step import TrainStep
 from dalle_jax.training.task import Batch, Metrics, Task
 from dalle_jax.training.watchdog import Watchdog
 
@@ -114,7 +107,6 @@ def train(
       Preempted: a SIGTERM came and the state is saved; ends the process with code 0.
     """
     mesh, rules = make_mesh(mesh_config, devices), ShardingRules.of(mesh_config)
-    check_batch(config.batch_size, config.micro_batches, mesh, rules)
     if config.deterministic:
         warn_unless_deterministic(mesh.devices.flat[0].platform)
     with contextlib.ExitStack() as stack:
@@ -124,13 +116,14 @@ def train(
         clock = stack.enter_context(Clock(began))
         ledger = stack.enter_context(Ledger(workdir, task, config, clock, list(mesh.devices.flat)))
         watchdog = stack.enter_context(Watchdog(task.name, config.watchdog_seconds))
+        program = build_step(task, config, mesh, rules)
         checkpoints = stack.enter_context(
             contextlib.closing(Checkpoints(workdir, config, task.best_metric, task.best_mode))
         )
         newest = checkpoints.steps[-1] if checkpoints.steps else 0
         if newest < config.num_steps:
             ledger.open(newest)
-        program, state, progress = _prepare(task, config, mesh, rules, checkpoints, init_from, seed)
+        state, progress = _first_state(program, checkpoints, init_from, seed)
         if int(state.step) >= config.num_steps:
             return state  # finished before: its files stay as they are
         ledger.open(int(state.step))
@@ -139,36 +132,24 @@ def train(
             writers = open_writers(task.name, workdir, int(state.step), config.num_steps, wandb)
         for writer in writers:
             stack.enter_context(contextlib.closing(writer))
-        loop = _Loop(task, config, program, batch_sharding(mesh, rules), batches, eval_batches, checkpoints, writers,
-                     stop, watchdog, on_row, progress, clock, ledger)  # fmt: skip
+        loop = _Loop(task, config, program, batches, eval_batches, checkpoints, writers, stop, watchdog, on_row, progress,
+                     clock, ledger)  # fmt: skip
         with profiler(epath.Path(workdir) / "profile", profile_steps) as profile:
             return loop.run(state, profile)
 
 
-def _prepare(
-    task: Task,
-    config: TrainConfig,
-    mesh: Mesh,
-    rules: ShardingRules,
-    checkpoints: Checkpoints,
-    init_from: InitFrom | None,
-    seed: int,
-) -> tuple[jax.stages.Wrapped, TrainState, dict[str, Any]]:
-    """The jitted step and the state it starts from."""
-    optimizer = make_optimizer(config.optimizer, config.num_steps)
-    boxed = abstract_state(task, optimizer, config.ema_decay is not None)
-    shardings = state_shardings(boxed, mesh, rules)
-    step = make_train_step(task, config, optimizer, batch_sharding(mesh, rules))
-    program = compile_step(step, shardings)
-
+def _first_state(
+    program: StepProgram, checkpoints: Checkpoints, init_from: InitFrom | None, seed: int
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state that a run starts from, and the progress of the row it is in."""
     # 1. A checkpoint of this run goes before everything else.
-    abstract = with_shardings(boxed, shardings)
+    abstract, shardings = program.abstract, program.shardings
     restored = checkpoints.restore(abstract)
     if restored is not None:
         key = put_keys(run_keys(seed)[1], shardings.key)
-        return program, restored.state.replace(key=key), restored.progress
+        return restored.state.replace(key=key), restored.progress
     # 2. A fresh state, with the parameters of another model where one is named.
-    state = init_state(task, optimizer, config.ema_decay is not None, seed, shardings)
+    state = program.init(seed)
     if init_from is not None:
         state = state.replace(params=None, ema=None)  # no memory for two models
         loaded = init_from(abstract) if callable(init_from) else load_params(init_from, shardings=abstract.params)
@@ -178,7 +159,7 @@ def _prepare(
         if jax.tree.leaves(loaded.model_state):
             check_same(state.model_state, loaded.model_state, "the model state that this run begins with")
             state = state.replace(model_state=jax.device_put(loaded.model_state, shardings.model_state))
-    return program, state, {}
+    return state, {}
 
 
 @dataclasses.dataclass
@@ -187,8 +168,7 @@ class _Loop:
 
     task: Task
     config: TrainConfig
-    program: jax.stages.Wrapped
-    sharding: NamedSharding
+    program: StepProgram
     batches: BatchSource
     eval_batches: BatchSource | None
     checkpoints: Checkpoints
@@ -210,7 +190,7 @@ class _Loop:
         """Steps until the end, or until a stop is asked for."""
         first, num_steps = int(state.step), self.config.num_steps
         self.clock.enter(Kind.STEP)
-        with _closing(self.batches.iterate(first, sharding=self.sharding)) as stream:
+        with _closing(self.batches.iterate(first, sharding=self.program.batch_sharding)) as stream:
             for done in range(first + 1, num_steps + 1):
                 self.watchdog.sign(patiently=done == first + 1)
                 profile(done)
@@ -228,7 +208,7 @@ class _Loop:
         if self.compiled is None:
             with self.clock.measure(Kind.COMPILE):
                 batch = self.task.prepare(batch)
-                self.compiled = self.program.lower(state, batch).compile()
+                self.compiled = self.program.step.lower(state, batch).compile()
             return jax.block_until_ready(self.compiled(state, batch))
         batch = self.task.prepare(batch)
         # State and batch lie where the step wants them: whatever would move now would move on every step.
@@ -283,7 +263,7 @@ class _Loop:
 
     def _held_out(self, count: int) -> Iterator[Batch]:
         assert self.eval_batches is not None
-        with _closing(self.eval_batches.epoch(count, sharding=self.sharding)) as stream:
+        with _closing(self.eval_batches.epoch(count, sharding=self.program.batch_sharding)) as stream:
             yield from stream
 
     def _write_row(self, step: int, metrics: Mapping[str, float], steps: int, seconds: Mapping[str, float]) -> None:

@@ -57,8 +57,9 @@ def _check_slices(slices: int, data: int, devices: Sequence[Any]) -> bool:
     by_process = found == {None} or devices[0].platform == "cpu"
     if by_process:
         found = {device.process_index for device in devices}
-    on_tpu = devices[0].platform == "tpu"  # elsewhere one slice may span hosts
-    if len(found) != slices and (slices > 1 or on_tpu):
+    # Elsewhere one slice may span hosts, and descriptions of one slice's TPUs do not say that it is one.
+    counted = devices[0].platform == "tpu" and not by_process
+    if len(found) != slices and (slices > 1 or counted):
         what = "processes, each of which stands for a slice here" if by_process else "slices"
         raise UserError(
             f"config.mesh.slices is {slices}, but the devices are of {len(found)} {what}: "

@@ -63,7 +63,8 @@ def _create(
 
 def abstract_state(task: Task, optimizer: optax.GradientTransformation, keep_ema: bool) -> TrainState:
     """Shapes, dtypes and boxes of a task's state; computes nothing and needs no memory."""
-    return jax.eval_shape(lambda keys: _create(task, optimizer, keep_ema, *keys), run_keys(0))
+    # The keys are made inside: on a mesh of devices that are not here nothing can be computed, not even a key.
+    return jax.eval_shape(lambda: _create(task, optimizer, keep_ema, *run_keys(0)))
 
 
 def state_shardings(boxed: TrainState, mesh: Mesh, rules: ShardingRules) -> TrainState:

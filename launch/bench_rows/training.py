@@ -7,10 +7,8 @@ import numpy as np
 
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
 from dalle_jax.training.mesh import make_mesh
-from dalle_jax.training.optimizer import make_optimizer
-from dalle_jax.training.sharding import ShardingRules, batch_sharding
-from dalle_jax.training.state import abstract_state, init_state, state_shardings
-from dalle_jax.training.step import compile_step, make_train_step
+from dalle_jax.training.program import build_step
+from dalle_jax.training.sharding import ShardingRules
 from dalle_jax.training.task import Task
 
 OPTIMIZER = OptimizerConfig(learning_rate=5e-4, b1=0.9, b2=0.98, epsilon=1e-6, weight_decay=0.2)
@@ -29,19 +27,15 @@ def repeated_step(
     """
     config = TrainConfig(batch_size, num_steps=1_000_000, optimizer=OPTIMIZER, micro_batches=micro_batches)
     mesh, rules = make_mesh(MeshConfig(), jax.devices()[:1]), ShardingRules()
-    optimizer = make_optimizer(config.optimizer, config.num_steps)
     with jax.set_mesh(mesh), rules.context():
-        boxed = abstract_state(task, optimizer, keep_ema=False)
-        shardings = state_shardings(boxed, mesh, rules)
-        sharding = batch_sharding(mesh, rules)
-        program = compile_step(make_train_step(task, config, optimizer, sharding), shardings)
-        state = init_state(task, optimizer, False, 0, shardings)
-        prepared = task.prepare(jax.device_put(dict(batch), sharding))
+        program = build_step(task, config, mesh, rules)
+        state = program.init(seed=0)
+        prepared = task.prepare(jax.device_put(dict(batch), program.batch_sharding))
 
     def run() -> jax.Array:
         nonlocal state  # donated to each step
         with jax.set_mesh(mesh), rules.context():
-            state, metrics = program(state, prepared)
+            state, metrics = program.step(state, prepared)
         return metrics["loss"]
 
     return run

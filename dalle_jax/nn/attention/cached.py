@@ -56,6 +56,11 @@ class CacheLayout:
         return self.height * self.width
 
     @property
+    def slots_read(self) -> int:
+        """Of them, those that one position reads."""
+        return self.height if self.pattern is Pattern.COLUMN else self.slots
+
+    @property
     def _offsets(self) -> tuple[int, ...]:
         return band_offsets(self.pattern, self.width, self.kernel)
 

@@ -1,0 +1,164 @@
+"""What would make a step fit: a finer mesh, micro-batches, recomputation; estimated, for one compile to confirm."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from jax.extend import core
+
+from dalle_jax.errors import UserError
+from dalle_jax.nn.transformer import Remat
+from dalle_jax.training.config import MeshConfig
+from launch.planning.flops import inner_programs
+from launch.planning.programs import Target, training_target
+from launch.run_config import RunConfig
+
+SHARE = 0.9
+"""Of a chip's memory that a step may take: the codec, evaluation and the next batch live beside it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Proposal:
+    """A change of a config.
+
+    Attributes:
+      flags: that make it.
+      run: the changed config.
+      mesh: the changed mesh.
+      estimated_bytes: peak of one device.
+    """
+
+    flags: tuple[str, ...]
+    run: RunConfig
+    mesh: MeshConfig
+    estimated_bytes: int
+
+
+def propose(
+    run: RunConfig, stage: str, mesh: MeshConfig, target: Target, traced: Any, peak_bytes: int, devices: Any
+) -> Proposal | None:
+    """The least change whose estimate fits, or None.
+
+    In order of their price: splitting the state further costs transfers alone, micro-batches gather the weights once
+    for each, recomputation costs a third of the FLOPs. The estimate: the state is exact; what the step needs beside it
+    shrinks with the part of the batch in flight, less what a layer saves under the other policy, plus one sum of
+    gradients where there are several parts.
+
+    Args:
+      run: the config that does not fit.
+      stage: of it.
+      mesh: its mesh on these devices.
+      target: of it.
+      traced: its program.
+      peak_bytes: its measured peak.
+      devices: of the topology.
+    """
+    memory = target.topology.chip.memory
+    temporary = peak_bytes - target.state_bytes
+    parts = math.prod(target.mesh.shape[axis] for axis in target.rules.batch)
+    train = getattr(run, stage).train
+    for remat in _policies(run, stage):
+        changed = run if remat is None else with_remat(run, stage, remat)
+        saved = _difference(run, changed, stage, mesh, target, traced, devices) // parts
+        for finer in _meshes(mesh, target):
+            try:
+                state = target.state_bytes
+                if finer != mesh:
+                    state = training_target(changed, stage, finer, target.topology, devices)[0].state_bytes
+            except UserError:
+                continue  # a dimension does not divide
+            for micro_batches in _doublings(train.micro_batches, train.batch_size // parts):
+                sums = 4 * target.parameters // target.mesh.size if micro_batches > 1 else 0
+                needed = state + (temporary - saved) * train.micro_batches // micro_batches + sums
+                if needed <= SHARE * memory:
+                    flags = _flags(stage, remat, mesh, finer, train.micro_batches, micro_batches)
+                    return Proposal(flags, with_micro_batches(changed, stage, micro_batches), finer, int(needed))
+    return None
+
+
+def with_micro_batches(run: RunConfig, stage: str, count: int) -> RunConfig:
+    """The run with another number of micro-batches in one stage."""
+    section = getattr(run, stage)
+    train = dataclasses.replace(section.train, micro_batches=count)
+    return dataclasses.replace(run, **{stage: dataclasses.replace(section, train=train)})
+
+
+def with_remat(run: RunConfig, stage: str, remat: Remat) -> RunConfig:
+    """The run with another recomputation policy in every transformer of a stage."""
+    section = getattr(run, stage)
+    return dataclasses.replace(run, **{stage: dataclasses.replace(section, model=_replace_remat(section.model, remat))})
+
+
+def _replace_remat(config: Any, remat: Remat) -> Any:
+    changes = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name == "remat":
+            changes["remat"] = remat
+        elif dataclasses.is_dataclass(value):
+            changes[field.name] = _replace_remat(value, remat)
+    return dataclasses.replace(config, **changes)
+
+
+def _policies(run: RunConfig, stage: str) -> list[Remat | None]:
+    """None, for the config's own, and full recomputation where there is a policy to change."""
+    model = getattr(run, stage).model
+    return [None] if _replace_remat(model, Remat.FULL) == model else [None, Remat.FULL]
+
+
+def _meshes(mesh: MeshConfig, target: Target) -> Iterator[MeshConfig]:
+    """The mesh itself, then those that move devices from the data axis, which copies the state, to `fsdp`."""
+    data, fsdp = target.mesh.shape["data"], target.mesh.shape["fsdp"]
+    yield mesh
+    while data % 2 == 0 and data > target.topology.slices:
+        data, fsdp = data // 2, fsdp * 2
+        yield dataclasses.replace(mesh, data=data, fsdp=fsdp)
+
+
+def _doublings(first: int, most: int) -> Iterator[int]:
+    count = first
+    while count <= most and most % count == 0:
+        yield count
+        count *= 2
+
+
+def _difference(
+    run: RunConfig, changed: RunConfig, stage: str, mesh: MeshConfig, target: Target, traced: Any, devices: Any
+) -> int:
+    """Bytes over all devices that the forward pass no longer keeps for the backward pass."""
+    if changed == run:
+        return 0
+    other, _ = training_target(changed, stage, mesh, target.topology, devices)
+    return saved_bytes(traced.jaxpr) - saved_bytes(other.traced()[0].jaxpr)
+
+
+def saved_bytes(program: core.ClosedJaxpr | core.Jaxpr) -> int:
+    """What the loops of a program hand out of every round: for a training step, what layers keep for the backward pass.
+
+    Gradients of stacked parameters leave loops too, but are the same under every policy.
+    """
+    jaxpr = program.jaxpr if isinstance(program, core.ClosedJaxpr) else program
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan":
+            stacked = equation.outvars[equation.params["num_carry"] :]
+            total += sum(x.aval.size * x.aval.dtype.itemsize for x in stacked)
+        else:
+            total += sum(map(saved_bytes, inner_programs(equation.params)))
+    return total
+
+
+def _flags(
+    stage: str, remat: Remat | None, mesh: MeshConfig, finer: MeshConfig, before: int, micro_batches: int
+) -> tuple[str, ...]:
+    flags = []
+    if finer != mesh:
+        flags += [f"--config.mesh.data={finer.data}", f"--config.mesh.fsdp={finer.fsdp}"]
+    if micro_batches != before:
+        flags.append(f"--config.{stage}.train.micro_batches={micro_batches}")
+    if remat is not None and stage == "clip":
+        flags += [f"--config.clip.model.{tower}.transformer.remat={remat.value}" for tower in ("vision", "text")]
+    elif remat is not None:
+        flags.append(f"--config.{stage}.model.remat={remat.value}")
+    return tuple(flags)

@@ -1,0 +1,146 @@
+"""Slices of TPUs by name (`v5e-256`, `2xv5e-256`): their devices without having them, and how fast they are joined."""
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dalle_jax.errors import UserError, closest
+from dalle_jax.training.config import MeshConfig
+from launch.planning.chips import CHIPS, Chip
+
+_NAME = re.compile(r"(?:(\d+)x)?([a-z]\w*?)-(\d+)$")
+_ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v6": "v6e", "v5": "v5p", "v4p": "v4"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Slices of one kind of chip.
+
+    Attributes:
+      name: as it was asked for.
+      chip: figures of each.
+      shape: grid of chips of one slice.
+      slices: how many, joined by the data centre's network.
+    """
+
+    name: str
+    chip: Chip
+    shape: tuple[int, ...]
+    slices: int = 1
+
+    @property
+    def num_chips(self) -> int:
+        """In all slices; JAX sees each chip as one device."""
+        return self.slices * math.prod(self.shape)
+
+    def devices(self) -> Sequence[jax.Device]:
+        """Descriptions of the chips, for which programs can be compiled on this machine.
+
+        Raises:
+          UserError: the compiler (libtpu) is not installed.
+        """
+        require_compiler()
+        from jax.experimental import topologies
+
+        description = topologies.get_topology_desc(
+            platform="tpu",
+            topology_name=f"{self.chip.compiler_name}:{'x'.join(map(str, self.shape))}",
+            chip_config_name="megacore" if self.chip.cores_per_chip == 2 else "default",
+            chips_per_host_bounds=(2, 2, 1),
+            num_slices=self.slices,
+        )
+        return description.devices
+
+    def link_bandwidth(self, mesh: Mesh, axes: Sequence[str]) -> float:
+        """Bytes per second that a device can send to those along some axes of the mesh, within its slice.
+
+        Two links for every dimension of the grid that the axes cover where it is closed to a ring, else one; 0 where
+        they cover none (all devices in one place, or in other slices).
+        """
+        positions = mesh.devices[tuple(slice(None) if name in axes else 0 for name in mesh.axis_names)].reshape(-1)
+        first = positions[0]
+        mates = [device for device in positions if _slice(device) == _slice(first)]
+        coordinates = np.asarray([_coordinates(device, len(self.shape)) for device in mates])
+        crossed = (coordinates != coordinates[:1]).any(axis=0)
+        links = sum(
+            (2 if length >= self.chip.torus_from else 1)
+            for length, yes in zip(self.shape, crossed, strict=True)
+            if yes
+        )
+        return links * self.chip.link_bandwidth
+
+
+def _slice(device: jax.Device) -> int:
+    return getattr(device, "slice_index", None) or 0
+
+
+def _coordinates(device: jax.Device, dimensions: int) -> tuple[int, ...]:
+    return tuple(device.coords[:dimensions])  # pyrefly: ignore[missing-attribute]
+
+
+def require_compiler() -> None:
+    """Refuses where libtpu is missing, and tells it that there is no TPU to look for.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            "planning needs the TPU compiler: .venv/bin/python -m pip install -c constraints.txt -e '.[tpu]' "
+            "(it runs on this machine; no TPU is needed)"
+        )
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
+    os.environ.setdefault("TPU_LOG_DIR", "disabled")
+    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+
+
+def find_topology(name: str) -> Topology:
+    """The topology of that name.
+
+    Raises:
+      UserError: there is no such chip, or no slice of that size; names what is near.
+    """
+    found = _NAME.match(name)
+    if found is None:
+        raise UserError(f"--topology={name}: write CHIP-N or SLICESxCHIP-N, as v5e-256 or 2xv5e-256")
+    slices, kind, size = int(found[1] or 1), found[2], int(found[3])
+    chip = CHIPS.get(_ALIASES.get(kind, kind))
+    if chip is None:
+        raise UserError(f"--topology={name}: unknown chip '{kind}'{closest(kind, CHIPS)} (known: {', '.join(CHIPS)})")
+    if slices < 1:
+        raise UserError(f"--topology={name}: there must be at least one slice")
+    if size not in chip.sizes:
+        unit = "cores, two a chip" if chip.cores_per_chip == 2 else "chips"
+        near = sorted(chip.sizes, key=lambda known: abs(math.log(known / max(size, 1))))[:3]
+        names = ", ".join(f"{chip.name}-{known}" for known in sorted(near))
+        raise UserError(
+            f"--topology={name}: there is no slice of {size} {unit}; near are {names}, and several slices are written "
+            f"2x{chip.name}-{near[0]}"
+        )
+    return Topology(name, chip, chip.sizes[size], slices)
+
+
+def fit_mesh(config: MeshConfig, topology: Topology) -> MeshConfig:
+    """The config's mesh, or the nearest one that the devices allow.
+
+    Where its fixed axes ask for more devices than there are, or do not divide them, the largest one is halved until
+    they do, and one axis takes what is left. The data axis spans the slices.
+    """
+    sizes = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor}
+    fixed = {name: size for name, size in sizes.items() if size != -1}
+    if len(fixed) == len(sizes) and math.prod(fixed.values()) != topology.num_chips:
+        del fixed["data"]
+    if "data" in fixed:
+        fixed["data"] = -(-fixed["data"] // topology.slices) * topology.slices
+    while topology.num_chips % math.prod(fixed.values()):
+        largest = max(fixed, key=lambda name: fixed[name] // (topology.slices if name == "data" else 1))
+        fixed[largest] //= 2
+    return dataclasses.replace(config, slices=topology.slices, **{name: fixed.get(name, -1) for name in sizes})
