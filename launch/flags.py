@@ -34,16 +34,24 @@ def define_config(optional: Sequence[str] = ()) -> Callable[[], ConfigDict]:
     return value
 
 
+def config_name() -> str:
+    """The config as it was asked for, `FILE[:ARG]` and what overrides it."""
+    overrides = [argument for argument in sys.argv if re.match(r"--?(?:no)?config\.", argument)]
+    return " ".join([flags.FLAGS["config"].parser.argument, *overrides])
+
+
 class _ConfigParser(flags.ArgumentParser):
     """Loads config files in place of ml_collections' parser, which wraps what is wrong in them into other errors."""
 
     def __init__(self, optional: Sequence[str]):
         self._optional = optional
+        self.argument = ""
 
     def flag_type(self) -> str:
         return "config file"
 
     def parse(self, argument: str) -> ConfigDict:
+        self.argument = argument
         file, *preset = argument.split(":", 1)
         if not os.path.isfile(file):
             near = closest(file, map(str, Path(file).parent.glob("*.py")))

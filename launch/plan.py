@@ -6,7 +6,6 @@ core for the largest models. Topologies: v4-N, v5e-N, v5p-N, v6e-N, and several 
 """
 
 import dataclasses
-import os
 from pathlib import Path
 
 import jax
@@ -14,13 +13,13 @@ from absl import flags
 
 from dalle_jax.config import from_config_dict, to_json
 from dalle_jax.errors import UserError
-from launch.flags import define_config, start
+from launch.flags import config_name, define_config, start
 from launch.planning.plans import Plan, plan_sampling, plan_training
 from launch.planning.published import write_page
 from launch.planning.report import table
 from launch.planning.topologies import find_topology, require_compiler
 from launch.run_config import RunConfig
-from launch.stages import choose_stages, stages_of
+from launch.stages import choose_stages
 
 CONFIG = define_config(optional=["init_from"])
 TOPOLOGY = flags.DEFINE_string("topology", None, "chips to plan for: v5e-256, v4-256, v5p-128, 2xv5e-256, ...")
@@ -48,20 +47,13 @@ def main() -> None:
 def _plans(run: RunConfig) -> list[Plan]:
     if TOPOLOGY.value is None:
         raise UserError("no topology given: --topology=v5e-256, say")
-    topology, config = find_topology(TOPOLOGY.value), _config_name()
+    topology, config = find_topology(TOPOLOGY.value), config_name()
     require_compiler()
     if MODE.value == "generate":
         if run.decoder is None:
             raise UserError("--mode=generate needs a config with a decoder")
         return [plan_sampling(config, run, topology, NUM_SAMPLES.value)]
-    stages = choose_stages(stages_of(run), STAGES.value)
-    return [plan_training(config, run, stage, topology) for stage in stages]
-
-
-def _config_name() -> str:
-    """As it was given, relative to the clone where it lies inside."""
-    file = flags.FLAGS["config"].unparsed if hasattr(flags.FLAGS["config"], "unparsed") else ""
-    return os.path.relpath(file) if os.path.isabs(file) else file
+    return [plan_training(config, run, stage, topology) for stage in choose_stages(run, STAGES.value)]
 
 
 if __name__ == "__main__":

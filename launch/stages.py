@@ -1,7 +1,7 @@
 """What each stage of a run is made of: codec, decoder, CLIP."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from etils import epath
 
@@ -110,6 +110,19 @@ must be trained, or sizes alone are asked for."""
 def stages_of(run: RunConfig) -> list[str]:
     """The stages that a config trains, in order."""
     return [name for name in PLANS if getattr(run, name) is not None]
+
+
+def choose_stages(run: RunConfig, names: Sequence[str]) -> list[str]:
+    """The stages of a config that `--stages` names, in order; all where it names none.
+
+    Raises:
+      UserError: the config has no stage of a name.
+    """
+    stages = stages_of(run)
+    unknown = [name for name in names if name not in stages]
+    if unknown:
+        raise UserError(f"--stages: the config has no stage '{unknown[0]}' (it has {', '.join(stages)})")
+    return [name for name in stages if not names or name in names]
 
 
 def train_stage(

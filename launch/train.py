@@ -25,7 +25,7 @@ from dalle_jax.training.workdir import open_workdir
 from launch.base import check_base, find_tokenizer
 from launch.flags import define_config, start
 from launch.run_config import RunConfig, with_absolute_paths
-from launch.stages import PLANS, StagePlan, Watch, check_source, make_batches, stages_of, train_stage
+from launch.stages import PLANS, StagePlan, Watch, check_source, choose_stages, make_batches, train_stage
 from launch.together import AnyTokenizer, begin, check_processes
 
 CONFIG = define_config(optional=["init_from"])
@@ -46,7 +46,7 @@ def main() -> None:
     if WORKDIR.value is None:
         raise UserError("no work directory given: --workdir=FOLDER")
     run, workdir = with_absolute_paths(run), epath.Path(WORKDIR.value)
-    stages, watch = _chosen(stages_of(run)), Watch(_profile_steps(), WANDB.value)
+    stages, watch = choose_stages(run, STAGES.value), Watch(_profile_steps(), WANDB.value)
     if any(getattr(run, name).train.deterministic for name in stages):
         set_deterministic()
     check_processes(config=run)
@@ -80,13 +80,6 @@ def _check(run: RunConfig, workdir: epath.Path, stages: list[str]) -> tuple[dict
         for plan in plans.values():
             check_source(source, plan)
     return plans, find_tokenizer(run, workdir)
-
-
-def _chosen(stages: list[str]) -> list[str]:
-    unknown = [name for name in STAGES.value if name not in stages]
-    if unknown:
-        raise UserError(f"--stages: the config has no stage '{unknown[0]}' (it has {', '.join(stages)})")
-    return [name for name in stages if not STAGES.value or name in STAGES.value]
 
 
 def _profile_steps() -> tuple[int, int] | None:

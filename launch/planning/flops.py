@@ -91,4 +91,3 @@ def _convolution(equation: Any) -> float:
     _, inputs, *window = (weights[axis] for axis in numbers.rhs_spec)
     output = math.prod(equation.outvars[0].aval.shape)
     return 2.0 * output * inputs * math.prod(window) / math.prod(dilation)
-

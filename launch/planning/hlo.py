@@ -73,7 +73,6 @@ class Instruction:
         return found
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Program:
     """Computations by name, each a dictionary of instructions in the order of the text."""

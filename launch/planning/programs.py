@@ -166,6 +166,8 @@ def sampling_targets(
     def drawing(prefilled: Any) -> Target:
         places = prefilled.output_shardings
         known = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), text_kv, places)
-        return Target("sampling", *shared, 0.0, "", lambda: draw.trace(config, params, known, keys, prime, SamplingConfig()))
+        return Target(
+            "sampling", *shared, 0.0, "", lambda: draw.trace(config, params, known, keys, prime, SamplingConfig())
+        )
 
     return Target("prefill", *shared, 0.0, "", lambda: prefill.trace(config, params, text)), drawing

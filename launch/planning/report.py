@@ -86,7 +86,9 @@ def _times(plan: Plan, sampling: bool) -> list[tuple[str, str]]:
     unit = "a token" if sampling else "a step"
     if plan.seconds is not None:
         parts = _bounds(plan)
-        rows.append((f"bounds {unit}", f"{', '.join(f'{name} {_seconds(s)}' for name, s in parts)}: {plan.seconds.bound}"))
+        rows.append(
+            (f"bounds {unit}", f"{', '.join(f'{name} {_seconds(s)}' for name, s in parts)}: {plan.seconds.bound}")
+        )
         if sampling:
             whole = plan.seconds.seconds * plan.num_steps
             rows.append(("at the bound", f"{whole:.1f} s for {plan.batch_size:,} pictures of {plan.num_steps} tokens"))
@@ -143,7 +145,12 @@ def _section(config: str, stage: str, plans: Sequence[Plan]) -> str:
         lines += ["", f"{first.parameters:,} parameters. {first.formula}"]
     lines.append("")
     for plan in plans:
-        lines += [f'??? note "{plan.topology} in full"', "", *(f"        {line}" for line in table(plan).splitlines()), ""]
+        lines += [
+            f'??? note "{plan.topology} in full"',
+            "",
+            *(f"        {line}" for line in table(plan).splitlines()),
+            "",
+        ]
     return "\n".join(lines)
 
 

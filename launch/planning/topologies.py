@@ -70,9 +70,7 @@ class Topology:
         coordinates = np.asarray([_coordinates(device, len(self.shape)) for device in mates])
         crossed = (coordinates != coordinates[:1]).any(axis=0)
         links = sum(
-            (2 if length >= self.chip.torus_from else 1)
-            for length, yes in zip(self.shape, crossed, strict=True)
-            if yes
+            (2 if length >= self.chip.torus_from else 1) for length, yes in zip(self.shape, crossed, strict=True) if yes
         )
         return links * self.chip.link_bandwidth
 

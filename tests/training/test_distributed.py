@@ -166,6 +166,7 @@ def test_slices_of_a_pod_and_of_hosts():
     hosts = [Device("gpu", process_index=i // 2, slice_index=i // 2) for i in range(4)]
     assert not _check_slices(1, 4, hosts), "a mesh need not know of hosts"
     assert _check_slices(2, 2, [Device("cpu", process_index=i // 2) for i in range(4)])
+    assert _check_slices(1, 4, [Device("tpu", process_index=i) for i in range(4)]), "one slice, described without it"
 
 
 # The watchdog
