@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
@@ -142,7 +143,7 @@ class _Plot:
         named = [line for line in self.lines if line.bold and line.label]
         if not named:
             return
-        wide = 44 + max(self._length(line.label) for line in named)
+        wide = 44 + math.ceil(max(self._length(line.label) for line in named))  # whole pixels: its sides stay sharp
         tall = 20 * len(named) + 8
         boxes = [
             (x, y, x + wide, y + tall)

@@ -179,7 +179,7 @@ def test_weights_saved_from_a_run_bring_its_own_tokenizer(variables, tmp_path):
 
 
 def resnet() -> ClipConfig:
-    return dataclasses.replace(CONFIG, vision=resnet_config(32, (1, 1, 1, 1), 2, head_dim=64))
+    return dataclasses.replace(CONFIG, vision=resnet_config(32, (1, 1, 1, 1), 4, head_dim=64))
 
 
 def siglip() -> ClipConfig:

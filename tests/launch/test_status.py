@@ -187,7 +187,8 @@ def test_of_a_running_run_and_a_killed_one(scripts, tmp_path):
                 if (tmp_path / "checkpoints" / "5").exists():
                     break
             found = look(tmp_path, time.time())
-            assert found is not None and found.verdict is Verdict.HEALTHY
+            # Steps of a few microseconds on a machine with other work: its input may be what it waits for.
+            assert found is not None and found.verdict in (Verdict.HEALTHY, Verdict.SLOW_INPUT)
             os.kill(process.pid, signal.SIGKILL)
         finally:
             process.kill()
