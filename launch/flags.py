@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import jax
 from absl import app, flags
@@ -37,7 +38,8 @@ def define_config(optional: Sequence[str] = ()) -> Callable[[], ConfigDict]:
 def config_name() -> str:
     """The config as it was asked for, `FILE[:ARG]` and what overrides it."""
     overrides = [argument for argument in sys.argv if re.match(r"--?(?:no)?config\.", argument)]
-    return " ".join([flags.FLAGS["config"].parser.argument, *overrides])
+    parser: Any = flags.FLAGS["config"].parser
+    return " ".join([parser.argument, *overrides])
 
 
 class _ConfigParser(flags.ArgumentParser):

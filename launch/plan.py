@@ -1,8 +1,8 @@
 """Plans a run before anything is rented: `python -m launch.plan --config=configs/X.py --topology=v5e-256`.
 
-Compiles the real training step of every stage (or, with `--mode=generate`, the sampler) for TPUs that need not be here, and
-prints memory, transfers, FLOPs, the bound of a step and the days of the run. Needs the `tpu` extra, and minutes of one
-core for the largest models. Topologies: v4-N, v5e-N, v5p-N, v6e-N, and several slices as 2xv5e-256.
+Compiles the real training step of every stage (or, with `--mode=generate`, the sampler) for TPUs that need not be here,
+and prints memory, transfers, FLOPs, the bound of a step and the days of the run. Needs the `tpu` extra, and minutes of
+one core for the largest models. Topologies: v4-N, v5e-N, v5p-N, v6e-N, and several slices as 2xv5e-256.
 """
 
 import dataclasses

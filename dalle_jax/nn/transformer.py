@@ -57,8 +57,8 @@ def rematerialised(module: Any, remat: Remat, *, scanned: bool, static_argnums: 
       module: the class.
       remat: the policy.
       scanned: whether it is all that each round of a compiled loop runs. Where no loop parts a module's recomputation
-        from the rest, a barrier must: else the compiler merges it with the forward pass, or does that of several modules
-        at once, and the memory that was to be saved is used again.
+        from the rest, a barrier must: else the compiler merges it with the forward pass, or does that of several
+        modules at once, and the memory that was to be saved is used again.
       static_argnums: as `nn.remat` takes them.
     """
     if remat is Remat.NONE:

@@ -132,8 +132,8 @@ def train(
             writers = open_writers(task.name, workdir, int(state.step), config.num_steps, wandb)
         for writer in writers:
             stack.enter_context(contextlib.closing(writer))
-        loop = _Loop(task, config, program, batches, eval_batches, checkpoints, writers, stop, watchdog, on_row, progress,
-                     clock, ledger)  # fmt: skip
+        loop = _Loop(task, config, program, batches, eval_batches, checkpoints, writers, stop, watchdog, on_row,
+                     progress, clock, ledger)  # fmt: skip
         with profiler(epath.Path(workdir) / "profile", profile_steps) as profile:
             return loop.run(state, profile)
 

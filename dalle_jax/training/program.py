@@ -10,7 +10,7 @@ from dalle_jax.training.config import TrainConfig
 from dalle_jax.training.optimizer import make_optimizer
 from dalle_jax.training.sharding import ShardingRules, batch_sharding, check_batch
 from dalle_jax.training.state import TrainState, abstract_state, init_state, state_shardings, with_shardings
-from dalle_jax.training.step import TrainStep, compile_step, make_train_step
+from dalle_jax.training.step import compile_step, make_train_step
 from dalle_jax.training.task import Task
 
 
@@ -34,7 +34,7 @@ class StepProgram:
     boxed: TrainState
     shardings: TrainState
     batch_sharding: NamedSharding
-    step: TrainStep
+    step: jax.stages.Wrapped
 
     @property
     def abstract(self) -> TrainState:

@@ -70,7 +70,8 @@ def collectives(program: Program, mesh: Mesh) -> list[Collective]:
 def wire_bytes(kind: str, size: float, members: int, slices: int = 1) -> tuple[float, float]:
     """Bytes that a device sends within its slice and between slices, by the best algorithm there is.
 
-    Across slices a transfer is done in two parts: what can be summed or shared inside a slice crosses the slow links once.
+    Across slices a transfer is done in two parts: what can be summed or shared inside a slice crosses the slow links
+    once.
 
     Args:
       kind: one of `KINDS`.

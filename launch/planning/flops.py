@@ -1,8 +1,8 @@
 """Floating-point operations of a traced program, loops included: what a step executes, recomputation and all.
 
-XLA's own count (`cost_analysis`) takes the body of a loop once. Here the traced program is walked instead: a scan counts
-its body as often as it runs, and what `jax.checkpoint` computes again in the backward pass stands in the program as
-often as it is computed.
+XLA's own count (`cost_analysis`) takes the body of a loop once. Here the traced program is walked instead: a scan
+counts its body as often as it runs, and what `jax.checkpoint` computes again in the backward pass stands in the program
+as often as it is computed.
 """
 
 import dataclasses

@@ -141,8 +141,8 @@ def sampling_targets(
     """The two programs that draw pictures of one caption, as `Dalle.generate` runs them.
 
     Returns:
-      The prefill, and a function from the compiled prefill, which says where the text's keys and values lie, to the loop
-      over all image positions that draws `candidates` at once.
+      The prefill, and a function from the compiled prefill, which says where the text's keys and values lie, to the
+      loop over all image positions that draws `candidates` at once.
     """
     assert run.decoder is not None
     config = run.decoder.model

@@ -143,7 +143,7 @@ def saved_bytes(program: core.ClosedJaxpr | core.Jaxpr) -> int:
     for equation in jaxpr.eqns:
         if equation.primitive.name == "scan":
             stacked = equation.outvars[equation.params["num_carry"] :]
-            total += sum(x.aval.size * x.aval.dtype.itemsize for x in stacked)
+            total += sum(math.prod(x.aval.shape) * x.aval.dtype.itemsize for x in stacked)  # type: ignore[attr-defined]
         else:
             total += sum(map(saved_bytes, inner_programs(equation.params)))
     return total

@@ -11,15 +11,15 @@ What the published configs need, before anything is rented. `python -m launch.pl
 page: each training step is compiled whole by the TPU compiler on a machine without a TPU, from abstract arrays
 (`launch.plan --config=configs/X.py --topology=v5e-256` does the same for any config). Nothing here was run on a TPU.
 
-- **memory**: the compiler's peak of one chip, arguments and program included, of the chip's memory. The state is what stays
-  from step to step: parameters, optimizer, average.
-- **executed / useful**: FLOPs of matrix products and convolutions in the traced program, recomputation and loops included,
-  over the useful ones by the formula under the table.
-- **bounds**: seconds of a step at the chip's peak, at its memory's bandwidth, at its links', at its host's network between
-  slices. The largest is the bound; a step that hides the others behind it takes that long. Memory traffic is read from the
-  compiled program and is what its fusions read and write.
-- **days**: of all updates, at the bound, and at the utilisation (useful FLOPs over peak) that published runs on these chips
-  reach.
+- **memory**: the compiler's peak of one chip, arguments and program included, of the chip's memory. The state is what
+  stays from step to step: parameters, optimizer, average.
+- **executed / useful**: FLOPs of matrix products and convolutions in the traced program, recomputation and loops
+  included, over the useful ones by the formula under the table.
+- **bounds**: seconds of a step at the chip's peak, at its memory's bandwidth, at its links', at its host's network
+  between slices. The largest is the bound; a step that hides the others behind it takes that long. Memory traffic is
+  read from the compiled program and is what its fusions read and write.
+- **days**: of all updates, at the bound, and at the utilisation (useful FLOPs over peak) that published runs on these
+  chips reach.
 """
 
 
@@ -28,7 +28,8 @@ def table(plan: Plan) -> str:
     sampling = plan.stage == "sampling"
     data, fsdp, tensor = plan.mesh
     batch = f"{plan.batch_size:,} pictures of one caption" if sampling else f"batch {plan.batch_size:,}"
-    head = f"{plan.stage} of {plan.config} on {plan.topology}: {plan.chips} chips as data {data} x fsdp {fsdp} x tensor {tensor}, {batch}"  # fmt: skip
+    chips = f"{plan.chips} chips as data {data} x fsdp {fsdp} x tensor {tensor}"
+    head = f"{plan.stage} of {plan.config} on {plan.topology}: {chips}, {batch}"
     temporaries = plan.peak_bytes - plan.state_bytes
     share = plan.peak_bytes / plan.memory_bytes
     verdict = "" if plan.fits else (": little is left" if plan.accepted else ": does not fit")
@@ -54,9 +55,8 @@ def table(plan: Plan) -> str:
     if plan.change is not None:
         measured = plan.change.measured_bytes
         said = f"{_gib(measured)} GiB compiled" if measured else "but the compiler found no room"
-        rows.append(
-            ("would fit" if measured else "nearest", f"{' '.join(plan.change.flags)}: {_gib(plan.change.estimated_bytes)} GiB estimated, {said}")
-        )  # fmt: skip
+        flags, estimated = " ".join(plan.change.flags), _gib(plan.change.estimated_bytes)
+        rows.append(("would fit" if measured else "nearest", f"{flags}: {estimated} GiB estimated, {said}"))
     elif not plan.fits:
         rows.append(("would fit", "no mesh, micro-batches or recomputation found: take more or larger chips"))
     rows += [("note", note) for note in plan.notes]

@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -141,4 +142,5 @@ def fit_mesh(config: MeshConfig, topology: Topology) -> MeshConfig:
     while topology.num_chips % math.prod(fixed.values()):
         largest = max(fixed, key=lambda name: fixed[name] // (topology.slices if name == "data" else 1))
         fixed[largest] //= 2
-    return dataclasses.replace(config, slices=topology.slices, **{name: fixed.get(name, -1) for name in sizes})
+    chosen: dict[str, Any] = {name: fixed.get(name, -1) for name in sizes}
+    return dataclasses.replace(config, slices=topology.slices, **chosen)

@@ -1,8 +1,8 @@
 """Bytes that a compiled program moves to and from a device's main memory, loops included.
 
 Every instruction outside of fusions reads its operands and writes its results, except those in the memory on the chip.
-A fusion reads of an operand only the slices that it takes, and writes into a buffer that it updates in place only what it
-puts there. What the program would need to read at least is less; what it reads again because a cache is small is not
+A fusion reads of an operand only the slices that it takes, and writes into a buffer that it updates in place only what
+it puts there. What the program would need to read at least is less; what it reads again because a cache is small is not
 counted.
 """
 
