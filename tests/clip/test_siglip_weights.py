@@ -228,13 +228,13 @@ def test_the_tokenizer_beside_the_weights_is_used(clip, tmp_path):
         bos_id=-1,
         minloglevel=2,
     )
-    expected = load_tokenizer(tmp_path, context_length=12)(["A red circle!"])
+    expected = load_tokenizer(tmp_path, context_length=12)(["A red!"])
     loaded = clip_jax.load(tmp_path)
-    np.testing.assert_array_equal(loaded.tokenize(["A red circle!"]), expected)
-    assert expected[0, -1] == 1 and loaded.encode_text(["A red circle!"]).shape == (1, 64)
+    np.testing.assert_array_equal(loaded.tokenize(["A red!"]), expected)
+    assert expected[0, -1] == 1 and loaded.encode_text(["A red!"]).shape == (1, 64)
     clip_jax.save(loaded, tmp_path / "again")
     assert (tmp_path / "again" / "spiece.model").read_bytes() == (tmp_path / "spiece.model").read_bytes()
-    np.testing.assert_array_equal(clip_jax.load(tmp_path / "again").tokenize(["A red circle!"]), expected)
+    np.testing.assert_array_equal(clip_jax.load(tmp_path / "again").tokenize(["A red!"]), expected)
     long = "a small red circle on white, two large blue stars in a row"
     with pytest.raises(UserError, match="reads 12: shorten it, or let captions be cut"):
         loaded.encode_text([long])
