@@ -1,7 +1,6 @@
 """launch/slurm.sbatch: what it refuses, what it would submit, and its work on a Slurm that the test starts."""
 
 import json
-import os
 import re
 import socket
 import subprocess
@@ -168,23 +167,42 @@ def test_crash_mistake_and_cancel(cluster, tmp_path):
 
 
 @pytest.mark.slow
-def test_training_comes_back_after_its_time_limit(cluster, tmp_path):
-    """Training under a time limit of a minute: saves ahead of it, comes back, goes on; USR1 then stops it for good."""
+def test_time_limit(cluster, tmp_path):
+    """What Slurm sends ahead of a time limit reaches the command, which comes back; the second attempt finishes."""
+    program = tmp_path / "save.sh"
+    program.write_text(
+        f"test -e {tmp_path}/saved && echo went on && exit\n"
+        f"trap 'touch {tmp_path}/saved; exit $DALLE_JAX_PREEMPTED_CODE' TERM\n"
+        "while :; do sleep 0.2; done\n"
+    )
+    job = Submitted(cluster, tmp_path, "--time=2", "--grace=45", "--", "bash", str(program))
+    assert job.ended() == ("COMPLETED", "0:0"), job.log
+    assert re.search(
+        r"saved; back into the queue\n(.*\n)*== \S+ job \d+, attempt 2 .*\n0: went on\n== \S+ finished\n$", job.log
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_training_comes_back(cluster, tmp_path):
+    """Training saves, comes back and goes on where Slurm's signal of the time limit comes; USR1 stops it for good."""
     steps = "--config.codec.train.num_steps=1000000"
     quiet = [f"--config.codec.train.{name}=0" for name in ("eval_every", "preview_every", "checkpoint_every")]
     train = ["python", "-m", "launch.train", "--config=configs/quickstart.py:tiny", "--stages=codec", steps, *quiet,
              f"--config.data.shapes.data_dir={tmp_path / 'data'}", f"--workdir={tmp_path / 'run'}"]  # fmt: skip
-    job = Submitted(cluster, tmp_path, "--time=1", "--grace=30", "--", *train)
-    job.wait_for("back into the queue")
+    job = Submitted(cluster, tmp_path, "--", *train)
+
+    def steps_beyond(step: int) -> bool:
+        return any(int(number) > step for number in re.findall(r"codec (\d+)/1000000", job.log))
+
+    cluster.wait(lambda: steps_beyond(0), "first step", 500)
+    cluster("scancel", "--batch", "--signal=TERM", job.number)
+    job.wait_for("saved; back into the queue")
     saved = int(re.search(r"stopped after step (\d+) and saved", job.log)[1])
-    assert saved > 0
     job.wait_for("attempt 2 on")
-    # Steps of the second attempt are counted from those of the first.
-    rows = tmp_path / "run/codec/metrics.jsonl"
-    cluster.wait(lambda: json.loads(rows.read_text().splitlines()[-1])["step"] > saved, f"step after {saved}", 200)
+    cluster.wait(lambda: steps_beyond(saved), f"step after {saved}", 500)
     cluster("scancel", "--batch", "--signal=USR1", job.number)
     assert job.ended() == ("FAILED", "75:0"), job.log
     first, second = map(int, re.findall(r"stopped after step (\d+) and saved", job.log))
     assert (first, second > first) == (saved, True)
     assert re.search(r"== \S+ stopped: the same command goes on with it\n$", job.log)
-    assert os.listdir(tmp_path / "run/codec/checkpoints")
