@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dalle_jax.errors import PREEMPTED, PREEMPTED_VARIABLE
 from tests.launch.starters import GOLDEN, ROOT
 
 SCRIPTS = sorted(path.relative_to(ROOT) for path in [*ROOT.glob("launch/**/*.sh"), ROOT / "launch/slurm.sbatch"])
@@ -40,6 +41,15 @@ def test_scripts_parse_in_bash():
         done = lint("bash", "-n", str(path))
         assert done.returncode == 0, done.stderr
         assert max(map(len, (ROOT / path).read_text().splitlines())) <= 180
+
+
+def test_starters_ask_for_the_code_of_a_run_that_was_stopped():
+    for name, written in {
+        "tpu_worker.sh": f"{PREEMPTED_VARIABLE}={PREEMPTED} ",
+        "slurm.sbatch": f"{PREEMPTED_VARIABLE}={PREEMPTED} ",
+        "gke/jobset.yaml": f'{{name: {PREEMPTED_VARIABLE}, value: "{PREEMPTED}"}}',
+    }.items():
+        assert written in (ROOT / "launch" / name).read_text(), name
 
 
 @pytest.mark.slow
