@@ -1,5 +1,6 @@
 """A Slurm of two nodes on this machine, from the system's packages (Debian: slurmctld slurmd slurm-client)."""
 
+import getpass
 import os
 import shutil
 import signal
@@ -59,19 +60,26 @@ class SlurmCluster:
 
     def __enter__(self) -> "SlurmCluster":
         (self.folder / "state").mkdir(parents=True)
-        user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
+        user = getpass.getuser()
         text = CONFIG.format(host=socket.gethostname(), ports=_free_ports(), user=user, folder=self.folder)
         (self.folder / "slurm.conf").write_text(text)
         (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null,/dev/zero\n")  # two devices that are there
-        self._start("slurmctld", "-D", "-c")
-        for node in ("n1", "n2"):
-            self._start("slurmd", "-D", "-N", node)
-        self.wait(lambda: self("sinfo", "--noheader", "--format=%T%D").strip() == "idle2", "two idle nodes", 60)
+        try:
+            self._start("slurmctld", "-D", "-c")
+            for node in ("n1", "n2"):
+                self._start("slurmd", "-D", "-N", node)
+            self.wait(lambda: self("sinfo", "--noheader", "--format=%T%D").strip() == "idle2", "two idle nodes", 120)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self("scancel", "--user=root", "--full", check=False)
-        time.sleep(1)
+        self("scancel", f"--user={getpass.getuser()}", "--full", check=False)
+        for _ in range(60):  # what a job runs ends before the daemons that would end it
+            if not self("squeue", "--noheader", check=False).strip():
+                break
+            time.sleep(0.5)
         for daemon in reversed(self._daemons):
             daemon.terminate()
         for daemon in self._daemons:
