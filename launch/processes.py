@@ -112,9 +112,10 @@ class Group:
                 process.send_signal(number)
 
     def end(self) -> None:
-        """Kills all; a stopped process too."""
-        self.signal(signal.SIGKILL)
+        """Kills all; a stopped process too, and workers that a process left behind."""
         for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
     def describe(self) -> str:

@@ -72,6 +72,17 @@ def test_others_are_ended_a_while_after_the_first_failure():
     assert [process.returncode for process in group.processes] == [3, -signal.SIGKILL]
 
 
+def test_workers_of_a_dead_process_are_ended_too():
+    heard = []
+    group = shell("sleep 60 & echo $!; kill -KILL $$", 1, listen=lambda i, line: heard.append(line))
+    assert group.wait() == 137
+    group.end()
+    with pytest.raises(ProcessLookupError):
+        for _ in range(500):
+            os.kill(int(heard[0]), 0)
+            time.sleep(0.01)
+
+
 def test_signals_are_passed_on_and_the_second_kills():
     heard = []
     script = 'trap "echo caught" TERM; echo ready; for i in 1 2 3 4 5 6; do sleep 10 & wait $!; done'
