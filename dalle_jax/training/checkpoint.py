@@ -1,9 +1,9 @@
 """Checkpoints of a stage: saved while it trains, restored onto any mesh, and read by whoever uses the model.
 
 The only module that knows Orbax. A checkpoint is a directory `checkpoints/<step>/` of one item each for `params`, `ema`
-and `model_state` (where there are any), `optimizer`, and `progress` (JSON). Saving is asynchronous and ends with a
-rename, or in a bucket with a file `commit_success.txt`, so that what `saved_steps` lists was whole once; what was
-damaged later is found on restore.
+and `model_state` (where there are any), `optimizer`, and `progress` (JSON, with a checksum of every array). Saving is
+asynchronous and ends with a rename, so that a directory with a bare number for a name was whole once; what was damaged
+later is found when it is read.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import math
 import os
 import sys
 from collections.abc import Generator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -22,13 +22,18 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from dalle_jax.errors import UserError
+from dalle_jax.training.checksums import changed, checksums
 from dalle_jax.training.config import TrainConfig
+from dalle_jax.training.distributed import gather
 from dalle_jax.training.quiet_orbax import quiet_orbax
 from dalle_jax.training.state import TrainState
 from dalle_jax.training.trees import named_leaves
 from dalle_jax.training.workdir import saved_steps
 
+T = TypeVar("T")
+
 _ASKED = itertools.count(1)
+_CHECKSUMS = "checksums"  # in the progress
 
 
 class Restored(NamedTuple):
@@ -113,12 +118,14 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
-        items = {name: ocp.args.PyTreeSave(tree) for name, tree in _items(state).items()}
+        trees = _items(state)
+        items = {name: ocp.args.PyTreeSave(tree) for name, tree in trees.items()}
+        about = {**progress, _CHECKSUMS: checksums(trees)}
         value = (metrics or {}).get(self._best_metric, math.nan)
         with _full_disk(self.directory):
             self._manager.save(
                 step,
-                args=ocp.args.Composite(**items, progress=ocp.args.JsonSave(dict(progress))),
+                args=ocp.args.Composite(**items, progress=ocp.args.JsonSave(about)),
                 metrics={self._best_metric: float(value)} if math.isfinite(value) else None,
                 force=True,
             )
@@ -164,11 +171,8 @@ class Checkpoints:
             raise
         except Exception as error:  # Orbax and TensorStore raise many types for a damaged file.
             result = _one_line(error)
-        if jax.process_count() > 1:
-            readable = multihost_utils.process_allgather(np.asarray(not isinstance(result, str)))
-            if not readable.all() and not isinstance(result, str):
-                result = f"process {int(np.argmin(readable))} cannot read it"
-        return result
+        result = _agreed(result)
+        return result if isinstance(result, str) else _unchanged(result, _items(result.state), result.progress)
 
     def _set_aside(self, damaged: dict[int, str], good: int) -> None:
         for step, reason in damaged.items():
@@ -234,12 +238,11 @@ def load_params(stage_dir: epath.PathLike, step: int | None = None, *, shardings
         raise UserError(f"there is {which} in {directory}{has}")
     failure = ""
     for candidate in reversed(steps) if step is None else [step]:
-        try:
-            return _load(directory / str(candidate), candidate, shardings)
-        except UserError:
-            raise
-        except Exception as error:  # As in `Checkpoints.restore`.
-            failure = _one_line(error)
+        result = _load(directory / str(candidate), candidate, shardings)
+        if not isinstance(result, str):
+            return result
+        failure = result
+        if jax.process_index() == 0:
             print(f"warning: checkpoint {candidate} in {directory} is damaged ({failure})", file=sys.stderr, flush=True)
     raise UserError(f"no checkpoint in {directory} can be read ({failure})")
 
@@ -277,7 +280,24 @@ def _folder(stage_dir: epath.PathLike) -> epath.Path:
     return epath.Path(path if "://" in path else os.path.abspath(path)) / "checkpoints"
 
 
-def _load(directory: epath.Path, step: int, shardings: Any) -> LoadedParams:
+def _load(directory: epath.Path, step: int, shardings: Any) -> LoadedParams | str:
+    """A model, or why it cannot be read: by this process, or by another."""
+    result: tuple[str, dict[str, Any], dict[str, Any]] | str
+    try:
+        result = _read_model(directory, shardings)
+    except UserError:
+        raise
+    except Exception as error:  # As in `Checkpoints.restore`.
+        result = _one_line(error)
+    result = _agreed(result)
+    if isinstance(result, str):
+        return result
+    name, trees, progress = result
+    return _unchanged(LoadedParams(trees[name], trees.get("model_state", {}), step), trees, progress)
+
+
+def _read_model(directory: epath.Path, shardings: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Which item holds the parameters, the items, and the progress."""
     name = "ema" if (directory / "ema").exists() else "params"
     found = _metadata(directory, name)
     if shardings is None or isinstance(shardings, jax.sharding.Sharding):
@@ -290,8 +310,19 @@ def _load(directory: epath.Path, step: int, shardings: Any) -> LoadedParams:
         wanted = {name: jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), found, tree)}
     if (directory / "model_state").exists():
         wanted["model_state"] = _place(_metadata(directory, "model_state"), elsewhere)
-    trees, _ = _read(directory, wanted, progress=False)
-    return LoadedParams(trees[name], trees.get("model_state", {}), step)
+    return name, *_read(directory, wanted)
+
+
+def _agreed(result: T | str) -> T | str:
+    """What this process read, where all could; else why one could not."""
+    readable = gather(not isinstance(result, str))
+    return result if isinstance(result, str) or all(readable) else f"process {readable.index(False)} cannot read it"
+
+
+def _unchanged(result: T, trees: Mapping[str, Any], progress: dict[str, Any]) -> T | str:
+    """The result, where its arrays are those that were saved. Takes the checksums out of `progress`."""
+    wrong = changed(trees, progress.pop(_CHECKSUMS, {}))
+    return f"{len(wrong)} arrays are not what was saved, such as {wrong[0]}" if wrong else result
 
 
 def _items(state: TrainState) -> dict[str, Any]:

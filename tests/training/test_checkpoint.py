@@ -111,6 +111,24 @@ def test_damaged_newest_falls_back_and_says_so(kind, tmp_path, capsys):
     assert load_params(tmp_path).step == 3
 
 
+def test_a_flipped_bit_in_noise_is_found(tmp_path, capsys):
+    noise = jax.random.normal(jax.random.key(0), (128, 64))  # does not compress, and is stored as it is
+    checkpoints = open_checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, make_state(step).replace(params={"w": noise}), {"window": []})
+    checkpoints.wait()
+    damage(tmp_path, 2)
+    for shardings in (None, jax.sharding.SingleDeviceSharding(jax.devices()[0])):
+        assert load_params(tmp_path, shardings=shardings).step == 1
+        assert "1 arrays are not what was saved, such as params/w" in capsys.readouterr().err
+    wanted = abstract(jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    like = jax.ShapeDtypeStruct(noise.shape, noise.dtype, sharding=wanted.params["w"].sharding)
+    restored = checkpoints.restore(wanted.replace(params={"w": like}))
+    checkpoints.close()
+    assert int(restored.state.step) == 1 and restored.progress == {"window": []}
+    assert "checkpoint 2" in (said := capsys.readouterr().err) and "such as params/w" in said
+
+
 def test_nothing_readable_is_an_error_and_moves_nothing(tmp_path):
     save_all(tmp_path, [1])
     damage(tmp_path, 1)
