@@ -112,7 +112,7 @@ def test_damaged_newest_falls_back_and_says_so(kind, tmp_path, capsys):
 
 
 def test_a_flipped_bit_in_noise_is_found(tmp_path, capsys):
-    noise = jax.random.normal(jax.random.key(0), (128, 64))  # does not compress, and is stored as it is
+    noise = jax.random.bits(jax.random.key(0), (128, 64))  # does not compress, and is stored as it is
     checkpoints = open_checkpoints(tmp_path)
     for step in (1, 2):
         checkpoints.save(step, make_state(step).replace(params={"w": noise}), {"window": []})

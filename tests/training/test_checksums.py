@@ -12,7 +12,7 @@ from dalle_jax.training.mesh import make_mesh
 
 def noise(dtype, shape):
     bits = np.random.default_rng(0).integers(0, 256, (*shape, np.dtype(dtype).itemsize), np.uint8)
-    return (bits[..., 0] > 127) if dtype == bool else bits.view(dtype)[..., 0]
+    return (bits[..., 0] > 127) if dtype is bool else bits.view(dtype)[..., 0]
 
 
 @pytest.mark.parametrize(
