@@ -100,7 +100,7 @@ def frame(
             points = smooth(points, look.smooth)
         lines.append(Line(name, colours[name], points))
     timed, log_x = look.x is X.TIME, "x" in look.log
-    x = Axis(X_LABELS[look.x], log_x, None if log_x else 0.0, form=seconds if timed else plain, whole=not timed)
+    x = Axis(X_LABELS[look.x], log_x, None if log_x else 0.0, seconds if timed else plain, tight=True, whole=not timed)
     y = Axis(f"{stage}: {look.metric}", "y" in look.log, robust=True)
     return draw_lines(lines, x, y, width=look.width, height=look.height)
 

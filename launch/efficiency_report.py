@@ -101,5 +101,8 @@ def draw(report: Mapping[str, Any]) -> Image.Image:
             start, end = (pictures_to(means[objective], accuracy, report["chance"]) for objective in (fast, slow))
             spans.append(Span(describe(ratio), start, end, accuracy))
     return draw_lines(
-        lines, Axis("pictures processed", start=0.0), Axis("zero-shot accuracy, %", start=0.0, form=percent), spans
+        lines,
+        Axis("pictures processed", start=0.0, tight=True),
+        Axis("zero-shot accuracy, %", start=0.0, form=percent),
+        spans,
     )

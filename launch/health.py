@@ -63,7 +63,7 @@ class Health:
     loss_now: float | None
     """Mean over the last tenth of the rows."""
     loss_before: float | None
-    """Mean over the tenth before it."""
+    """Mean over the tenth before it; None where there are too few rows to tell a trend."""
     time_in_data: float | None
     mfu: float | None
     bad_samples: int
@@ -107,7 +107,7 @@ def look(stage_dir: epath.PathLike, now: float) -> Health | None:
         watched=watched,
         loss=losses[-1] if losses else None,
         loss_now=windows[-1] if windows else None,
-        loss_before=windows[-2] if len(windows) > 1 else None,
+        loss_before=windows[-2] if len(windows) == WINDOWS else None,
         time_in_data=share,
         mfu=recent[-1].get("mfu") if recent else None,
         bad_samples=int(rows[-1].get("bad_samples", 0)) if rows else 0,

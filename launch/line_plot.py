@@ -179,8 +179,8 @@ class _Plot:
 
 
 def _fine(points: Sequence[Point]) -> list[Point]:
-    """In pixels of the large sheet, no further outside of it than Pillow draws."""
-    return [(x * FINE, max(-1e5, min(1e5, y * FINE))) for x, y in points]
+    """Middles of pixels on the large sheet, no further outside of it than Pillow draws."""
+    return [(x * FINE + FINE // 2, max(-1e5, min(1e5, y * FINE + FINE // 2))) for x, y in points]
 
 
 def _readable(axis: Scale, length, room: float) -> list[tuple[float, str]]:

@@ -36,6 +36,8 @@ class Axis:
     form: Callable[[float], str] = plain
     robust: bool = False
     """Leave out the few highest numbers where they would flatten the rest, as of a loss that falls steeply at first."""
+    tight: bool = False
+    """No room beyond the numbers: of time and steps."""
     whole: bool = False
     """Ticks at whole numbers alone."""
 
@@ -79,8 +81,7 @@ def scale(axis: Axis, values: Sequence[float], shown: Sequence[float] = (), coun
         return Scale(axis, low, high, _log_ticks(low, high, count, axis))
     if high <= low:
         high = low + (abs(low) * 0.1 or 1.0)
-    # Room above and below, so that no curve runs along the frame; time and steps need none.
-    room = 0.0 if axis.start is not None and not axis.robust else 0.04 * (high - low)
+    room = 0.0 if axis.tight else 0.05 * (high - low)  # so that no curve runs along the frame
     low, high = low - (room if axis.start is None else 0.0), high + room
     return Scale(axis, low, high, _ticks(low, high, count, axis))
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 
-GB, GiB, T = 1e9, 2.0**30, 1e12
+from dalle_jax.training.chips import CHIPS as PEAKS
+
+GB, GiB = 1e9, 2.0**30
 CLOUD = "https://docs.cloud.google.com/tpu/docs/"
 
 
@@ -12,7 +14,7 @@ class Chip:
 
     Attributes:
       name: as in `NAME-N`.
-      peak_flops: bfloat16.
+      peak_flops: bfloat16, of `dalle_jax.training.chips`.
       memory: main memory (HBM).
       memory_bandwidth: of it.
       link_bandwidth: of one link to a neighbour, one way.
@@ -73,7 +75,7 @@ CHIPS = {
     for chip in (
         Chip(
             name="v4",
-            peak_flops=275 * T,
+            peak_flops=PEAKS["v4"].flops,
             memory=32 * GiB,
             memory_bandwidth=1200 * GB,
             link_bandwidth=50 * GB,
@@ -88,7 +90,7 @@ CHIPS = {
         ),
         Chip(
             name="v5e",
-            peak_flops=197 * T,
+            peak_flops=PEAKS["v5e"].flops,
             memory=16 * GiB,
             memory_bandwidth=819 * GB,
             link_bandwidth=400 * GB / 8,
@@ -102,7 +104,7 @@ CHIPS = {
         ),
         Chip(
             name="v5p",
-            peak_flops=459 * T,
+            peak_flops=PEAKS["v5p"].flops,
             memory=95 * GiB,
             memory_bandwidth=2765 * GB,
             link_bandwidth=1200 * GB / 12,
@@ -116,7 +118,7 @@ CHIPS = {
         ),
         Chip(
             name="v6e",
-            peak_flops=918 * T,
+            peak_flops=PEAKS["v6e"].flops,
             memory=32 * GiB,
             memory_bandwidth=1638 * GB,
             link_bandwidth=800 * GB / 8,

@@ -47,7 +47,7 @@ def test_the_plot_puts_points_where_they_belong():
     sheet = np.asarray(
         draw_lines(
             [Line("", colour, [(0, 0), (50, 0.5), (100, 0.5)])],
-            Axis("x", start=0.0),
+            Axis("x", start=0.0, tight=True),
             Axis("y", start=0.0, form=percent),
             [Span("2x", 10, 90, 0.25)],
         )
@@ -55,8 +55,8 @@ def test_the_plot_puts_points_where_they_belong():
     assert sheet.shape == (600, 900, 3)
     rows, columns = np.where((sheet == colour).all(axis=-1))
     assert abs(columns.min() - 80) <= 3 and abs(columns.max() - 870) <= 3
-    assert abs(rows.max() - 540) <= 3 and abs(rows[columns > 300].min() - (540 - 510)) <= 3
-    level = round(540 - 510 * 0.25 / 0.5)
+    assert abs(rows.max() - 540) <= 3 and abs(rows[columns > 300].min() - (540 - 510 * 0.5 / 0.525)) <= 3
+    level = round(540 - 510 * 0.25 / 0.525)
     dark = np.flatnonzero((sheet[level] == 0).all(axis=-1))
     assert dark.min() <= 80 + 79 + 2 and dark.max() >= 80 + 711 - 2
 

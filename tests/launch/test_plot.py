@@ -52,10 +52,10 @@ def test_names_tell_runs_apart():
 
 
 def test_ticks_are_round_and_inside():
-    assert scale(Axis("", start=0.0), [0.0, 1000.0]).ticks == (0, 200, 400, 600, 800, 1000)
-    assert scale(Axis("", start=0.0, whole=True), [1.0, 2.0]).ticks == (0, 1, 2)
+    assert scale(Axis("", start=0.0, tight=True), [0.0, 1000.0]).ticks == (0, 200, 400, 600, 800, 1000)
+    assert scale(Axis("", start=0.0, tight=True, whole=True), [1.0, 2.0]).ticks == (0, 1, 2)
     assert scale(Axis("", log=True), [1.0, 1000.0]).ticks == (1, 10, 100, 1000)
-    assert scale(Axis("", start=0.0, form=seconds), [7000.0]).ticks == tuple(900 * i for i in range(8))
+    assert scale(Axis("", start=0.0, form=seconds, tight=True), [7000.0]).ticks == tuple(900 * i for i in range(8))
     rng = np.random.default_rng(0)
     for _ in range(200):
         low, high = sorted(rng.normal(size=2) * 10.0 ** rng.integers(-6, 7))
