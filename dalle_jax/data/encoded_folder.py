@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 from etils import epath
 
