@@ -25,17 +25,18 @@ from dalle_jax import storage
 from dalle_jax.codec import FrozenCodec
 from dalle_jax.config import from_config_dict
 from dalle_jax.data.config import Augment
-from dalle_jax.data.encoded import MANIFEST, damaged, read_manifest
-from dalle_jax.data.encoded_writer import (
+from dalle_jax.data.encoded import MANIFEST, read_manifest
+from dalle_jax.data.encoded_folder import (
     SETTINGS,
     Job,
-    Writer,
     check_settings,
     count_written,
+    damaged,
     finished,
     write_manifest,
     write_settings,
 )
+from dalle_jax.data.encoded_writer import Writer
 from dalle_jax.data.sources import TRAIN, open_source, splits_of
 from dalle_jax.errors import UserError
 from dalle_jax.training.agreement import check_agreement

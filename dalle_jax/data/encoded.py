@@ -6,11 +6,9 @@ or, where the codebook has more than 65,536 entries, int32.
 """
 
 import dataclasses
-import hashlib
 import json
 import resource
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -163,21 +161,6 @@ def check_files(folder: str, shards: tuple[Shard, ...]) -> None:
                 f"{folder}/{shard.file} has {there[shard.file]} bytes instead of {shard.bytes}: it is damaged; delete "
                 "it and run the same launch.encode again"
             )
-
-
-def damaged(manifest: Manifest, folder: str) -> list[str]:
-    """Files whose content is not what the manifest says, or that are missing. Reads every byte."""
-
-    def is_damaged(shard: Shard) -> bool:
-        try:
-            with epath.Path(storage.join(folder, shard.file)).open("rb") as file:
-                return hashlib.file_digest(cast(Any, file), "sha256").hexdigest() != shard.sha256
-        except FileNotFoundError:
-            return True
-
-    shards = [shard for split in manifest.splits.values() for shard in split.shards]
-    with ThreadPoolExecutor(8) as pool:
-        return [shard.file for shard, bad in zip(shards, pool.map(is_damaged, shards), strict=True) if bad]
 
 
 def pack(header: bytes, tokens: Int32[np.ndarray, "crops tokens"], codebook_size: int) -> bytes:

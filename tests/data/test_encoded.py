@@ -1,19 +1,31 @@
 """Encoding beforehand: the same shards whoever makes them, nothing half-written, and what is read from them."""
 
+import errno
 import json
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dalle_jax.config import write_json
-from dalle_jax.data import encoded_writer
+from dalle_jax.data import decode, transforms
 from dalle_jax.data.batches import Batches
 from dalle_jax.data.config import Augment, DataConfig, SourceKind, TextConfig
-from dalle_jax.data.encoded import Encoded, check_files, damaged, pack, pack_header, read_manifest, unpack
-from dalle_jax.data.encoded_writer import Job, Writer, check_settings, finished, write_manifest, write_settings
-from dalle_jax.data.records import BadReason, BadSample, Encoding, Record
+from dalle_jax.data.encoded import Encoded, check_files, pack, pack_header, read_manifest, unpack
+from dalle_jax.data.encoded_folder import (
+    Job,
+    check_settings,
+    count_written,
+    damaged,
+    finished,
+    write_manifest,
+    write_settings,
+)
+from dalle_jax.data.encoded_writer import Writer
+from dalle_jax.data.records import BadReason, BadSample, Encoding, Record, hash_key
 from dalle_jax.data.sources import EVAL, TRAIN, open_source, splits_of
 from dalle_jax.data.tokenizer import train_tokenizer
 from dalle_jax.errors import UserError
@@ -89,8 +101,6 @@ def test_manifest(folder, source):
 
 
 def test_each_record_holds_the_crops_of_its_picture(folder, source):
-    from dalle_jax.data import decode, transforms
-
     encoded = Encoded(str(folder), TRAIN)
     good = [i for i in range(SAMPLES) if i not in (5, 9, 20)]
     assert len(encoded) == len(good)
@@ -99,7 +109,7 @@ def test_each_record_holds_the_crops_of_its_picture(folder, source):
         assert (record.key, record.captions) == (f"key-{i}", (f"picture {i}", "déjà vu"))
         picture = decode.decode(source[i].image, max_pixels=10_000)
         for crop, tokens in enumerate(record.tokens):
-            rng = np.random.default_rng([1, encoded_writer.hash_key(f"key-{i}"), crop])
+            rng = np.random.default_rng([1, hash_key(f"key-{i}"), crop])
             expected = transforms.dalle_augment(picture, SIZE, rng)
             assert np.array_equal(tokens, codec(np.stack([expected] * 4))[0])
     assert len({tokens.tobytes() for place in range(20) for tokens in encoded[place].tokens}) > 30
@@ -124,7 +134,7 @@ def test_what_was_finished_stays_and_the_rest_is_made(source, tmp_path):
     with (tmp_path / job.file(1)).open("ab") as file:
         file.write(b"damage")
     assert finished(job, str(tmp_path)) == {0: made[0], 3: made[2]}
-    assert encoded_writer.count_written(job, str(tmp_path)) == 3
+    assert count_written(job, str(tmp_path)) == 3
     with pytest.raises(UserError, match="no .*manifest.json.*run the same command again"):
         Encoded(str(tmp_path), TRAIN)
     write(job, tmp_path, [1, 2, 4])
@@ -156,11 +166,24 @@ def test_too_many_bad_samples_stop_it(list_source, png, tmp_path):
     assert not list(tmp_path.rglob("*.array_record"))
 
 
+def test_a_full_disk_says_so(list_source, tmp_path):
+    size = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", tmp_path], capture_output=True)
+    if size.returncode:
+        pytest.skip("only root may mount a small disk")
+    try:
+        pictures = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), np.uint8)
+        records = [Record(picture, (str(i) * 300,), str(i)) for i, picture in enumerate(pictures)]
+        with pytest.raises(OSError, match="No space left on device") as error:
+            write(job_of(list_source(records), shard_size=60, augment=Augment.NONE, crops=1), tmp_path)
+        assert error.value.errno == errno.ENOSPC
+        assert not list(tmp_path.rglob("*.json"))
+    finally:
+        subprocess.run(["umount", "-l", tmp_path], check=True)
+
+
 @pytest.fixture
 def copy(folder, tmp_path):
     """A folder to damage."""
-    import shutil
-
     return Path(shutil.copytree(folder, tmp_path / "copy"))
 
 

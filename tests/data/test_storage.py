@@ -12,8 +12,9 @@ from dalle_jax import storage
 from dalle_jax.config import read_json, write_json
 from dalle_jax.data import paths
 from dalle_jax.data.config import Augment, DataConfig, SourceKind
-from dalle_jax.data.encoded import Encoded, damaged, read_manifest
-from dalle_jax.data.encoded_writer import Job, Writer, finished, write_manifest
+from dalle_jax.data.encoded import Encoded, read_manifest
+from dalle_jax.data.encoded_folder import Job, damaged, finished, write_manifest
+from dalle_jax.data.encoded_writer import Writer
 from dalle_jax.data.folder import Folder
 from dalle_jax.data.records import Encoding
 from dalle_jax.data.sources import open_source, splits_of
