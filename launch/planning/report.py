@@ -93,8 +93,8 @@ def _transfers(plan: Plan) -> list[str]:
     if not plan.accepted:
         return ["not known"]
     lines = [
-        f"{row.kind} over {' x '.join(row.axes)}, {row.count} a step: {row.within / GB:.3g} GB within a slice"
-        + (f", {row.between / GB:.3g} GB between slices" if row.between else "")
+        f"{row.kind} over {' x '.join(row.axes)}, {row.count} a step: {_size(row.within)} within a slice"
+        + (f", {_size(row.between)} between slices" if row.between else "")
         for row in plan.transfers
     ]
     return lines or ["nothing"]
@@ -125,6 +125,13 @@ def _change(plan: Plan) -> list[tuple[str, str]]:
     flags, estimated = " ".join(plan.change.flags), gib(plan.change.estimated_bytes)
     measured = f"{gib(plan.change.measured_bytes)} GiB" if plan.change.measured_bytes else "refused"
     return [("would fit", f"{flags}: estimated {estimated} GiB, compiled {measured}")]
+
+
+def _size(size: float) -> str:
+    for unit, name in ((GB, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:.3g} {name}"
+    return f"{size / 1e3:.3g} kB"
 
 
 def _seconds(seconds: float) -> str:

@@ -48,7 +48,7 @@ decoder of configs/x.py on 2xv5e-256: 512 chips as data 2 x fsdp 16 x tensor 16,
   FLOPs a step      1e+17 useful, 1.25e+17 executed: 1.250 times
     useful          Six per weight.
   sent by a chip    all-gather over fsdp x tensor, 120 a step: 24.6 GB within a slice
-                    all-reduce over data, 1 a step: 0 GB within a slice, 0.048 GB between slices
+                    all-reduce over data, 1 a step: 0 kB within a slice, 48 MB between slices
   a step takes      at least: compute 1.24 s, memory 500 ms, links 250 ms, network 15.4 ms
   bound by          compute
   steps a day       69,677 at the bound

@@ -108,5 +108,9 @@ def test_roofline_arithmetic():
     assert seconds.memory == pytest.approx(0.5)
     assert seconds.links == pytest.approx(1.0 + 0.5)
     assert seconds.network == pytest.approx(2.0)
-    assert (seconds.bound, seconds.seconds, seconds.steps_a_day) == ("network", pytest.approx(2.0), pytest.approx(43200))
+    assert (seconds.bound, seconds.seconds, seconds.steps_a_day) == (
+        "network",
+        pytest.approx(2.0),
+        pytest.approx(43200),
+    )
     assert days(86_400, 512 * 197e12, two, utilisation=0.5) == pytest.approx(2.0)
