@@ -58,8 +58,9 @@ def _count(equation: Any) -> FlopCount:
     if name == "while":
         return dataclasses.replace(total, unknown_loops=total.unknown_loops + (total.total > 0))
     if name == "shard_map":
-        # Its body has the shapes of one device.
-        return total.times(math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"]))
+        # Its body has the shapes of one device; the parameter's name differs with the version of JAX.
+        axes = params["newly_manual_axes"] if "newly_manual_axes" in params else params["manual_axes"]
+        return total.times(math.prod(params["mesh"].shape[axis] for axis in axes))
     if name == "pallas_call":
         return total.times(math.prod(params["grid_mapping"].grid))
     return total

@@ -102,7 +102,7 @@ def plan_training(config: str, run: RunConfig, stage: str, topology: Topology) -
     traced, flops = target.traced()
     measured, _ = measure(target, traced)
     change = None
-    if not measured.accepted or measured.peak_bytes > SHARE * topology.chip.memory:
+    if not measured.accepted or measured.peak_bytes > SHARE * topology.chip.memory_bytes:
         proposal = propose(run, stage, mesh, target, traced, measured.peak_bytes, devices)
         if proposal is not None:
             changed, _ = training_target(proposal.run, stage, proposal.mesh, topology, devices)
@@ -112,7 +112,7 @@ def plan_training(config: str, run: RunConfig, stage: str, topology: Topology) -
     plan = _plan(config, target, measured, flops.total, seconds, train.batch_size, train.num_steps, notes)
     if flops.unknown_loops or measured.unknown_loops:
         plan = dataclasses.replace(plan, notes=(*notes, "loops of unknown length are counted once"))
-    best, worst = reversed(topology.chip.published_mfu)
+    best, worst = reversed(topology.family.published_mfu)
     return dataclasses.replace(
         plan,
         change=change,
@@ -215,7 +215,7 @@ def _plan(
         parameters=target.parameters,
         state_bytes=target.state_bytes,
         peak_bytes=measured.peak_bytes,
-        memory_bytes=int(target.topology.chip.memory),
+        memory_bytes=target.topology.chip.memory_bytes,
         accepted=measured.accepted,
         useful_flops=target.useful_flops,
         formula=target.formula,

@@ -54,7 +54,7 @@ def propose(
       peak_bytes: its measured peak.
       devices: of the topology.
     """
-    memory = target.topology.chip.memory
+    memory = target.topology.chip.memory_bytes
     temporary = peak_bytes - target.state_bytes
     parts = math.prod(target.mesh.shape[axis] for axis in target.rules.batch)
     train = getattr(run, stage).train

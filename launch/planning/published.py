@@ -9,8 +9,8 @@ from pathlib import Path
 
 from dalle_jax.config import from_config_dict, write_json
 from dalle_jax.errors import UserError
+from launch.planning.pages import page
 from launch.planning.plans import Plan
-from launch.planning.report import page
 
 
 @dataclasses.dataclass(frozen=True)

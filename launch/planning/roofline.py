@@ -60,9 +60,9 @@ def roofline(
     for transfer in transfers:
         if transfer.within:
             links += transfer.within / topology.link_bandwidth(mesh, transfer.axes)
-        network += transfer.between / chip.dcn_bandwidth
+        network += transfer.between / topology.family.network_bandwidth
     return Roofline(
-        compute=executed_flops / topology.num_chips / chip.peak_flops,
+        compute=executed_flops / topology.num_chips / chip.flops,
         memory=memory_bytes / chip.memory_bandwidth,
         links=links,
         network=network,
@@ -78,4 +78,4 @@ def days(num_steps: int, useful_flops: float, topology: Topology, utilisation: f
       topology: the chips.
       utilisation: useful FLOPs over peak.
     """
-    return num_steps * useful_flops / (topology.num_chips * topology.chip.peak_flops * utilisation) / DAY
+    return num_steps * useful_flops / (topology.num_chips * topology.chip.flops * utilisation) / DAY

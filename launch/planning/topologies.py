@@ -13,8 +13,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dalle_jax.errors import UserError, closest
+from dalle_jax.training.chips import Chip
 from dalle_jax.training.config import MeshConfig
-from launch.planning.chips import CHIPS, Chip
+from launch.planning.families import FAMILIES, Family
 
 _NAME = re.compile(r"(?:(\d+)x)?([a-z]\w*?)-(\d+)$")
 _ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v6": "v6e", "v5": "v5p", "v4p": "v4"}
@@ -26,15 +27,20 @@ class Topology:
 
     Attributes:
       name: as it was asked for.
-      chip: figures of each.
+      family: of the chips.
       shape: grid of chips of one slice.
       slices: how many, joined by the data centre's network.
     """
 
     name: str
-    chip: Chip
+    family: Family
     shape: tuple[int, ...]
     slices: int = 1
+
+    @property
+    def chip(self) -> Chip:
+        """What one can do."""
+        return self.family.chip
 
     @property
     def num_chips(self) -> int:
@@ -52,8 +58,8 @@ class Topology:
 
         description = topologies.get_topology_desc(
             platform="tpu",
-            topology_name=f"{self.chip.compiler_name}:{'x'.join(map(str, self.shape))}",
-            chip_config_name="megacore" if self.chip.cores_per_chip == 2 else "default",
+            topology_name=f"{self.family.compiler_name}:{'x'.join(map(str, self.shape))}",
+            chip_config_name="megacore" if self.family.cores_per_chip == 2 else "default",
             chips_per_host_bounds=(2, 2, 1),
             num_slices=self.slices,
         )
@@ -71,9 +77,11 @@ class Topology:
         coordinates = np.asarray([_coordinates(device, len(self.shape)) for device in mates])
         crossed = (coordinates != coordinates[:1]).any(axis=0)
         links = sum(
-            (2 if length >= self.chip.torus_from else 1) for length, yes in zip(self.shape, crossed, strict=True) if yes
+            (2 if length >= self.family.torus_from else 1)
+            for length, yes in zip(self.shape, crossed, strict=True)
+            if yes
         )
-        return links * self.chip.link_bandwidth
+        return links * self.family.link_bandwidth
 
 
 def _slice(device: jax.Device) -> int:
@@ -111,20 +119,21 @@ def find_topology(name: str) -> Topology:
     if found is None:
         raise UserError(f"--topology={name}: write CHIP-N or SLICESxCHIP-N, as v5e-256 or 2xv5e-256")
     slices, kind, size = int(found[1] or 1), found[2], int(found[3])
-    chip = CHIPS.get(_ALIASES.get(kind, kind))
-    if chip is None:
-        raise UserError(f"--topology={name}: unknown chip '{kind}'{closest(kind, CHIPS)} (known: {', '.join(CHIPS)})")
+    family = FAMILIES.get(_ALIASES.get(kind, kind))
+    if family is None:
+        known = ", ".join(FAMILIES)
+        raise UserError(f"--topology={name}: unknown chip '{kind}'{closest(kind, FAMILIES)} (known: {known})")
     if slices < 1:
         raise UserError(f"--topology={name}: there must be at least one slice")
-    if size not in chip.sizes:
-        unit = "cores, two a chip" if chip.cores_per_chip == 2 else "chips"
-        near = sorted(chip.sizes, key=lambda known: abs(math.log(known / max(size, 1))))[:3]
-        names = ", ".join(f"{chip.name}-{known}" for known in sorted(near))
+    chip = family.chip.name
+    if size not in family.sizes:
+        unit = "cores, two a chip" if family.cores_per_chip == 2 else "chips"
+        near = sorted(sorted(family.sizes, key=lambda known: abs(math.log(known / max(size, 1))))[:3])
         raise UserError(
-            f"--topology={name}: there is no slice of {size} {unit}; near are {names}, and several slices are written "
-            f"2x{chip.name}-{near[0]}"
+            f"--topology={name}: there is no slice of {size} {unit}; near are "
+            f"{', '.join(f'{chip}-{known}' for known in near)}, and two slices are written 2x{chip}-{near[0]}"
         )
-    return Topology(name, chip, chip.sizes[size], slices)
+    return Topology(name, family, family.sizes[size], slices)
 
 
 def fit_mesh(config: MeshConfig, topology: Topology) -> MeshConfig:
