@@ -8,7 +8,6 @@ from dalle_jax.config import from_config_dict, to_json
 from launch.planning.collectives import Collective
 from launch.planning.pages import page
 from launch.planning.plans import CacheRow, Change, Plan
-from launch.planning.published import PUBLISHED, render
 from launch.planning.report import table
 from launch.planning.roofline import Roofline
 
@@ -111,10 +110,3 @@ def test_page_has_a_section_for_every_config_and_each_plan_in_full():
     assert '??? note "v5e-256 in full"' in text and "        sampling of configs/x.py" in text
     row = "| 2xv5e-256 | 2x16x16 | 0.50 GiB | 8.00 of 16.00 GiB (50%) | 1.250 |"
     assert row in text and "| compute | 6.2; 10.9 to 12.0 |" in text
-
-
-def test_documentation_shows_its_plans():
-    """`python -m launch.plan --all` writes both; after a change of the tables' words it makes the page alone anew."""
-    plans = json.loads((ROOT / "docs" / "plans.json").read_text())
-    assert set(plans) == {request.name for request in PUBLISHED}
-    assert (ROOT / "docs" / "plans.md").read_text() == render(plans)
