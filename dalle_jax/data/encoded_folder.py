@@ -80,8 +80,10 @@ def check_settings(jobs: list[Job], folder: str) -> None:
 
 
 def write_settings(jobs: list[Job], folder: str) -> None:
-    """Begins a folder: says what its shards are made of."""
-    write_json(epath.Path(folder) / SETTINGS, {job.split: job.settings for job in jobs})
+    """Begins a folder, where it is not begun yet: says what its shards are made of."""
+    file = epath.Path(folder) / SETTINGS
+    if not file.exists():
+        write_json(file, {job.split: job.settings for job in jobs})
 
 
 def finished(job: Job, folder: str) -> dict[int, Shard]:
