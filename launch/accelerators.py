@@ -90,7 +90,7 @@ def parse_slice(name: str) -> Slice:
     match = re.fullmatch(r"(\w+)-(\d+)", name.replace("v5litepod", "v5e"))
     if match is None or match[1] not in GENERATIONS:
         near = closest(name.split("-")[0], GENERATIONS)
-        raise UserError(f"there is no TPU slice '{name}'{near} Write v4-N, v5e-N, v5p-N or v6e-N, as in v5e-256")
+        raise UserError(f"there is no TPU slice '{name}'{near}: write v4-N, v5e-N, v5p-N or v6e-N, as in v5e-256")
     generation, count = GENERATIONS[match[1]], int(match[2])
     sizes = [chips * generation.cores_per_chip for chips in generation.topologies]
     if count not in sizes:

@@ -2,8 +2,8 @@
 
 The only module that knows Orbax. A checkpoint is a directory `checkpoints/<step>/` of one item each for `params`, `ema`
 and `model_state` (where there are any), `optimizer`, and `progress` (JSON, with a checksum of every array). Saving is
-asynchronous and ends with a rename, so that a directory with a bare number for a name was whole once; what was damaged
-later is found when it is read.
+asynchronous and ends with a rename, or in a bucket with a file `commit_success.txt`, so that what `saved_steps` lists
+was whole once; what was damaged later is found when it is read.
 """
 
 import contextlib

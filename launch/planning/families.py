@@ -8,6 +8,7 @@ import math
 
 from dalle_jax.training import chips
 from dalle_jax.training.chips import Chip
+from launch.accelerators import GENERATIONS
 
 GBIT = 1e9 / 8
 """Bytes of a gigabit."""
@@ -20,9 +21,7 @@ class Family:
     Attributes:
       chip: figures of one of them.
       network_bandwidth: its share of its host's network card, bytes per second, one way.
-      shapes: slices that exist, as grids of chips with links along two or three dimensions.
       torus_from: a dimension of at least this many chips is closed to a ring.
-      cores_per_chip: what N of `NAME-N` counts: chips (1), or cores (2).
       compiler_name: as libtpu spells it.
       published_mfu: useful FLOPs over peak that published training runs reach, lowest and highest.
       source: of the network's figure and of the published runs.
@@ -30,12 +29,21 @@ class Family:
 
     chip: Chip
     network_bandwidth: float
-    shapes: tuple[tuple[int, ...], ...]
     torus_from: int
-    cores_per_chip: int
     compiler_name: str
     published_mfu: tuple[float, float]
     source: str
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Slices of several chips that exist, as grids of chips with links along two or three dimensions."""
+        grids = [tuple(map(int, grid.split("x"))) for grid in GENERATIONS[self.chip.name].topologies.values()]
+        return [grid for grid in grids if math.prod(grid) > 1]
+
+    @property
+    def cores_per_chip(self) -> int:
+        """What N of `NAME-N` counts: chips (1), or cores (2)."""
+        return GENERATIONS[self.chip.name].cores_per_chip
 
     @property
     def sizes(self) -> dict[int, tuple[int, ...]]:
@@ -48,20 +56,6 @@ class Family:
         return self.chip.link_bandwidth / (2 * len(self.shapes[0]))
 
 
-_FLAT = ((2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
-_CUBES = (
-    (2, 2, 1),
-    (2, 2, 2),
-    (2, 2, 4),
-    (2, 4, 4),
-    (4, 4, 4),
-    (4, 4, 8),
-    (4, 8, 8),
-    (8, 8, 8),
-    (8, 8, 16),
-    (8, 16, 16),
-    (16, 16, 16),
-)
 _CHIPS = {chip.name: chip for chip in chips.CHIPS}
 
 FAMILIES = {
@@ -70,9 +64,7 @@ FAMILIES = {
         Family(
             _CHIPS["v4"],
             network_bandwidth=50 * GBIT,
-            shapes=_CUBES,
             torus_from=4,
-            cores_per_chip=2,
             compiler_name="v4",
             published_mfu=(0.46, 0.46),
             source="network taken as the v5p's; PaLM 540B (Chowdhery et al. 2022)",
@@ -80,9 +72,7 @@ FAMILIES = {
         Family(
             _CHIPS["v5e"],
             network_bandwidth=25 * GBIT,
-            shapes=_FLAT,
             torus_from=16,
-            cores_per_chip=1,
             compiler_name="v5e",
             published_mfu=(0.61, 0.67),
             source="6.4 Tbit/s a pod of 256 (Google Cloud, TPU v5e); MaxText, 16B and 32B on v5e-256",
@@ -90,9 +80,7 @@ FAMILIES = {
         Family(
             _CHIPS["v5p"],
             network_bandwidth=50 * GBIT,
-            shapes=_CUBES,
             torus_from=4,
-            cores_per_chip=2,
             compiler_name="v5",
             published_mfu=(0.65, 0.65),
             source="50 Gbit/s a chip (Google Cloud, TPU v5p); MaxText, Llama2-70B on v5p-1024",
@@ -100,9 +88,7 @@ FAMILIES = {
         Family(
             _CHIPS["v6e"],
             network_bandwidth=100 * GBIT,
-            shapes=_FLAT,
             torus_from=16,
-            cores_per_chip=1,
             compiler_name="v6e",
             published_mfu=(0.39, 0.50),
             source="25.6 Tbit/s a pod of 256 (Google Cloud, TPU v6e); MaxText, Llama3.1 8B to 405B on v6e-256",
