@@ -2,6 +2,7 @@
 
 import os
 import queue
+import signal
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, TypeVar
@@ -25,9 +26,17 @@ def read_ahead(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain hands its flags to the workers; outside `app.run` nobody parsed them
         one = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-        return dataset.to_iter_dataset(one).mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        options = grain.MultiprocessingOptions(num_workers=workers)
+        return dataset.to_iter_dataset(one).mp_prefetch(options, worker_init_fn=_leave_signals_to_parent)
     threads = min(os.cpu_count() or 1, _MAX_THREADS)
     return dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
+
+
+def _leave_signals_to_parent(index: int, count: int) -> None:
+    """A terminal and Slurm signal every process of a job: the parent still needs its workers while it saves."""
+    del index, count
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, signal.SIG_IGN)
 
 
 def compute_ahead(items: Iterable[T], function: Callable[[T], U], size: int) -> Generator[U, None, None]:

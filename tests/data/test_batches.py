@@ -1,5 +1,8 @@
 """Batches: a function of (seed, n) alone, finite passes, bad samples replaced, counted and in the end refused."""
 
+import multiprocessing
+import os
+import signal
 import threading
 from collections import Counter
 
@@ -117,6 +120,20 @@ def test_worker_processes_make_the_same_batches(make, tar_source):
         assert_equal(next(stream), make(tar_source)[n])
     stream.close()
     assert batches.bad_counts["truncated"] > 0
+
+
+def test_a_signal_to_the_whole_job_leaves_the_workers_reading(make, tar_source):
+    before = set(multiprocessing.active_children())
+    stream = make(tar_source, workers=1, max_bad_fraction=1.0).iterate()
+    next(stream)
+    (worker,) = set(multiprocessing.active_children()) - before
+    for name in (signal.SIGTERM, signal.SIGINT):
+        os.kill(worker.pid, name)
+    for n in range(1, 12):
+        assert_equal(next(stream), make(tar_source)[n])
+    stream.close()
+    worker.join(10)
+    assert not worker.is_alive()
 
 
 def test_what_workers_find_wrong_reaches_the_person(make, tar_source):
