@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Set-up, then lint, types, documentation and every test of the default tier.
-#   --parity   install torch and the peers as well, so that the tests against them run
+#   --parity   install torch, the peers and the TPU compiler as well, so that the tests that need them run
 #   --slow     run the slow tests too (and install what checks the cluster starters and paths at gs://)
 # Other arguments go to pytest: bash launch/test.sh tests/data -k webdataset
 set -euo pipefail
@@ -32,6 +32,7 @@ if $parity; then
   # In this order, or torchvision and the peers would bring the CUDA build of torch with them.
   install_once torch torch
   install_once torchvision --no-deps torchvision
+  install_once tpu -e ".[dev,tpu]"
   install_once parity -e ".[dev,parity]"
   install_once peers --no-deps DALL-E clip-anytorch dalle-pytorch axial_positional_embedding rotary-embedding-torch g-mlp-pytorch
 fi

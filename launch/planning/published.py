@@ -38,7 +38,7 @@ PUBLISHED = (
     *_requests("configs/codec_dalle.py", ("v5e-64",)),
     *(
         request
-        for preset in ("vit_b32", "vit_b16", "vit_l14", "vit_l14_336")
+        for preset in ("vit_b32", "vit_b16", "vit_l14", "vit_l14_336", "rn50", "rn50x64", "siglip_b16")
         for request in _requests(f"configs/clip.py:{preset}", ("v5e-256",))
     ),
 )
