@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def torchvision():
-    """The registry's torchvision is a CUDA build, which loads beside a CPU torch once two operators are declared."""
+    """The wheel of torchvision is a CUDA build, which loads beside a CPU torch once two operators are declared."""
     torch = pytest.importorskip("torch")
     try:
         import torchvision  # noqa: F401

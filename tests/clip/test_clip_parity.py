@@ -1,7 +1,5 @@
 """The same numbers as OpenAI's, open_clip's and transformers' CLIP, on random weights of theirs."""
 
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,25 +11,10 @@ from clip_jax.model import abstract_params, normalize
 from clip_jax.pictures import preprocess
 from clip_jax.vision import normalize_pixels
 from dalle_jax.training.trees import named_leaves
+from tests.clip.same_numbers import relative_difference
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("torchvision")]
 torch = pytest.importorskip("torch")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def torchvision():
-    """The registry's torchvision is a CUDA build, which loads beside a CPU torch once two operators are declared."""
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:
-        for name in [name for name in sys.modules if name.startswith("torchvision")]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        yield library  # which forgets the operators when it is forgotten
-    else:
-        yield None
 
 
 LAYERS, EMBED, END = 2, 64, 49407
@@ -163,10 +146,6 @@ def transformers():
         lambda pixels: features(model.get_image_features(pixels)),
         lambda ids: features(model.get_text_features(ids)),
     )
-
-
-def relative_difference(ours, theirs):
-    return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
 
 
 @pytest.mark.parametrize("peer", [openai, open_clip, transformers])

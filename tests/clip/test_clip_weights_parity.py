@@ -14,12 +14,10 @@ from clip_jax.weights import open_published
 from clip_jax.weights_open_clip import config_from_open_clip
 from clip_jax.weights_openai import deduce_config
 from dalle_jax.nn.transformer import Activation
+from tests.clip.same_numbers import TEXTS, same_numbers
 
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("torchvision")]
 torch = pytest.importorskip("torch")
-
-TEXTS = ["a photo of a cat", "two dogs, &amp; a long line of birds over the sea", ""]
-TOLERANCE = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,30 +38,6 @@ PUBLISHED = {
     "ViT-L/14, 2 layers": Sizes(224, 14, (2, 1024), (2, 768), 768),
     "ViT-L/14@336px, 1 layer": Sizes(336, 14, (1, 1024), (1, 768), 768),
 }
-
-
-def pictures(size):
-    return np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
-
-
-def relative_difference(ours, theirs):
-    theirs = theirs.detach().numpy()
-    return np.abs(ours - theirs).max() / np.abs(theirs).max()
-
-
-def same_numbers(clip, encode_image, encode_text, logit_scale):
-    """Features of pictures and captions, and the logits of all pairs."""
-    images = pictures(clip.config.vision.image_size)
-    pixels = np.asarray(normalize_pixels(jnp.asarray(images), clip.config.vision)).transpose(0, 3, 1, 2)
-    with torch.no_grad():
-        image = encode_image(torch.tensor(pixels))
-        text = encode_text(torch.tensor(clip.tokenize(TEXTS)).long())
-        units = [features / features.norm(dim=-1, keepdim=True) for features in (image, text)]
-        logits = logit_scale.exp() * units[0] @ units[1].T
-    assert relative_difference(clip.encode_image(images), image) < TOLERANCE
-    assert relative_difference(clip.encode_text(TEXTS), text) < TOLERANCE
-    ours = np.stack([clip.score(images, caption) for caption in TEXTS], axis=-1)
-    assert relative_difference(ours, logits) < TOLERANCE
 
 
 def openai(sizes):

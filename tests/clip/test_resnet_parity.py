@@ -14,7 +14,7 @@ from clip_jax.vision import normalize_pixels
 from clip_jax.weights import open_published
 from clip_jax.weights_openai import openai_names
 from dalle_jax.weights import write_tensors
-from tests.clip.test_clip_weights_parity import pictures, relative_difference, same_numbers
+from tests.clip.same_numbers import pictures, relative_difference, same_numbers
 
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("torchvision")]
 torch = pytest.importorskip("torch")

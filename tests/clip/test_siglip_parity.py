@@ -13,11 +13,11 @@ from clip_jax.vision import normalize_pixels
 from clip_jax.weights import open_published
 from configs import clip as presets
 from dalle_jax.config import from_config_dict
+from tests.clip.same_numbers import TOLERANCE, relative_difference
 
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("torchvision")]
 torch = pytest.importorskip("torch")
 
-TOLERANCE = 1e-4
 TINY = presets.Siglip(40, 16, 12, 2, 48, 4, 100)  # eight pixels are left out
 B16, SO400M = presets.SIGLIP_PRESETS["siglip_b16"], presets.SIGLIP_PRESETS["siglip_so400m14"]
 
@@ -47,11 +47,6 @@ def transformers(config):
         model.logit_scale.fill_(np.log(10))
         model.logit_bias.fill_(-3)
     return model
-
-
-def relative_difference(ours, theirs):
-    theirs = theirs.detach().numpy()
-    return np.abs(ours - theirs).max() / np.abs(theirs).max()
 
 
 def same_numbers(clip, model):
