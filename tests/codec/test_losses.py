@@ -50,6 +50,20 @@ def test_reconstruction_is_summed_over_a_picture_and_best_where_it_is_right(kind
     np.testing.assert_allclose(twice, 2 * loss, rtol=1e-4, atol=1e-4)
 
 
+def test_a_floor_under_the_scales():
+    """Beneath it the scale is the floor, and nothing is gained by shrinking it; above it nothing changes."""
+    x = map_pixels(jnp.full((1, 2, 2, 3), 200, jnp.uint8))
+    at = lambda log_scale, floor=None: reconstruction_loss(  # noqa: E731
+        Reconstruction.LOGIT_LAPLACE,
+        x,
+        jnp.concatenate([jnp.zeros_like(x), jnp.full_like(x, log_scale)], axis=-1),
+        floor,
+    )[0]
+    assert at(-3.0, -1.0) == at(-1.0) != at(-3.0)
+    assert jax.grad(at)(-3.0, -1.0) == 0.0 != jax.grad(at)(-3.0)
+    assert at(-0.5, -1.0) == at(-0.5)
+
+
 def test_kl_to_the_uniform_prior():
     codes, cells = 8, 6
     certain = 1000.0 * jax.nn.one_hot(jnp.zeros((1, 2, 3), jnp.int32), codes)
