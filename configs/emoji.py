@@ -55,9 +55,9 @@ CPU = Size(
     num_layers=4,
     clip_patch=16,
     batch_size=32,
-    codec_steps=2_500,
+    codec_steps=1_500,
     decoder_steps=2_000,
-    clip_steps=600,
+    clip_steps=500,
     dtype="float32",
 )
 
