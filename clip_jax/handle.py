@@ -149,7 +149,8 @@ class Clip:
         texts = [text] if isinstance(text, str) else list(text)
         if len(texts) not in (1, len(images)):
             raise UserError(f"{len(images)} pictures and {len(texts)} captions: give one caption, or one a picture")
-        captions = np.stack([self._text_feature(caption) for caption in texts])
+        # A prompt is asked for again and again while its candidates are ranked; captions of data are not.
+        captions = self._text_feature(texts[0])[None] if len(texts) == 1 else self.encode_text(texts)
         scores = _scores(self.encode_image(images), captions, self.logit_scale, self.logit_bias)
         return scores if isinstance(images, jax.Array) else np.asarray(scores)
 

@@ -66,7 +66,7 @@ def linear_probe(
       validation: None: a fifth of each class of `train`.
 
     Raises:
-      UserError: scikit-learn is not installed, or there is too little to hold out.
+      UserError: scikit-learn is not installed, there is too little to hold out, or what is held out cannot be judged.
     """
     if validation is None:
         held_out = validation_rows(train.labels)
@@ -75,7 +75,10 @@ def linear_probe(
 
     def judge(strength: float) -> float:
         scores, _ = fit(train, known.features, num_classes, strength)
-        return classification_metrics(known.labels, scores)[metric.value]
+        figures = classification_metrics(known.labels, scores)
+        if metric.value not in figures:
+            raise UserError(f"the validation pictures cannot be judged by {metric.value}: they do not show every class")
+        return figures[metric.value]
 
     strength, tried = search(judge)
     scores, converged = fit(train + validation, test.features, num_classes, strength)
@@ -112,6 +115,8 @@ def fit(data: Labelled, features: Float[np.ndarray, "n D"], num_classes: int, st
         from sklearn.multiclass import OneVsRestClassifier
     except ImportError:
         raise UserError('linear probes need scikit-learn: pip install "dalle-jax[eval]"') from None
+    if data.labels.ndim == 1 and len(np.unique(data.labels)) < 2:
+        raise UserError("the pictures to fit a linear probe on are all of one class: it needs two at least")
     model: Any = LogisticRegression(C=1 / strength, max_iter=MAX_ITERATIONS)
     if data.labels.ndim == 2:
         model = OneVsRestClassifier(model)

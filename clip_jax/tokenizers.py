@@ -306,9 +306,12 @@ def _from_tokenizer_json(file: epath.Path, options: Mapping[str, Any]) -> Captio
         return SiglipTokenizer(_parsed(file), **options)
     if model.get("end_of_word_suffix") != "</w>":
         raise UserError(f"{file} is neither CLIP's byte-pair encoding nor SigLIP's unigrams (its model: {kind})")
-    # Older files hold a merge as one string, newer ones as a pair.
-    merges = _merges([merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]])
-    vocab = model["vocab"] | {token["content"]: token["id"] for token in added}
+    try:
+        # Older files hold a merge as one string, newer ones as a pair.
+        merges = _merges([merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]])
+        vocab = model["vocab"] | {token["content"]: token["id"] for token in added}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{file} cannot be read as a tokenizer: {error!r}") from error
     return ClipTokenizer(vocab, merges, **options)
 
 

@@ -88,7 +88,7 @@ def open_published(path: epath.PathLike, *, activation: str | Activation | None 
     opened = None
     if os.path.isfile(os.path.join(folder, OPEN_CLIP_CONFIG)):
         opened = _open_clip_folder(folder, file)
-    elif os.path.isfile(os.path.join(folder, "config.json")):
+    if opened is None and os.path.isfile(os.path.join(folder, "config.json")):
         opened = _hf_folder(folder, file)
     if opened is None:
         return _bare_file(path, chosen)
@@ -105,7 +105,10 @@ def _hf_folder(folder: str, file: str | None) -> Published | None:
     settings = read_settings(os.path.join(folder, "config.json"))
     if "model_type" not in settings:
         return None
-    if (family := settings["model_type"]) not in _HF_FAMILIES:
+    family = settings["model_type"]
+    if family not in _HF_FAMILIES and file is not None:
+        return None
+    if family not in _HF_FAMILIES:
         known = " and ".join(f"'{name}'" for name in _HF_FAMILIES)
         raise UserError(f"{folder} holds a model of type '{family}', and those read here are of {known}")
     config_from, names_of = _HF_FAMILIES[family]
@@ -120,12 +123,17 @@ def _hf_folder(folder: str, file: str | None) -> Published | None:
     return _checked(config, path, folder, names_of(config), tensors, HF_IGNORED)
 
 
-def _open_clip_folder(folder: str, file: str | None) -> Published:
+def _open_clip_folder(folder: str, file: str | None) -> Published | None:
+    """None where the folder is Hugging Face's too, as some on their hub are, and the weights are in that form."""
+    path, both = file or find_file(folder, OPEN_CLIP_FILES), find_file(folder, ["config.json"]) is not None
+    if path is None and both:
+        return None
     config = config_from_open_clip(read_settings(os.path.join(folder, OPEN_CLIP_CONFIG)), folder)
-    path = file or find_file(folder, OPEN_CLIP_FILES)
     if path is None:
         raise UserError(f"{folder} has an {OPEN_CLIP_CONFIG} and no weights beside it ({', '.join(OPEN_CLIP_FILES)})")
     tensors = read_tensors(path)
+    if both and any(name.startswith("text_model.") for name in tensors):
+        return None
     names = openai_names(config, text_prefix=text_prefix(tensors))
     return _checked(config, path, folder, names, tensors, OPENAI_IGNORED)
 

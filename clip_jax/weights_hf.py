@@ -106,13 +106,15 @@ def config_from_hf(settings: Mapping[str, Any], preprocessor: Mapping[str, Any],
       UserError: sizes are missing or do not fit together.
     """
     # Old files carry a section twice; where they differ, transformers takes the one with `_dict`.
-    text = _TEXT_DEFAULTS | (settings.get("text_config") or {}) | (settings.get("text_config_dict") or {})
-    vision = _VISION_DEFAULTS | (settings.get("vision_config") or {}) | (settings.get("vision_config_dict") or {})
+    text, vision = (
+        defaults | section_from_hf(settings, name, where) | section_from_hf(settings, f"{name}_dict", where)
+        for name, defaults in (("text_config", _TEXT_DEFAULTS), ("vision_config", _VISION_DEFAULTS))
+    )
     if vision["num_channels"] != 3:
         raise UserError(f"{where}: its image tower reads {vision['num_channels']} channels, and pictures have 3")
-    normalization = normalization_from_hf(preprocessor)
-    end_id = text["vocab_size"] - 1 if text["eos_token_id"] == _LEGACY_END else text["eos_token_id"]
     try:
+        normalization = normalization_from_hf(preprocessor)
+        end_id = text["vocab_size"] - 1 if text["eos_token_id"] == _LEGACY_END else text["eos_token_id"]
         return ClipConfig(
             settings.get("projection_dim", 512),
             VisionConfig(vision["image_size"], vision["patch_size"], tower_from_hf(vision, where), **normalization),
@@ -120,6 +122,18 @@ def config_from_hf(settings: Mapping[str, Any], preprocessor: Mapping[str, Any],
         )
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{where}/config.json describes no model: {error}") from error
+
+
+def section_from_hf(settings: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+    """A part of `config.json`; empty where there is none.
+
+    Raises:
+      UserError: it is no object.
+    """
+    section = settings.get(name) or {}
+    if not isinstance(section, dict):
+        raise UserError(f"{where}/config.json describes no model: its '{name}' is no object")
+    return section
 
 
 def normalization_from_hf(preprocessor: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,19 +56,19 @@ def config_from_open_clip(settings: Mapping[str, Any], where: str) -> ClipConfig
     if not isinstance(model, dict) or "embed_dim" not in model:
         raise UserError(f"{where}/{CONFIG} has no 'model_cfg' with an 'embed_dim'")
     vision, text = _section(model, "vision_cfg", _VISION, where), _section(model, "text_cfg", _TEXT, where)
-    preprocess = settings.get("preprocess_cfg") or {}
-    normalization: dict[str, Any] = {
-        ours: tuple(preprocess[theirs])
-        for ours, theirs in (("pixel_mean", "mean"), ("pixel_std", "std"))
-        if preprocess.get(theirs)
-    }
-    resize = preprocess.get("resize_mode") or "shortest"
-    if resize not in _RESIZE:
-        raise UserError(f"{where}/{CONFIG}: preprocess_cfg.resize_mode='{resize}' is not built here")
-    normalization["preprocessing"] = _RESIZE[resize]
-    end_id = text["eos_id"] if text.get("pool_type") == "eos" else text["vocab_size"] - 1
+    preprocess = _object(settings, "preprocess_cfg", where)
     quick = bool(model.get("quick_gelu"))
     try:
+        normalization: dict[str, Any] = {
+            ours: tuple(preprocess[theirs])
+            for ours, theirs in (("pixel_mean", "mean"), ("pixel_std", "std"))
+            if preprocess.get(theirs)
+        }
+        resize = preprocess.get("resize_mode") or "shortest"
+        if resize not in _RESIZE:
+            raise UserError(f"{where}/{CONFIG}: preprocess_cfg.resize_mode='{resize}' is not built here")
+        normalization["preprocessing"] = _RESIZE[resize]
+        end_id = text["eos_id"] if text.get("pool_type") == "eos" else text["vocab_size"] - 1
         size = vision["image_size"]
         side, *other = size if isinstance(size, list | tuple) else (size,)
         if any(length != side for length in other):
@@ -94,13 +94,20 @@ def _vision(image_size: int, sizes: Mapping[str, Any], quick: bool) -> VisionCon
 
 
 def _section(model: Mapping[str, Any], name: str, defaults: Mapping[str, Any], where: str) -> dict[str, Any]:
-    section = model.get(name) or {}
+    section = _object(model, name, where)
     for key, value in section.items():
         known = key in defaults or key in _ASIDE or value in _NEUTRAL.get(key, ())
         if not known and value not in (None, False, 0, "", "default"):
             other = "; of a SigLIP, load Hugging Face's folder" if "siglip" in str(value) else ""
             raise UserError(f"{where}/{CONFIG}: {name}.{key}={value!r} is of a model that is not built here{other}")
     return {**defaults, **section}
+
+
+def _object(settings: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+    section = settings.get(name) or {}
+    if not isinstance(section, dict):
+        raise UserError(f"{where}/{CONFIG} describes no model: its '{name}' is no object")
+    return section
 
 
 def _tower(sizes: Mapping[str, Any], head_dim: int, quick: bool) -> TransformerConfig:

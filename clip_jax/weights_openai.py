@@ -4,7 +4,7 @@ import functools
 import hashlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from clip_jax.config import ClipConfig, TextConfig, VisionConfig, tower_config
 from clip_jax.weights_resnet import deduce_resnet, is_resnet, resnet_names
@@ -118,7 +118,7 @@ def deduce_config(tensors: Mapping[str, Tensor], where: str, activation: Activat
     end-of-text token is the last of the vocabulary.
 
     Raises:
-      UserError: the names that tell the sizes are not there.
+      UserError: the names that tell the sizes are not there, or their shapes are those of no model.
     """
     prefix = text_prefix(tensors)
 
@@ -129,26 +129,36 @@ def deduce_config(tensors: Mapping[str, Tensor], where: str, activation: Activat
                 f"{where} has no '{name}': its names ({known}, ...) are not those of OpenAI's or open_clip's CLIP; "
                 "of a Hugging Face model, give the folder with its config.json"
             )
-        if len(tensors[name].shape) != rank:
-            raise UserError(f"{where}: '{name}' is {tensors[name].shape} and should have {rank} axes")
+        if len(tensors[name].shape) != rank or 0 in tensors[name].shape:
+            raise UserError(
+                f"{where}: '{name}' is {tensors[name].shape} and should have {rank} axes, none of them empty"
+            )
         return tensors[name].shape
 
     vocab_size, width = shape(f"{prefix}token_embedding.weight", 2)
     context_length, _ = shape(f"{prefix}positional_embedding", 2)
     _, embed_dim = shape(f"{prefix}text_projection", 2)
-    text = _deduce_tower(tensors, f"{prefix}transformer", width, activation, where)
-    if is_resnet(tensors):
-        vision = deduce_resnet(tensors, shape, where)
-    else:
-        vision_width, _, patch_size, _ = shape("visual.conv1.weight", 4)
-        positions, _ = shape("visual.positional_embedding", 2)
-        transformer = _deduce_tower(tensors, "visual.transformer", vision_width, activation, where)
-        vision = VisionConfig(patch_size * round((positions - 1) ** 0.5), patch_size, transformer)
-    return ClipConfig(embed_dim, vision, TextConfig(vocab_size, context_length, vocab_size - 1, text))
+    try:
+        text = _deduce_tower(tensors, f"{prefix}transformer", width, activation, shape, where)
+        if is_resnet(tensors):
+            vision = deduce_resnet(tensors, shape)
+        else:
+            vision_width, _, patch_size, _ = shape("visual.conv1.weight", 4)
+            positions, _ = shape("visual.positional_embedding", 2)
+            transformer = _deduce_tower(tensors, "visual.transformer", vision_width, activation, shape, where)
+            vision = VisionConfig(patch_size * round((positions - 1) ** 0.5), patch_size, transformer)
+        return ClipConfig(embed_dim, vision, TextConfig(vocab_size, context_length, vocab_size - 1, text))
+    except ValueError as error:
+        raise UserError(f"{where} describes no model: {error}") from error
 
 
 def _deduce_tower(
-    tensors: Mapping[str, Tensor], theirs: str, width: int, activation: Activation, where: str
+    tensors: Iterable[str],
+    theirs: str,
+    width: int,
+    activation: Activation,
+    shape: Callable[[str, int], tuple[int, ...]],
+    where: str,
 ) -> TransformerConfig:
     prefix, suffix = f"{theirs}.resblocks.", ".mlp.c_fc.weight"
     layers = [name for name in tensors if name.startswith(prefix) and name.endswith(suffix)]
@@ -157,5 +167,5 @@ def _deduce_tower(
     head_dim = max(_HEAD_DIM, width // 16) if theirs.startswith("visual") else _HEAD_DIM
     if width % head_dim:
         raise UserError(f"{where}: '{theirs}' is {width} wide, which does not divide into heads of {head_dim}")
-    mlp_dim = tensors[layers[0]].shape[0]
+    mlp_dim, _ = shape(layers[0], 2)
     return tower_config(len(layers), width, head_dim, mlp_dim=mlp_dim, activation=activation)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 
 from clip_jax.config import RESNET_STRIDE, VisionConfig, resnet_config
 from clip_jax.resnet import EXPANSION
-from dalle_jax.errors import UserError
 from dalle_jax.weights import Names
 
 _BLOCK = "visual.layer1.0.conv1.weight"
@@ -61,23 +60,19 @@ def is_resnet(tensors: Iterable[str]) -> bool:
     return _BLOCK in tensors
 
 
-def deduce_resnet(tensors: Iterable[str], shape: Callable[[str, int], tuple[int, ...]], where: str) -> VisionConfig:
+def deduce_resnet(tensors: Iterable[str], shape: Callable[[str, int], tuple[int, ...]]) -> VisionConfig:
     """The image tower of a bare state dict, as OpenAI's code deduces it; its pool's heads are 64 wide.
 
     Args:
       tensors: names in the file.
       shape: of a tensor with a number of axes; raises `UserError` where there is none.
-      where: the file, for messages.
 
     Raises:
-      UserError: the sizes are those of no model.
+      ValueError: the sizes are those of no model.
     """
     blocks = {tuple(name.split(".")[1:3]) for name in tensors if name.startswith("visual.layer")}
     first, second, third, fourth = (sum(stage == f"layer{i}" for stage, *_ in blocks) for i in range(1, 5))
     width = shape(_BLOCK, 4)[0]
     positions, _ = shape("visual.attnpool.positional_embedding", 2)
     image_size = RESNET_STRIDE * round((positions - 1) ** 0.5)
-    try:
-        return resnet_config(image_size, (first, second, third, fourth), width)
-    except ValueError as error:
-        raise UserError(f"{where} describes no ResNet: {error}") from error
+    return resnet_config(image_size, (first, second, third, fourth), width)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax.config import ClipConfig, Loss, TextConfig, TextTower, VisionConfig, VisionTower
-from clip_jax.weights_hf import normalization_from_hf, tower_from_hf, tower_to_hf, transformer_names
+from clip_jax.weights_hf import normalization_from_hf, section_from_hf, tower_from_hf, tower_to_hf, transformer_names
 from dalle_jax.data.config import Augment
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import TransformerConfig
@@ -77,8 +77,8 @@ def config_from_siglip(settings: Mapping[str, Any], preprocessor: Mapping[str, A
     Raises:
       UserError: it has parts that are not built here, or sizes are missing or do not fit together.
     """
-    text = _TEXT_DEFAULTS | (settings.get("text_config") or {})
-    vision = _VISION_DEFAULTS | (settings.get("vision_config") or {})
+    text = _TEXT_DEFAULTS | section_from_hf(settings, "text_config", where)
+    vision = _VISION_DEFAULTS | section_from_hf(settings, "vision_config", where)
     if vision["num_channels"] != 3:
         raise UserError(f"{where}: its image tower reads {vision['num_channels']} channels, and pictures have 3")
     if not vision["vision_use_head"]:

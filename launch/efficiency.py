@@ -5,7 +5,8 @@
 trains one image tower on one stream of data by three objectives (`clip_jax.objectives`): a caption language model,
 bag-of-words prediction, and bag-of-words contrastive. Each is searched over the same learning rates with the first
 seed; the best of them, by final zero-shot accuracy on the held-out pictures, then runs with every other seed. W gets
-efficiency.json, efficiency.csv (every point of every run) and efficiency.png. Runs that are done are not run again.
+efficiency.json, efficiency.csv (every point of every run) and efficiency.png. Runs that are done are not run again. A
+rate at which training diverges is out of the search, and a line says so.
 
 The ratio of two objectives is that of the pictures each has processed when it first reaches the highest accuracy that
 both reach. Curves are straight between evaluations and begin at chance; the spread is over all pairs of seeds. What the
@@ -13,6 +14,7 @@ paper leaves unstated (targets, scoring) is chosen in `clip_jax.objectives`.
 """
 
 import dataclasses
+import sys
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ from dalle_jax.data.tokenizer import RowTokenizer
 from dalle_jax.errors import UserError
 from dalle_jax.training.distributed import from_primary, is_primary
 from dalle_jax.training.loop import train
+from dalle_jax.training.report import NotFinite
 from dalle_jax.training.workdir import code_version
 from launch.base import find_tokenizer
 from launch.efficiency_report import describe, draw, read_curve, summarise, write_csv
@@ -71,9 +74,20 @@ def write_report(report: dict[str, Any], workdir: epath.Path) -> None:
 def search(
     config: EfficiencyConfig, objective: Objective, tokenizer: RowTokenizer, workdir: epath.Path
 ) -> list[dict[str, Any]]:
-    """The runs of an objective: every learning rate with the first seed, the best with all."""
+    """The runs of an objective: every learning rate with the first seed, the best with all.
+
+    Raises:
+      UserError: it diverges at every rate, or at the best one with another seed.
+    """
     first, *others = config.seeds
-    runs = [run(config, objective, rate, first, tokenizer, workdir) for rate in config.learning_rates]
+    runs = []
+    for rate in config.learning_rates:
+        try:
+            runs.append(run(config, objective, rate, first, tokenizer, workdir))
+        except NotFinite as error:
+            print(f"{objective.value}: the learning rate {rate:g} is left out: {error}", file=sys.stderr)
+    if not runs:
+        raise UserError(f"{objective.value} diverges at every one of config.learning_rates: give lower ones")
     best = max(runs, key=lambda found: found["curve"][-1][1])
     best["chosen"] = True
     again = [run(config, objective, best["learning_rate"], seed, tokenizer, workdir) for seed in others]

@@ -103,7 +103,8 @@ def train(
       The state after the last step, which is also the newest checkpoint.
 
     Raises:
-      UserError: mesh, batch or parameters do not fit; the loss or a gradient was not finite; the disk is full.
+      UserError: mesh, batch or parameters do not fit; the disk is full.
+      NotFinite: the loss or a gradient was not finite.
       Preempted: a SIGTERM came and the state is saved; ends the process with code 0.
     """
     mesh, rules = make_mesh(mesh_config, devices), ShardingRules.of(mesh_config)

@@ -22,6 +22,10 @@ FATAL = ("loss", "grad_norm", "param_norm")
 """Metrics of which none may be infinite or NaN."""
 
 
+class NotFinite(UserError):
+    """A loss, gradient or parameter was infinite or NaN."""
+
+
 class Reporter:
     """Collects the metrics of steps and writes a row every so many.
 
@@ -56,7 +60,7 @@ class Reporter:
         """Takes the metrics of the update that brought the count to `step`.
 
         Raises:
-          UserError: a step before this one was not finite (see `flush`).
+          NotFinite: a step before this one was not finite (see `flush`).
         """
         if self._due:
             self.flush()
@@ -73,7 +77,7 @@ class Reporter:
         """Waits for all steps so far, checks them, and writes the row that is due.
 
         Raises:
-          UserError: a loss, gradient or parameter was not finite; names the first such step and its metrics.
+          NotFinite: a loss, gradient or parameter was not finite; names the first such step and its metrics.
         """
         fetched = jax.device_get(self._on_device)
         self._on_device = []
@@ -100,7 +104,7 @@ class Reporter:
         if all(math.isfinite(row[name]) for name in FATAL if name in row):
             return
         faults = ", ".join(f"{name} is {value}" for name, value in row.items() if not math.isfinite(value))
-        raise UserError(
+        raise NotFinite(
             f"training stopped at step {step}: {faults}; {self._newest()}; "
             "try a lower learning rate, a longer warm-up or a smaller clip_norm"
         )

@@ -100,6 +100,9 @@ _CALLS: dict[str, Call] = {
     )
 }
 
+_FAULTS = (ValueError, TypeError, LookupError, ArithmeticError, EOFError, MemoryError, RecursionError, struct.error)
+"""What reading a damaged pickle runs into; memory, where something is said to be longer than a machine could hold."""
+
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple, "EMPTY_SET": set}
 _NUMBERS = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"}
@@ -137,7 +140,7 @@ def read_pickle(
             if opcode.name == "STOP":
                 return machine.stack.pop()
             machine.run(opcode.name, argument)
-    except (ValueError, TypeError, LookupError, ArithmeticError, EOFError, RecursionError, struct.error) as error:
+    except _FAULTS as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{where} is damaged, or no pickle: {reason}") from error
     raise UserError(f"{where} is damaged: its pickle has no end")

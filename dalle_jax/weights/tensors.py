@@ -69,6 +69,8 @@ def dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def overlaps(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     """Whether elements of a strided tensor may share memory (sizes and strides nest for all that do not)."""
+    if 0 in shape:
+        return False
     reach = 0
     for stride, size in sorted((stride, size) for size, stride in zip(shape, strides, strict=True) if size > 1):
         if stride <= reach:

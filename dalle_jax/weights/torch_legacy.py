@@ -74,7 +74,8 @@ class _Storages:
     def locate(self, file: BufferedReader) -> None:
         """Reads the list of keys, and steps over the numbers."""
         keys, length = read_pickle(file, self.path), os.fstat(file.fileno()).st_size
-        if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(self.names):
+        strings = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+        if not strings or sorted(keys) != sorted(self.names):
             raise UserError(f"{self.path} is refused: its list of storages is not that of its tensors")
         for key in keys:
             name, header = self.names[key], file.read(8)

@@ -66,6 +66,10 @@ def test_pictures_in_every_form_have_the_same_features(clip, params, images, tmp
         np.testing.assert_allclose(clip.encode_image(given), expected, rtol=1e-5, atol=1e-5)
     assert isinstance(clip.encode_image(images), np.ndarray)
     assert clip.encode_image([]).shape == (0, 8)
+    compiled = clip._image_features._cache_size()
+    clip.encode_image(images[::-1])
+    clip.encode_image(jnp.asarray(images) // 2)
+    assert clip._image_features._cache_size() == compiled  # once for each shape
 
 
 def test_resizing_on_device_is_pillows_to_one_level():
@@ -114,6 +118,7 @@ def test_scores_are_scaled_cosines_and_stay_on_the_device(clip, images):
     scores = clip.score(images, texts)
     assert scores.dtype == np.float32 and isinstance(scores, np.ndarray)
     np.testing.assert_allclose(scores, np.sum(unit_image * unit_text, axis=-1) / 0.07, rtol=1e-4, atol=1e-4)
+    assert clip.score([], []).shape == (0,)
     clip.score(images[:1], "red star")  # the caption's feature is kept from here on
     on_device = jax.device_put(images, jax.devices()[0])
     clip.score(on_device, "red star")  # compiles

@@ -256,6 +256,26 @@ def test_old_hugging_face_folders(clip, variables, tmp_path):
         same(old, variables)
 
 
+def test_a_folder_of_both_families(clip, variables, tmp_path):
+    """As hubs hold open_clip's models: a config and weights for each; what is asked for, or is there, is read."""
+    clip_jax.save(clip, tmp_path, format="hf")
+    clip_jax.save(clip, tmp_path, format="open_clip")
+    for path in (tmp_path, tmp_path / "model.safetensors", tmp_path / "open_clip_model.safetensors"):
+        same(clip_jax.load(path, tokenize=tokenize), variables)
+    (tmp_path / "open_clip_model.safetensors").unlink()
+    same(clip_jax.load(tmp_path, tokenize=tokenize), variables)
+    settings = json.loads((tmp_path / "open_clip_config.json").read_text())
+    settings["preprocess_cfg"] = settings["model_cfg"]["text_cfg"] = [1]
+    (tmp_path / "config.json").rename(tmp_path / "other.json")
+    with pytest.raises(UserError, match="has an open_clip_config.json and no weights beside it"):
+        clip_jax.load(tmp_path)
+    for wrong in ("text_cfg", "preprocess_cfg"):
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(settings))
+        with pytest.raises(UserError, match=f"describes no model: its '{wrong}' is no object"):
+            clip_jax.load(tmp_path)
+        settings["model_cfg"].pop("text_cfg", None)
+
+
 def test_what_does_not_fit_is_listed(openai, clip, tmp_path):
     broken = dict(openai)
     del broken["ln_final.bias"], broken["visual.ln_pre.weight"]
@@ -276,6 +296,22 @@ def test_what_does_not_fit_is_listed(openai, clip, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "name, shape, message",
+    [
+        ("visual.conv1.weight", (64, 3, 0, 0), "should have 4 axes, none of them empty"),
+        ("token_embedding.weight", (100, 128, 1), "should have 2 axes"),
+        ("transformer.resblocks.0.mlp.c_fc.weight", (), "should have 2 axes"),
+        ("text_projection", (0, 0), "none of them empty"),
+        ("visual.conv1.weight", (64, 3, 16, 8), r"conv1\.weight is \(64, 3, 16, 8\) and should be \(64, 3, 16, 16\)"),
+    ],
+)
+def test_shapes_that_tell_no_sizes(openai, tmp_path, name, shape, message):
+    path = pickled.state_dict(tmp_path / "wrong.pt", openai | {name: np.zeros(shape, np.float32)})
+    with pytest.raises(UserError, match=message):
+        clip_jax.load(path)
+
+
+@pytest.mark.parametrize(
     "change, message",
     [
         (lambda s: s.update(model_type="bert"), "type 'bert'"),
@@ -283,6 +319,8 @@ def test_what_does_not_fit_is_listed(openai, clip, tmp_path):
         (lambda s: s["vision_config"].update(patch_size=15), "patch_size 15"),
         (lambda s: s["vision_config"].update(num_channels=1), "1 channels"),
         (lambda s: s["vision_config"].update(hidden_size=None), "describes no model"),
+        (lambda s: s["text_config"].update(vocab_size="many", eos_token_id=2), "describes no model"),
+        (lambda s: s.update(text_config=[1]), "describes no model: its 'text_config' is no object"),
     ],
 )
 def test_a_folder_of_another_model(clip, tmp_path, change, message):
@@ -319,6 +357,10 @@ def test_open_clip_parts_that_are_not_built_here(clip, tmp_path, section, key, v
 
 def test_weights_of_something_else(tmp_path, clip):
     path = pickled.state_dict(tmp_path / "other.pt", {"layer.weight": np.zeros((2, 2), np.float32)})
+    with pytest.raises(UserError, match="are not those of OpenAI's"):
+        clip_jax.load(path)
+    # A bare file beside the config of something else is a bare file still.
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(UserError, match="are not those of OpenAI's"):
         clip_jax.load(path)
     (tmp_path / "empty").mkdir()

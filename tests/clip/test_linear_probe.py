@@ -85,6 +85,15 @@ def test_validation_rows_are_a_fifth_of_each_class():
         validation_rows(np.arange(4))
 
 
+def test_data_that_a_probe_cannot_learn_or_be_judged_by():
+    data = blobs(np.random.default_rng(0), 60, classes=2)
+    one = data[data.labels == 0]
+    with pytest.raises(UserError, match="all of one class"):
+        linear_probe(one, data, 2, Metric.ACCURACY, data)
+    with pytest.raises(UserError, match="cannot be judged by roc_auc"):
+        linear_probe(data, data, 2, Metric.ROC_AUC, one)
+
+
 def test_a_fit_that_does_not_converge_is_said_so(monkeypatch):
     monkeypatch.setattr(module, "MAX_ITERATIONS", 2)
     data = blobs(np.random.default_rng(0), 60)

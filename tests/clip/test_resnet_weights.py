@@ -135,7 +135,7 @@ def test_what_does_not_fit_is_listed(openai, clip, tmp_path):
     assert "missing: visual.layer2.1.bn2.running_var; unknown: visual.layer3.0.extra;" in str(error.value)
     assert "visual.attnpool.positional_embedding is (6, 128) and should be (5, 128)" in str(error.value)
     short = {name: x for name, x in openai.items() if not name.startswith("visual.layer3.")}
-    with pytest.raises(UserError, match="describes no ResNet: .* one block"):
+    with pytest.raises(UserError, match="describes no model: .* one block"):
         clip_jax.load(pickled.state_dict(tmp_path / "short.pt", short))
     clip_jax.save(clip, tmp_path / "folder", format="open_clip")
     file = tmp_path / "folder" / "open_clip_config.json"

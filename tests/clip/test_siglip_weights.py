@@ -208,6 +208,8 @@ def test_an_open_clip_folder_says_where_to_go(clip, tmp_path):
     clip_jax.save(clip, tmp_path)
     settings = {"embed_dim": 64, "vision_cfg": {"timm_model_name": "vit_base_patch16_siglip_224"}, "text_cfg": {}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": settings}))
+    assert open_published(tmp_path).config == clip.config  # as Hugging Face's, whose weights are there
+    (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match=r"vit_base_patch16_siglip_224.*Hugging Face's folder"):
         clip_jax.load(tmp_path)
 

@@ -206,6 +206,7 @@ def test_the_whole_table_from_files_gives_the_same_ids(ours, tmp_path):
         ({"tokenizer.json": "[]"}, "JSON object"),
         ({"tokenizer.json": '{"model": {"type": "WordPiece"}}'}, "neither .* WordPiece"),
         ({"tokenizer.json": '{"model": {"type": "Unigram"}}'}, "cannot be read as a tokenizer"),
+        ({"tokenizer.json": '{"model": {"type": "BPE", "end_of_word_suffix": "</w>"}}'}, "cannot be read .*merges"),
         ({"spiece.model": "no model"}, "not a SentencePiece model"),
     ],
 )

@@ -65,10 +65,14 @@ def test_the_plot_puts_points_where_they_belong():
 def test_a_tiny_run_and_going_on_with_it(scripts, cifar_glob, tmp_path):
     arguments = [
         "--config=configs/efficiency.py:tiny", f"--workdir={tmp_path / 'W'}", "--config.data.source=webdataset",
-        f"--config.data.path={cifar_glob}",
+        f"--config.data.path={cifar_glob}", "--config.learning_rates=(0.001, 1e30)",
     ]  # fmt: skip
     done = scripts("efficiency", *arguments)
     assert done.code == 0, done
+    left_out = [
+        line for line in done.err.splitlines() if "the learning rate 1e+30 is left out: training stopped" in line
+    ]
+    assert len(left_out) == 3
     found = json.loads((tmp_path / "W" / "efficiency.json").read_text())
     assert len(found["runs"]) == 6 and found["chance"] == 0.1 and len(found["ratios"]) == 3
     assert all([x for x, _ in run["curve"]] == [8.0, 16.0] for run in found["runs"])
@@ -78,6 +82,15 @@ def test_a_tiny_run_and_going_on_with_it(scripts, cifar_glob, tmp_path):
     assert Image.open(tmp_path / "W" / "efficiency.png").size == (900, 600)
     again = scripts("efficiency", *arguments)
     assert again.code == 0 and json.loads((tmp_path / "W" / "efficiency.json").read_text()) == found
+
+
+@pytest.mark.entry
+def test_an_objective_that_diverges_at_every_rate(scripts, cifar_glob, tmp_path):
+    done = scripts(
+        "efficiency", "--config=configs/efficiency.py:tiny", f"--workdir={tmp_path / 'W'}",
+        "--config.data.source=webdataset", f"--config.data.path={cifar_glob}", "--config.learning_rates=(1e30,)",
+    )  # fmt: skip
+    assert done.code == 2 and done.err.splitlines()[-1].startswith("error: caption_language_model diverges"), done
 
 
 @pytest.mark.entry

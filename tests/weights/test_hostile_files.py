@@ -146,6 +146,12 @@ def test_the_older_layout_lies_too(tmp_path):
     refused(pickled.legacy(tmp_path / "size.pt", good, {0: (5, FLOATS.tobytes())}), "another size")
     refused(pickled.legacy(tmp_path / "cut.pt", good, {0: (6, FLOATS.tobytes()[:-1])}), "truncated")
     refused(pickled.legacy(tmp_path / "keys.pt", good, {1: (6, FLOATS.tobytes())}), "list of storages")
+    numbered = (tmp_path / "good.pt").read_bytes().replace(pickled.value(["0"]), pickled.value([0]))
+    (tmp_path / "numbered.pt").write_bytes(numbered)
+    refused(tmp_path / "numbered.pt", "list of storages")
+    endless = pickled.PROTO + b"\x8e" + struct.pack("<Q", 1 << 62)  # bytes, as many as no machine has
+    (tmp_path / "endless.pt").write_bytes(numbered.replace(pickled.PROTO + pickled.value(good), endless))
+    refused(tmp_path / "endless.pt", "damaged")
     big = {"w": pickled.tensor(0, 7, (7,)), "v": pickled.tensor(0, 6, (6,))}
     refused(pickled.legacy(tmp_path / "two.pt", big, {0: (6, FLOATS.tobytes())}), "two sizes")
 
@@ -204,10 +210,18 @@ def test_every_truncation_is_refused(tmp_path):
                 read_tensors(path)
 
 
-def test_flipped_bytes_never_give_another_error(tmp_path):
+@pytest.mark.parametrize("layout", ["archive", "legacy"])
+def test_flipped_bytes_never_give_another_error(tmp_path, layout):
     """Nor a hang, nor memory: what still reads has tensors inside the file."""
     rng = np.random.default_rng(0)
-    content = pickled.state_dict(tmp_path / "whole.pt", {"w": FLOATS, "v": np.ones((2, 2), np.float16)}).read_bytes()
+    if layout == "archive":
+        file = pickled.state_dict(tmp_path / "whole.pt", {"w": FLOATS, "v": np.ones((2, 2), np.float16)})
+    else:
+        storages = {0: (6, FLOATS.tobytes()), 1: (4, FLOATS[:4].tobytes())}
+        file = pickled.legacy(
+            tmp_path / "whole.pt", {"w": pickled.tensor(0, 6, (2, 3)), "v": pickled.tensor(1, 4, (2, 2))}, storages
+        )
+    content = file.read_bytes()
     path = tmp_path / "flipped.pt"
     for _ in range(400):
         flipped = bytearray(content)
