@@ -6,7 +6,7 @@ paper does not say what follows, and here the rate stays at its end. Matrix prod
 with loss scaling.
 
 Command: `python -m launch.train --config=configs/codec_dalle.py --workdir=W --config.data.path='shards/*.tar'`
-Not trained here at the published size. `:tiny` is to reach 21 dB on held-out scenes with over half of its codes in use
+Not trained here at the published size. `:tiny` reaches 22.2 dB on held-out scenes with 69% of its codes in use
 (docs/results.md).
 """
 
