@@ -53,6 +53,8 @@ def load(
     if tokenize is not None and truncate:
         raise UserError("truncate is for the tokenizer beside the weights: one given by tokenize= cuts by itself")
     if is_published(path):
+        if step is not None:
+            raise UserError(f"{path} holds published weights, not checkpoints of a run: leave step={step} out")
         published = open_published(path, activation=activation)
         home = SingleDeviceSharding(jax.local_devices()[0])
         state = published.read(dtype=param_dtype, shardings=home)

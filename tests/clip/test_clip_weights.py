@@ -201,6 +201,12 @@ def test_a_folder_contradicts_an_activation(clip, tmp_path):
         clip_jax.load(tmp_path, activation="gelu")
 
 
+def test_published_weights_have_no_steps(clip, tmp_path):
+    clip_jax.save(clip, tmp_path)
+    with pytest.raises(UserError, match="holds published weights, not checkpoints of a run: leave step=3 out"):
+        clip_jax.load(tmp_path, step=3)
+
+
 def test_what_the_others_do_not_have_is_refused(clip, tmp_path):
     text = dataclasses.replace(CONFIG.text, tower=TextTower.BAG_OF_WORDS)
     words = Clip(dataclasses.replace(CONFIG, text=text), clip.variables["params"], tokenize)
