@@ -56,7 +56,7 @@ CPU = Size(
     clip_patch=16,
     batch_size=32,
     codec_steps=1_500,
-    decoder_steps=2_000,
+    decoder_steps=1_000,
     clip_steps=500,
     dtype="float32",
 )

@@ -138,15 +138,21 @@ def saved_bytes(program: core.ClosedJaxpr | core.Jaxpr) -> int:
 
     Gradients of stacked parameters leave loops too, but are the same under every policy.
     """
-    jaxpr = program.jaxpr if isinstance(program, core.ClosedJaxpr) else program
     total = 0
-    for equation in jaxpr.eqns:
+    for equation in _open(program).eqns:
         if equation.primitive.name == "scan":
-            stacked = equation.outvars[equation.params["num_carry"] :]
-            total += sum(math.prod(x.aval.shape) * x.aval.dtype.itemsize for x in stacked)  # type: ignore[attr-defined]
+            (body,) = map(_open, inner_programs(equation.params))
+            # Versions of JAX count what is carried in different ways; what is stacked has one axis more outside.
+            ends: Any = zip(equation.outvars, body.outvars, strict=True)
+            stacked = [outer.aval for outer, inner in ends if outer.aval.ndim > inner.aval.ndim]
+            total += sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in stacked)
         else:
             total += sum(map(saved_bytes, inner_programs(equation.params)))
     return total
+
+
+def _open(program: core.ClosedJaxpr | core.Jaxpr) -> core.Jaxpr:
+    return program.jaxpr if isinstance(program, core.ClosedJaxpr) else program
 
 
 def _flags(
