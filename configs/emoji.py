@@ -5,7 +5,7 @@ r"""Text to emoji: 3,421 glyphs of Noto Color Emoji and their Unicode names, 64x
     python -m launch.generate --workdir=runs/emoji --prompt="woman judge: light skin tone" \
         --num_samples=64 --keep=8 --out=out
 
-`emoji.py` is the full run, for one GPU; `emoji.py:cpu` is a reduced one for two cores (about 45 minutes).
+`emoji.py` is the full run, for one GPU; `emoji.py:cpu` is a reduced one for two cores (about 40 minutes).
 
 Data         flags, faces, people by profession and skin tone, animals, objects: small, but drawn and named by people,
              and compositional. 5% are held out by a hash of their keys.
@@ -39,13 +39,14 @@ class Size:
     decoder_steps: int
     clip_steps: int
     dtype: str
+    ema_decay: float
 
     @property
     def grid_size(self) -> int:
         return IMAGE_SIZE // self.codec.stride
 
 
-FULL = Size(2048, PatchConfig(fine_patch=2), 768, 12, 8, 128, 20_000, 30_000, 10_000, "bfloat16")
+FULL = Size(2048, PatchConfig(fine_patch=2), 768, 12, 8, 128, 20_000, 30_000, 10_000, "bfloat16", 0.999)
 CPU = Size(
     codebook_size=1024,
     codec=PatchConfig(
@@ -59,6 +60,7 @@ CPU = Size(
     decoder_steps=1_000,
     clip_steps=500,
     dtype="float32",
+    ema_decay=0.99,
 )
 
 
@@ -118,7 +120,7 @@ def decoder(size: Size) -> DecoderStage:
     optimizer = OptimizerConfig(
         learning_rate=1e-3, warmup_steps=200, final_learning_rate=1e-5, b2=0.96, weight_decay=0.045, clip_norm=4.0
     )
-    train = dataclasses.replace(_train(optimizer, size.batch_size, size.decoder_steps), ema_decay=0.999)
+    train = dataclasses.replace(_train(optimizer, size.batch_size, size.decoder_steps), ema_decay=size.ema_decay)
     return DecoderStage(model, train, Augment.DALLE)
 
 

@@ -91,3 +91,8 @@ class TrainConfig:
     thread's stack and ends with code 76; 0: it waits for ever."""
     deterministic: bool = True
     """On a GPU, ask XLA for deterministic operations, so that a resumed run is the same run bit for bit."""
+
+    @property
+    def initial_share(self) -> float:
+        """Of the parameters' average at the end of the run, what is still its first value; 0 where none is kept."""
+        return 0.0 if self.ema_decay is None else self.ema_decay ** (self.num_steps // self.ema_every)

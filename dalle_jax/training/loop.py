@@ -110,6 +110,8 @@ def train(
     mesh, rules = make_mesh(mesh_config, devices), ShardingRules.of(mesh_config)
     if config.deterministic:
         warn_unless_deterministic(mesh.devices.flat[0].platform)
+    if init_from is None:
+        _warn_of_a_slow_average(config, task.name)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(rules.context())
@@ -161,6 +163,14 @@ def _first_state(
             check_same(state.model_state, loaded.model_state, "the model state that this run begins with")
             state = state.replace(model_state=jax.device_put(loaded.model_state, shardings.model_state))
     return state, {}
+
+
+def _warn_of_a_slow_average(config: TrainConfig, stage: str) -> None:
+    """The average is what is evaluated and loaded: where it ends half random, samples are poor and the loss is not."""
+    if config.initial_share > 0.05 and jax.process_index() == 0:
+        print(f"warning: {stage}: the average of the parameters, which is what is evaluated and loaded, will still be "
+              f"{config.initial_share:.0%} random ones after {config.num_steps:,} steps: lower ema_decay "
+              f"({config.ema_decay}) or train longer", file=sys.stderr, flush=True)  # fmt: skip
 
 
 @dataclasses.dataclass
