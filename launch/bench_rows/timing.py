@@ -101,17 +101,19 @@ def measure(row: Row, *, runs: int, warmup: int, peer: bool) -> dict[str, Any]:
         result["mfu"] = result["flop_per_second"] / chip.flops
     if "peer" in sides:
         result["peer"] = {"name": row.peer, **_summary(sides["peer"], seconds["peer"], around)}
+        work, their_work = _work(sides["ours"], sides["peer"])
         result["ratio"] = statistics.median(
-            (_work(sides["ours"]) / ours) / (_work(sides["peer"]) / theirs)
-            for ours, theirs in zip(seconds["ours"], seconds["peer"], strict=True)
+            (work / ours) / (their_work / theirs) for ours, theirs in zip(seconds["ours"], seconds["peer"], strict=True)
         )
         result["reach"] = row.reach
     return result
 
 
-def _work(workload: Workload) -> float:
-    """What is compared: useful operations, or items where none are counted."""
-    return workload.flops or workload.items
+def _work(ours: Workload, theirs: Workload) -> tuple[float, float]:
+    """What is compared: useful operations where both count them, else items."""
+    if ours.flops and theirs.flops:
+        return ours.flops, theirs.flops
+    return ours.items, theirs.items
 
 
 def _summary(workload: Workload, seconds: list[float], rates: list[Rates]) -> dict[str, Any]:

@@ -43,8 +43,12 @@ def test_measure(clock):
     assert "1.12x peer (6.0000 s; to reach: 1.2x)" in bench.line(result, row)
 
 
-def test_without_operations_items_are_compared(clock):
-    row = Row("row", "s", "tokens", lambda: Workload(lambda: 2.0, items=4.0), lambda: Workload(lambda: 1.0, items=4.0))
+@pytest.mark.parametrize("flops", [{}, {"flops": 1e9}])
+def test_unless_both_count_operations_items_are_compared(clock, flops):
+    row = Row(
+        "row", "s", "tokens",
+        lambda: Workload(lambda: 2.0, items=4.0, **flops), lambda: Workload(lambda: 1.0, items=4.0),
+    )  # fmt: skip
     assert timing.measure(row, runs=2, warmup=1, peer=True)["ratio"] == 0.5
 
 
