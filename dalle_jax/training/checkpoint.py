@@ -179,7 +179,10 @@ class Checkpoints:
             if jax.process_index() == 0:
                 print(f"warning: checkpoint {step} in {self.directory} is damaged ({reason}): going back to {good}; "
                       f"it is kept as {step}.damaged", file=sys.stderr, flush=True)  # fmt: skip
-                (self.directory / str(step)).rename(self.directory / f"{step}.damaged")
+                aside = self.directory / f"{step}.damaged"
+                if aside.exists():
+                    aside.rmtree()  # the run has come by this step before
+                (self.directory / str(step)).rename(aside)
         if damaged:
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices("damaged checkpoints set aside")

@@ -119,7 +119,7 @@ class Ledger:
             return
         self._ended.set()
         self._thread.join(timeout=60)
-        state, reason = _ending(error)
+        state, reason = _ending(error, done=self._start.step >= self._start.num_steps)
         self._change(state=state, reason=reason)
         try:
             self._write()
@@ -150,9 +150,9 @@ class Ledger:
                 continue  # a run does not end for want of a heartbeat; what else it writes will say what is wrong
 
 
-def _ending(error: BaseException | None) -> tuple[str, str]:
-    """The state that a start ends in, and why."""
-    if error is None:
+def _ending(error: BaseException | None, done: bool) -> tuple[str, str]:
+    """The state that a start ends in, and why; `done`: whether it has made the last step."""
+    if error is None or (isinstance(error, Preempted) and done):
         return FINISHED, ""
     if isinstance(error, Preempted):
         return STOPPED, "asked to stop"

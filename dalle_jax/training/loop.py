@@ -24,6 +24,7 @@ from dalle_jax.training.report import Reporter
 from dalle_jax.training.sharding import ShardingRules, put_keys
 from dalle_jax.training.signals import Preempted, StopSignal
 from dalle_jax.training.speed import memory_row, speed_row, time_row
+from dalle_jax.training.starts import broke_off
 from dalle_jax.training.state import TrainState, run_keys
 from dalle_jax.training.step import TrainStep
 from dalle_jax.training.task import Batch, Metrics, Task
@@ -124,7 +125,7 @@ def train(
             contextlib.closing(Checkpoints(workdir, config, task.best_metric, task.best_mode))
         )
         newest = checkpoints.steps[-1] if checkpoints.steps else 0
-        if newest < config.num_steps:
+        if newest < config.num_steps or broke_off(workdir):
             ledger.open(newest)
         state, progress = _first_state(program, checkpoints, init_from, seed)
         if int(state.step) >= config.num_steps:
@@ -230,11 +231,13 @@ class _Loop:
         """Evaluation, preview and checkpoint, where they are due after update `done`."""
         config, last = self.config, done == self.config.num_steps
         stopping = self.stop.received or self.checkpoints.reached_preemption()
+        # Whoever asks to stop does not wait for long. But what the last step leaves out no later start would make up.
+        looking = last or not stopping
         evaluated = None
         looks = self.eval_batches is not None and config.eval_every > 0
-        if not stopping and looks and (last or _due(done, config.eval_every)):
+        if looking and looks and (last or _due(done, config.eval_every)):
             evaluated = self._evaluate(done, state)
-        if not stopping and config.preview_every > 0 and (last or _due(done, config.preview_every)):
+        if looking and config.preview_every > 0 and (last or _due(done, config.preview_every)):
             self._preview(done, state, batch)
         improved = evaluated is not None and config.keep_best > 0 and self.checkpoints.improves(evaluated)
         if stopping or last or improved or _due(done, config.checkpoint_every):

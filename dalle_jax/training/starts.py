@@ -109,6 +109,12 @@ def _read(path: epath.Path) -> Start | None:
         return None
 
 
+def broke_off(stage_dir: epath.PathLike) -> bool:
+    """Whether the last start on record did not finish: killed behind its last checkpoint, it needs one that says so."""
+    starts = read_starts(stage_dir)
+    return bool(starts) and starts[-1].state != FINISHED
+
+
 def account(starts: Sequence[Start]) -> dict[str, float]:
     """Seconds by kind from the first beginning to the last sign of life; their sum is that time.
 

@@ -111,6 +111,18 @@ def test_damaged_newest_falls_back_and_says_so(kind, tmp_path, capsys):
     assert load_params(tmp_path).step == 3
 
 
+def test_a_step_may_be_damaged_twice(tmp_path):
+    save_all(tmp_path, [1])
+    for _ in range(2):
+        save_all(tmp_path, [2])
+        damage(tmp_path, 2)
+        checkpoints = open_checkpoints(tmp_path)
+        restored = checkpoints.restore(abstract(jax.sharding.SingleDeviceSharding(jax.devices()[0])))
+        assert int(restored.state.step) == 1
+        checkpoints.close()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "2.damaged"]
+
+
 def test_a_flipped_bit_in_noise_is_found(tmp_path, capsys):
     noise = jax.random.bits(jax.random.key(0), (128, 64))  # does not compress, and is stored as it is
     checkpoints = open_checkpoints(tmp_path)

@@ -172,11 +172,34 @@ def test_sigterm_in_this_process(tmp_path, uninterrupted):
     assert rows(tmp_path) == rows(uninterrupted[0])
 
 
+def test_sigterm_at_the_last_step_leaves_nothing_out(tmp_path, uninterrupted):
+    def at(n):
+        if n == 19:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Preempted):  # a stage may come after this one, and is not to begin
+        tiny_train(tmp_path, batches=TinyBatches(at=at))
+    assert rows(tmp_path) == rows(uninterrupted[0])
+    assert [start.state for start in read_starts(tmp_path)] == ["finished"], "no later start would say so"
+    assert_same_bits(tiny_train(tmp_path), uninterrupted[1])
+
+
 def test_finished_run_is_left_alone(uninterrupted):
     workdir, state = uninterrupted
     before = rows(workdir)
     assert_same_bits(tiny_train(workdir), state)
     assert rows(workdir) == before
+
+
+def test_killed_behind_its_last_checkpoint_it_is_finished_by_the_next_start(tmp_path):
+    tiny_train(tmp_path, tiny_config(4))
+    before, file = rows(tmp_path), tmp_path / "starts" / "0001.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"state": "running"}))
+    for _ in range(2):
+        tiny_train(tmp_path, tiny_config(4))
+        assert [start.state for start in read_starts(tmp_path)] == ["running", "finished"]
+    assert rows(tmp_path) == before
+    assert json.loads((tmp_path / "summary.json").read_text())["step"] == 4
 
 
 def test_goes_on_longer_and_on_another_mesh(tmp_path, uninterrupted):
