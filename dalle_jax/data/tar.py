@@ -45,13 +45,16 @@ def scan(path: str) -> Iterator[Member]:
                 raise _not_a_tar(path, offset, header)
             kind = header[156:157]
             extension = kind in (_PAX, _GNU_LONG_NAME)
-            size = _number(header[124:136]) if extension else int(override.get("size", _number(header[124:136])))
             start = offset + _BLOCK
-            if start + size > total:
-                raise _cut(path, offset, total)
+            try:
+                size = _size(header, {} if extension else override)
+                if start + size > total:
+                    raise _cut(path, offset, total)
+                override |= _extension(kind, file.pread(size, start)) if extension else {}
+            except ValueError:
+                raise _not_a_tar(path, offset, header) from None
             offset = start + -(-size // _BLOCK) * _BLOCK
             if extension:
-                override |= _extension(kind, file.pread(size, start))
                 continue
             name = override.get("path") or _name(header)
             override = {}
@@ -68,14 +71,28 @@ def _name(header: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
+def _size(header: bytes, override: dict[str, str]) -> int:
+    """Bytes of a member; a negative number would lead back, again and again."""
+    size = int(override["size"]) if "size" in override else _number(header[124:136])
+    if size < 0:
+        raise ValueError(f"a size of {size}")
+    return size
+
+
 def _extension(kind: bytes, data: bytes) -> dict[str, str]:
-    """The path and size in a pax header (`length key=value` records), or the name in a GNU one."""
+    """The path and size in a pax header (`length key=value` records), or the name in a GNU one.
+
+    Raises:
+      ValueError: it holds something else; no checksum covers it.
+    """
     if kind == _GNU_LONG_NAME:
         return {"path": data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")}
     values = {}
     while data and data[:1] != b"\0":
         length = int(data.split(b" ", 1)[0])
-        key, _, value = data[:length].split(b" ", 1)[1].rstrip(b"\n").partition(b"=")
+        if not 0 < length <= len(data):
+            raise ValueError(f"a record of {length} bytes")
+        key, _, value = data[:length].partition(b" ")[2].rstrip(b"\n").partition(b"=")
         if key in (b"path", b"size"):
             values[key.decode()] = value.decode("utf-8", "surrogateescape")
         data = data[length:]

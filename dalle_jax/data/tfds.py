@@ -69,7 +69,13 @@ class Tfds(Source):
         return f"{self._split}/{index}"
 
     def __getitem__(self, index: int) -> Record:
-        example = self._features.deserialize_example_np(self._records[index], decoders=self._decoders)
+        try:
+            data = self._records[index]
+        except OSError as error:
+            raise BadSample(BadReason.MISSING, str(error)) from error
+        except (RuntimeError, IndexError, ValueError) as error:  # of ArrayRecord, for damaged blocks
+            raise BadSample(BadReason.TRUNCATED, f"{self.key(index)}: {error}") from error
+        example = self._features.deserialize_example_np(data, decoders=self._decoders)
         texts, fault = captions_from_mapping(example, self._caption)
         one, several = None, None
         if self._label is not None:

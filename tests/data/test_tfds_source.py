@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import shutil
 import struct
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from dalle_jax.data.config import DataConfig, SourceKind
+from dalle_jax.data.records import BadReason, BadSample
 from dalle_jax.data.sources import open_source
 from dalle_jax.data.tfds import Tfds, open_builder
 from dalle_jax.errors import UserError
@@ -59,6 +61,23 @@ def test_array_record(prepared, png):
     assert record.captions == (f"caption 0 of {number}", f"caption 1 of {number}")
     assert record.label == int(number) % 2
     assert pickle.loads(pickle.dumps(source))[3] == record
+
+
+def test_damaged_and_missing_records_are_bad_samples(prepared, tmp_path):
+    folder = shutil.copytree(prepared.data_path, tmp_path / "captioned" / "1.0.0")
+    source = Tfds(open_builder(str(folder)), "train")
+    (file,) = folder.glob("*train*.array_record*")
+    data = bytearray(file.read_bytes())
+    data[100:-100] = bytes(len(data) - 200)
+    file.write_bytes(data)
+    with pytest.raises(BadSample) as bad:
+        source[3]
+    assert bad.value.reason is BadReason.TRUNCATED
+    source = Tfds(open_builder(str(_as_tfrecord(prepared, tmp_path / "other"))), "train")
+    next((tmp_path / "other").rglob("*train*.tfrecord*")).unlink()
+    with pytest.raises(BadSample) as bad:
+        source[3]
+    assert bad.value.reason is BadReason.MISSING
 
 
 def test_fields_and_slices(prepared):

@@ -72,6 +72,29 @@ def test_compressed_and_damaged_tars_are_named(tmp_path, write_tar, png):
         WebDataset([str(tmp_path / "y.tar")])
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("length", [b"000", b"xyz", b"-99", b"999"])
+def test_a_damaged_pax_header_is_named(tmp_path, write_tar, length):
+    path = write_tar("long.tar", {"n" * 150 + ".png": b"p"}, tarfile.PAX_FORMAT)
+    data = Path(path).read_bytes()
+    place = data.index(b" path=") - 3
+    Path(path).write_bytes(data[:place] + length + data[place + 3 :])
+    with pytest.raises(UserError, match=r"long\.tar is damaged or no tar: no member starts at byte 0"):
+        WebDataset([path])
+
+
+@pytest.mark.timeout(60)
+def test_a_negative_size_is_damage(write_tar):
+    path = write_tar("x.tar", {"a.png": b"p", "b.png": b"q"}, tarfile.USTAR_FORMAT)
+    data = bytearray(Path(path).read_bytes())
+    header = bytearray(data[1024:1536])
+    header[124:136], header[148:156] = b"-0000002000\0", b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    Path(path).write_bytes(data[:1024] + header + data[1536:])
+    with pytest.raises(UserError, match=r"x\.tar is damaged or no tar: no member starts at byte 1024"):
+        WebDataset([path])
+
+
 def test_samples_in_any_order(write_tar, png):
     first = write_tar("0.tar", {"000.jpg": png(0), "000.txt": b"zero", "001.txt": b"one\n\n uno \n", "001.png": png(1)})
     second = write_tar("1.tar", {"002.json": b'{"caption": "two"}', "002.webp": png(2), "003.JPEG": png(3)})
