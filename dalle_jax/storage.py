@@ -202,7 +202,7 @@ class Appended:
         self._path = epath.Path(path)
         there = self._path.read_bytes() if self._path.exists() else None
         if content is not None and there != content:
-            self._path.write_bytes(content)
+            write_whole(self._path, content)  # it may be killed meanwhile, and what it keeps must not be lost
             there = content
         self._file = None if is_remote(path) else self._path.open("ab")
         self._content = bytearray(there or b"")

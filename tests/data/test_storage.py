@@ -111,6 +111,20 @@ def test_appending(place, monkeypatch):
     assert storage.read(path) == b"old\none\ntwo\nthree\nfour\n"
 
 
+def test_a_disk_that_fills_up_costs_a_log_nothing(tmp_path, monkeypatch):
+    (tmp_path / "log").write_bytes(b"one\ntwo\n")
+
+    def half(path, data):
+        with open(path, "wb") as file:
+            file.write(data[:2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(epath.Path(tmp_path)), "write_bytes", half)
+    with pytest.raises(OSError, match="No space"):
+        storage.Appended(tmp_path / "log", b"one\n")  # what came after the checkpoint is to go
+    assert (tmp_path / "log").read_bytes() == b"one\ntwo\n"
+
+
 def test_json_and_tokenizers(place):
     write_json(storage.join(place, "new/folder/x.json"), {"a": (1, 2)})
     assert read_json(storage.join(place, "new/folder/x.json")) == {"a": [1, 2]}
