@@ -1,7 +1,6 @@
 """When to start a run again that has ended, and when to give up."""
 
 import dataclasses
-import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -9,6 +8,7 @@ from typing import Any
 
 from etils import epath
 
+from dalle_jax import storage
 from dalle_jax.errors import PREEMPTED
 from dalle_jax.training.workdir import saved_steps
 
@@ -24,9 +24,9 @@ class Policy:
     """How patient a supervisor is."""
 
     restarts: int = 0
-    """In a row that bring no progress; with progress it begins to count anew."""
+    """Starts in a row without progress after which it gives up; with progress it begins to count anew. 0: no restart."""
     backoff: float = 1.0
-    """Seconds before the first of them; twice as many before each further one, up to `LONGEST_WAIT`."""
+    """Seconds before a restart; twice as many for each start in a row without progress, up to `LONGEST_WAIT`."""
 
 
 def supervise(
@@ -67,19 +67,20 @@ def supervise(
 
 
 def progress_of(command: Sequence[str]) -> str:
-    """How far the run of a command has come, read from its `--workdir` or `--out`.
+    """How far the run of a command has come, read from its `--out` or `--workdir`.
 
     Returns:
-      The newest checkpoint of every stage under the work directory; or how many files the folder of results holds.
+      How many files the folder of results holds, where there is one: a work directory named beside it is what the
+      command reads. Else the newest checkpoint of every stage under the work directory.
     """
+    if out := _option(command, "out"):
+        files = len(storage.walk(storage.expanduser(out)))
+        return f"{files} files" if files else ""
     if workdir := _option(command, "workdir"):
         folder = epath.Path(workdir)
         found = sorted([*folder.glob("*/checkpoints"), *folder.glob("*/*/checkpoints")])
         newest = {str(path.parent.relative_to(folder)): max(saved_steps(path.parent), default=0) for path in found}
         return ", ".join(f"{stage} {step}" for stage, step in newest.items())
-    if out := _option(command, "out"):
-        files = sum(len(names) for _, _, names in os.walk(out))
-        return f"{files} files" if files else ""
     return ""
 
 

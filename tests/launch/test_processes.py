@@ -175,7 +175,8 @@ def test_progress_of_a_command(tmp_path):
     assert progress_of(["train", f"--workdir={tmp_path / 'new'}"]) == ""
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "chunk.npz").touch()
-    assert progress_of(["generate", f"--out={tmp_path / 'out'}"]) == "1 files"
+    drawing = ["generate", f"--workdir={tmp_path}", f"--out={tmp_path / 'out'}"]
+    assert progress_of(drawing) == "1 files", "the work directory is what it reads"
     assert progress_of(["something"]) == ""
 
 
