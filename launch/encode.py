@@ -24,7 +24,6 @@ from tqdm import tqdm
 from dalle_jax import storage
 from dalle_jax.codec import FrozenCodec
 from dalle_jax.config import from_config_dict
-from dalle_jax.data.config import Augment
 from dalle_jax.data.encoded import MANIFEST, read_manifest
 from dalle_jax.data.encoded_folder import (
     SETTINGS,
@@ -108,7 +107,7 @@ def make_jobs(run: RunConfig, codec: FrozenCodec) -> list[Job]:
             "config.data is a mixture: encode each part by itself, and let the decoder's config mix the encoded ones"
         )
     augment = run.decoder.augment
-    if CROPS.value > 1 and augment in (Augment.NONE, Augment.CLIP_INFERENCE):
+    if CROPS.value > 1 and augment is augment.held_out:
         raise UserError(
             f"--crops={CROPS.value}: all crops are the same under config.decoder.augment='{augment.value}'; set it to "
             "'dalle', or leave --crops out"

@@ -1,4 +1,7 @@
-"""What a step's samples cost to find among 10^3, 10^5 and 10^7: tars that are not there, of tiny pictures."""
+"""What a step's samples cost to find among 10^3, 10^5 and 10^7: tars that are not there, of tiny pictures.
+
+Beside that, the seconds to split and to shuffle where the index is there, and its memory.
+"""
 
 import functools
 import time
@@ -15,7 +18,7 @@ from launch.bench_rows.workload import Row, Workload
 
 BATCH_SIZE, IMAGE_SIZE = 256, 8
 TAR_SIZE = 10_000
-"""Seconds to split and to shuffle where the index is there, and memory."""
+"""Samples of each."""
 
 
 class _Fabricated(WebDataset):

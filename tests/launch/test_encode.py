@@ -154,7 +154,9 @@ def test_what_cannot_be_encoded(encoded, scripts, tiny_run, tmp_path):
     assert_refused(scripts("encode", TINY, scripts.data), "--out=DIR")
     assert_refused(scripts("encode", TINY, scripts.data, out), "no codec given", "--codec=FOLDER")
     assert_refused(scripts("encode", TINY, scripts.data, out, f"--codec={tmp_path}"), "config.json is missing")
-    assert_refused(encode(scripts, tiny_run, tmp_path / "out", "--crops=4"), "--crops=4", "all crops are the same")
+    for augment in ("none", "square"):
+        ended = encode(scripts, tiny_run, tmp_path / "out", "--crops=4", f"--config.decoder.augment={augment}")
+        assert_refused(ended, "--crops=4", f"all crops are the same under config.decoder.augment='{augment}'")
     codec = Path(__file__).parents[2] / "configs" / "codec_dalle.py"
     ended = scripts("encode", f"--config={codec}:tiny", scripts.data, out, f"--codec={tiny_run}")
     assert_refused(ended, "the config has no section 'decoder'")
