@@ -52,7 +52,9 @@ class _RestartFlag(flags.Flag):
 PROCESSES = flags.DEFINE_integer("processes", 1, "how many processes", lower_bound=1, upper_bound=256)
 DEVICES = flags.DEFINE_integer("devices", None, "CPU devices of each process", lower_bound=1, upper_bound=1024)
 RESTART = flags.DEFINE_flag(
-    _RestartFlag(_RestartParser(), None, "restart", 0, "start again after a death; =N: until N starts in a row gain nothing")
+    _RestartFlag(
+        _RestartParser(), None, "restart", 0, "start again after a death; =N: until N starts in a row gain nothing"
+    )
 )
 BACKOFF = flags.DEFINE_float("backoff", 1.0, "seconds before a restart; doubled while there is no progress", 0.0)
 HEARTBEAT_SECONDS = flags.DEFINE_integer(

@@ -24,7 +24,7 @@ class Policy:
     """How patient a supervisor is."""
 
     restarts: int = 0
-    """Starts in a row without progress after which it gives up; with progress it begins to count anew. 0: no restart."""
+    """Starts in a row without progress after which it gives up; with progress it counts anew. 0: no restart."""
     backoff: float = 1.0
     """Seconds before a restart; twice as many for each start in a row without progress, up to `LONGEST_WAIT`."""
 
