@@ -24,8 +24,10 @@ class Record:
 
     fault: Fault
     struck_at: int = 0
+    struck_in_save: bool = False
+    """Whether a checkpoint was being written then."""
     last_step: int = 0
-    in_save: bool = False
+    lost_a_save: bool = False
     """Whether a checkpoint was not whole when the run had ended."""
     ended: str = ""
     code: int = 0
@@ -48,7 +50,7 @@ class Record:
 
     def may_lose(self, interval: int) -> int:
         """One save interval; one more for each checkpoint that is lost with it."""
-        return interval * (1 + self.in_save + self.fault.kind.spoils_a_checkpoint)
+        return interval * (1 + self.lost_a_save + self.fault.kind.spoils_a_checkpoint)
 
     def judge(self, interval: int) -> None:
         """Notes where the run did not do what it promises."""
@@ -130,7 +132,7 @@ class Storm:
                 record.faults.append(f"still there {END_WITHIN:g} s after the fault")
                 group.end()
         elif self._due(record.fault):
-            record.struck_at = self._step or 0
+            record.struck_at, record.struck_in_save = self._step or 0, self._place.saving
             self._struck = time.monotonic()
             self._place.strike(record.fault, group)
 
@@ -146,10 +148,10 @@ class Storm:
             record.faults.append("the run ended before it: more steps are needed")
         record.seconds = time.monotonic() - self._struck if self._struck else 0.0
         record.last_step, record.code, record.ended = self._step or 0, code, group.describe()
-        record.in_save = self._place.saving
+        record.lost_a_save = self._place.saving
         self._place.after(record.fault)
         self.records.append(record)
-        where = f"{record.name} at step {record.struck_at}" + (" during a save" if record.in_save else "")
+        where = f"{record.name} at step {record.struck_at}" + (" during a save" if record.struck_in_save else "")
         self._say(f"{len(self.records)}: {where}: {record.ended} after {record.seconds:.1f} s")
 
 
@@ -159,7 +161,7 @@ def table(records: Sequence[Record], interval: int) -> str:
         {
             "fault": record.name,
             "step": record.struck_at,
-            "in a save": "yes" if record.in_save else "",
+            "in a save": "yes" if record.struck_in_save else "",
             "ended": f"{record.ended} in {record.seconds:.0f} s",
             "went on from": "-" if record.resumed_at is None else record.resumed_at,
             "lost": "-" if record.lost is None else record.lost,

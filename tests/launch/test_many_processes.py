@@ -102,6 +102,22 @@ def test_the_scripts_as_two_processes(scripts, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_efficiency_run_as_two_processes(cifar_glob, tmp_path):
+    curves = {}
+    for processes in (1, 2):
+        out = tmp_path / f"of_{processes}"
+        arguments = ["--config.data.source=webdataset", f"--config.data.path={cifar_glob}", "--config.seeds=(0,)"]
+        said = script("efficiency", "--config=configs/efficiency.py:tiny", *arguments, f"--workdir={out}",
+                      processes=processes, devices=2 // processes)  # fmt: skip
+        assert said.count("points: ") == 1
+        curves[processes] = [run["curve"] for run in json.loads((out / "efficiency.json").read_text())["runs"]]
+        rows = (out / "caption_language_model" / "rate_0.001_seed_0" / "metrics.jsonl").read_text().splitlines()
+        curves[processes].append([json.loads(row)["loss"] for row in rows if '"loss"' in row])
+    assert curves[1][:3] == curves[2][:3]
+    np.testing.assert_allclose(curves[2][3], curves[1][3], rtol=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("preset", "kills"), [(":short", 5), ("", 20)])
 def test_chaos(tmp_path, preset, kills):
