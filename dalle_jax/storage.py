@@ -172,8 +172,12 @@ def write_whole(path: epath.PathLike, data: bytes) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another process may write the same
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # half of it would take the room that is wanting
+        raise
 
 
 def upload(local: epath.PathLike, path: epath.PathLike) -> None:

@@ -168,8 +168,9 @@ def _about(count: int, devices: int | None) -> dict[str, str]:
 
 
 def _end_with_parent() -> None:
-    """Runs in the child: none outlives a launcher that was killed."""
-    _libc.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    """Runs in the child: none outlives a launcher that was killed, where the system is Linux."""
+    if hasattr(_libc, "prctl"):
+        _libc.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def _read(source: IO[bytes], tell: Callable[[int, str], None], index: int) -> None:

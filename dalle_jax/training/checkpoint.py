@@ -296,7 +296,8 @@ def _load(directory: epath.Path, step: int, shardings: Any) -> LoadedParams | st
     if isinstance(result, str):
         return result
     name, trees, progress = result
-    return _unchanged(LoadedParams(trees[name], trees.get("model_state", {}), step), trees, progress)
+    # Arrays on the host were read, and are judged, by each process for itself.
+    return _agreed(_unchanged(LoadedParams(trees[name], trees.get("model_state", {}), step), trees, progress))
 
 
 def _read_model(directory: epath.Path, shardings: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:

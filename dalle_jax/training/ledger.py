@@ -124,7 +124,7 @@ class Ledger:
         try:
             self._write()
             write_json(self._directory / "summary.json", summary(self.all()))
-        except OSError:
+        except Exception:
             if error is None:
                 raise  # else the run ended for another reason, which goes before this one
         if state != FAILED:
@@ -146,7 +146,7 @@ class Ledger:
         while not self._ended.wait(BEAT_EVERY):
             try:
                 self._write()
-            except OSError:
+            except Exception:  # of a disk an `OSError`, of a bucket whatever its library raises
                 continue  # a run does not end for want of a heartbeat; what else it writes will say what is wrong
 
 

@@ -123,6 +123,7 @@ def test_a_disk_that_fills_up_costs_a_log_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         storage.Appended(tmp_path / "log", b"one\n")  # what came after the checkpoint is to go
     assert (tmp_path / "log").read_bytes() == b"one\ntwo\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["log"], "nothing half-written is left"
 
 
 def test_json_and_tokenizers(place):

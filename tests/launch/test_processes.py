@@ -9,6 +9,7 @@ import time
 import pytest
 
 from dalle_jax.errors import PREEMPTED, UserError
+from launch import processes
 from launch.processes import Group, forwarded
 from launch.supervise import Policy, progress_of, supervise
 
@@ -102,6 +103,11 @@ def test_signals_are_passed_on_and_the_second_kills():
     sender.join()
     assert received == [signal.SIGTERM] * 2
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_systems_without_prctl(monkeypatch):
+    monkeypatch.setattr(processes, "_libc", object())
+    assert Group(["true"], count=2, listen=lambda index, line: None).wait() == 0
 
 
 def test_unknown_program_is_one_line():

@@ -9,6 +9,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from dalle_jax.errors import UserError
+from dalle_jax.training import checkpoint
 from dalle_jax.training.checkpoint import Checkpoints, load_params, saved_steps
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
 from dalle_jax.training.mesh import make_mesh
@@ -143,6 +144,15 @@ def test_a_flipped_bit_in_noise_is_found(tmp_path, capsys):
     checkpoints.close()
     assert int(restored.state.step) == 1 and restored.progress == {"window": []}
     assert "checkpoint 2" in (said := capsys.readouterr().err) and "such as params/w" in said
+
+
+def test_what_one_process_finds_changed_none_loads(tmp_path, monkeypatch, capsys):
+    save_all(tmp_path, [1, 2])
+    # Of step 2: both processes can read it, and the other finds that it is not what was saved.
+    answers = iter([[True, True], [True, False], [True, True], [True, True]])
+    monkeypatch.setattr(checkpoint, "gather", lambda value: next(answers))
+    assert load_params(tmp_path).step == 1
+    assert "checkpoint 2" in (said := capsys.readouterr().err) and "process 1 cannot read it" in said
 
 
 def test_nothing_readable_is_an_error_and_moves_nothing(tmp_path):

@@ -180,10 +180,11 @@ def test_a_later_start_counts_the_earlier_ones(tmp_path):
     assert summary(read_starts(tmp_path))["starts"] == 2
 
 
-def test_a_run_goes_on_without_its_heartbeat(tmp_path, monkeypatch):
+@pytest.mark.parametrize("fault", [OSError(28, "full"), RuntimeError("503")], ids=["disk", "bucket"])
+def test_a_run_goes_on_without_its_heartbeat(tmp_path, monkeypatch, fault):
     monkeypatch.setattr(ledger_module, "BEAT_EVERY", 0.01)
     with pytest.raises(UserError, match="other"), Clock() as clock, open_ledger(tmp_path, clock) as ledger:
-        monkeypatch.setattr(ledger_module, "write_json", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+        monkeypatch.setattr(ledger_module, "write_json", lambda *_: (_ for _ in ()).throw(fault))
         time.sleep(0.1)
         assert ledger._thread.is_alive()
         raise UserError("the other reason goes before the disk's")
