@@ -9,14 +9,14 @@ source launch/setup.sh
 
 parity=false
 slow=false
-tier="not slow and not gpu and not tpu"
+tier=(-m "not slow")
 arguments=()
 for argument in "$@"; do
   case "$argument" in
     --parity) parity=true ;;
     --slow)
       slow=true
-      tier="not gpu and not tpu"
+      tier=(-m "")
       ;;
     *) arguments+=("$argument") ;;
   esac
@@ -48,7 +48,7 @@ check "lint" "$PYTHON" -m ruff check .
 check "format" "$PYTHON" -m ruff format --check .
 check "types" "$PYTHON" -m pyrefly check
 check "documentation" env NO_MKDOCS_2_WARNING=1 "$PYTHON" -m mkdocs build --strict --quiet --site-dir "$VENV/site"
-check "tests" "$PYTHON" -m pytest -m "$tier" ${arguments[@]+"${arguments[@]}"}
+check "tests" "$PYTHON" -m pytest "${tier[@]}" ${arguments[@]+"${arguments[@]}"}
 
 if ((${#failed[@]})); then
   echo "failed: ${failed[*]}" >&2

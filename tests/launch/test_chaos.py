@@ -1,6 +1,7 @@
 """Which faults are drawn, what they do to files, and how a run under them is judged."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ def place(tmp_path) -> Place:
 
 def storm(place: Place, *faults: Fault) -> Storm:
     (place.workdir.parent / "run.py").write_text(RUN)
-    command = ["python", str(place.workdir.parent / "run.py"), str(place.workdir)]
+    command = [sys.executable, str(place.workdir.parent / "run.py"), str(place.workdir)]
     return Storm(
         lambda listen: Group(command, listen=listen), place, faults, place.workdir.parent / "log", lambda text: None
     )
