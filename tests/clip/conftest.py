@@ -1,8 +1,17 @@
-"""What the comparisons with the peers share."""
+"""What tests of weights share: a small CLIP, and torchvision for the peers."""
 
 import sys
 
+import jax
+import numpy as np
 import pytest
+
+from clip_jax import Clip
+from clip_jax.weights import abstract_variables
+from clip_jax.weights_openai import openai_names
+from dalle_jax.training.trees import unbox
+from dalle_jax.weights import write_tensors
+from tests.clip.small_clip import CONFIG, tokenize
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +29,21 @@ def torchvision():
         yield library  # which forgets the operators when it is forgotten
     else:
         yield None
+
+
+@pytest.fixture(scope="session")
+def variables():
+    """Random everywhere, so that no two parameters and no two layers are alike."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), unbox(abstract_variables(CONFIG)))
+
+
+@pytest.fixture(scope="session")
+def clip(variables):
+    return Clip(CONFIG, variables["params"], tokenize)
+
+
+@pytest.fixture(scope="session")
+def openai(variables):
+    """The same with OpenAI's names."""
+    return write_tensors(openai_names(CONFIG), variables)

@@ -3,72 +3,25 @@
 import dataclasses
 import functools
 import json
-import os
-import subprocess
-import sys
-import tracemalloc
-from pathlib import Path
 
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from jax.sharding import SingleDeviceSharding
 
 import clip_jax
-from clip_jax import Clip, ClipConfig, TextConfig, TextTower, VisionConfig, tower_config, weights_openai
-from clip_jax.model import init_params
+from clip_jax import Clip, weights_openai
 from clip_jax.run_tokenizer import TrainedTokenizer
 from clip_jax.tokenizers import load_tokenizer
-from clip_jax.weights import abstract_variables, open_published
-from clip_jax.weights_hf import hf_names
+from clip_jax.weights import abstract_variables
 from clip_jax.weights_openai import openai_names
 from dalle_jax.data.tokenizer import train_tokenizer
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation
-from dalle_jax.training.config import MeshConfig
-from dalle_jax.training.mesh import make_mesh
-from dalle_jax.training.sharding import ShardingRules, param_shardings
-from dalle_jax.training.trees import named_leaves, unbox
-from dalle_jax.weights import mapping, write_safetensors, write_tensors
+from dalle_jax.training.trees import unbox
+from dalle_jax.weights import write_safetensors, write_tensors
+from tests.clip.small_clip import CONFIG, same, tokenize
 from tests.weights import pickled
-
-CONFIG = ClipConfig(
-    8,
-    VisionConfig(32, 16, tower_config(3, 64, mlp_dim=96)),
-    TextConfig(100, 12, 99, tower_config(2, 128)),
-)
-TEXTS = [[98, 5, 99, 0], [98, 7, 8, 99]]
-
-
-def tokenize(texts):
-    return np.asarray([[98, *map(int, text.split()), 99, *[0] * 12][:12] for text in texts], np.int32)
-
-
-@pytest.fixture(scope="module")
-def variables():
-    """Random everywhere, so that no two parameters and no two layers are alike."""
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), unbox(abstract_variables(CONFIG)))
-
-
-@pytest.fixture(scope="module")
-def clip(variables):
-    return Clip(CONFIG, variables["params"], tokenize)
-
-
-@pytest.fixture(scope="module")
-def openai(variables):
-    """The same with OpenAI's names."""
-    return write_tensors(openai_names(CONFIG), variables)
-
-
-def same(clip, variables):
-    found, wanted = named_leaves(clip.variables), named_leaves(variables)
-    assert found.keys() == wanted.keys()
-    for name in wanted:
-        assert found[name].dtype == wanted[name].dtype, name
-        np.testing.assert_array_equal(found[name], wanted[name], err_msg=name)
 
 
 def test_openais_names_are_the_published_ones(openai):
@@ -163,123 +116,10 @@ def test_a_half_precision_model_stays_one_and_computes_in_single(openai, tmp_pat
     same(clip_jax.load(tmp_path / "out", param_dtype=None), half.variables)
 
 
-CHANGES = {
-    "gelu": lambda c: _towers(c, activation=Activation.GELU),
-    "tanh": lambda c: _towers(c, activation=Activation.GELU_TANH, norm_epsilon=1e-6),
-    "wide_mlp": lambda c: _towers(c, mlp_dim=331),
-    "heads": lambda c: _towers(c, num_heads=4, head_dim=None),
-    "end": lambda c: dataclasses.replace(c, text=dataclasses.replace(c.text, end_id=3)),
-    "pixels": lambda c: dataclasses.replace(
-        c, vision=dataclasses.replace(c.vision, pixel_mean=(0.5, 0.4, 0.3), pixel_std=(0.2, 0.25, 0.3))
-    ),
-}
-
-
-def _towers(config, **changes):
-    def change(tower):
-        own = dict(changes)
-        if "head_dim" in own:
-            own["head_dim"] = tower.transformer.embed_dim // own["num_heads"]
-        return dataclasses.replace(tower, transformer=dataclasses.replace(tower.transformer, **own))
-
-    return dataclasses.replace(config, vision=change(config.vision), text=change(config.text))
-
-
-@pytest.mark.parametrize("format", ["hf", "open_clip"])
-@pytest.mark.parametrize("change", CHANGES)
-def test_folders_say_what_their_model_is(tmp_path, change, format):
-    config = CHANGES[change](CONFIG)
-    params = unbox(jax.jit(functools.partial(init_params, config))(jax.random.key(0)))
-    clip_jax.save(Clip(config, params, tokenize), tmp_path, format=format)
-    assert open_published(tmp_path).config == config
-
-
-def test_a_folder_contradicts_an_activation(clip, tmp_path):
-    clip_jax.save(clip, tmp_path)
-    assert open_published(tmp_path, activation="quick_gelu").config == CONFIG
-    with pytest.raises(UserError, match="is 'quick_gelu', not 'gelu': leave activation out"):
-        clip_jax.load(tmp_path, activation="gelu")
-
-
 def test_published_weights_have_no_steps(clip, tmp_path):
     clip_jax.save(clip, tmp_path)
     with pytest.raises(UserError, match="holds published weights, not checkpoints of a run: leave step=3 out"):
         clip_jax.load(tmp_path, step=3)
-
-
-def test_what_the_others_do_not_have_is_refused(clip, tmp_path):
-    text = dataclasses.replace(CONFIG.text, tower=TextTower.BAG_OF_WORDS)
-    words = Clip(dataclasses.replace(CONFIG, text=text), clip.variables["params"], tokenize)
-    relu = Clip(_towers(CONFIG, activation=Activation.RELU), clip.variables["params"], tokenize)
-    wide = Clip(_towers(CONFIG, num_heads=3), clip.variables["params"], tokenize)
-    for other, format, message in (
-        (words, "hf", "bag_of_words"),
-        (words, "open_clip", "bag_of_words"),
-        (relu, "open_clip", "not relu"),
-        (wide, "hf", "heads"),
-        (wide, "open_clip", "heads"),
-        (clip, "openclip", "did you mean 'open_clip'"),
-    ):
-        with pytest.raises(UserError, match=message):
-            clip_jax.save(other, tmp_path / "never", format=format)
-    assert not (tmp_path / "never").exists()
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write"):
-        clip_jax.save(clip, tmp_path / "file")
-
-
-def test_shards_with_an_index(clip, variables, tmp_path):
-    clip_jax.save(clip, tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    tensors = write_tensors(hf_names(CONFIG), variables)
-    names = sorted(tensors)
-    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
-    for file, held in parts.items():
-        write_safetensors(tmp_path / file, {name: tensors[name] for name in held})
-    index = {"metadata": {}, "weight_map": {name: file for file, held in parts.items() for name in held}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    same(clip_jax.load(tmp_path), variables)
-    (tmp_path / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(UserError, match=r"model-00002-of-00002\.safetensors does not exist"):
-        clip_jax.load(tmp_path)
-
-
-def test_old_hugging_face_folders(clip, variables, tmp_path):
-    """`pytorch_model.bin`, positions as a buffer, an end id of 2 that means the highest, and sections twice."""
-    clip_jax.save(clip, tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    tensors = write_tensors(hf_names(CONFIG), variables)
-    positions = {f"{tower}_model.embeddings.position_ids": np.arange(5)[None] for tower in ("text", "vision")}
-    pickled.state_dict(tmp_path / "pytorch_model.bin", tensors | positions)
-    settings = json.loads((tmp_path / "config.json").read_text())
-    settings["text_config"]["eos_token_id"] = 2
-    settings["vision_config_dict"] = settings["vision_config"]
-    settings["vision_config"] = {}
-    (tmp_path / "config.json").write_text(json.dumps(settings))
-    for path in (tmp_path, tmp_path / "pytorch_model.bin"):
-        old = clip_jax.load(path)
-        assert old.config == CONFIG
-        same(old, variables)
-
-
-def test_a_folder_of_both_families(clip, variables, tmp_path):
-    """As hubs hold open_clip's models: a config and weights for each; what is asked for, or is there, is read."""
-    clip_jax.save(clip, tmp_path, format="hf")
-    clip_jax.save(clip, tmp_path, format="open_clip")
-    for path in (tmp_path, tmp_path / "model.safetensors", tmp_path / "open_clip_model.safetensors"):
-        same(clip_jax.load(path, tokenize=tokenize), variables)
-    (tmp_path / "open_clip_model.safetensors").unlink()
-    same(clip_jax.load(tmp_path, tokenize=tokenize), variables)
-    settings = json.loads((tmp_path / "open_clip_config.json").read_text())
-    settings["preprocess_cfg"] = settings["model_cfg"]["text_cfg"] = [1]
-    (tmp_path / "config.json").rename(tmp_path / "other.json")
-    with pytest.raises(UserError, match="has an open_clip_config.json and no weights beside it"):
-        clip_jax.load(tmp_path)
-    for wrong in ("text_cfg", "preprocess_cfg"):
-        (tmp_path / "open_clip_config.json").write_text(json.dumps(settings))
-        with pytest.raises(UserError, match=f"describes no model: its '{wrong}' is no object"):
-            clip_jax.load(tmp_path)
-        settings["model_cfg"].pop("text_cfg", None)
 
 
 def test_what_does_not_fit_is_listed(openai, clip, tmp_path):
@@ -315,50 +155,6 @@ def test_shapes_that_tell_no_sizes(openai, tmp_path, name, shape, message):
     path = pickled.state_dict(tmp_path / "wrong.pt", openai | {name: np.zeros(shape, np.float32)})
     with pytest.raises(UserError, match=message):
         clip_jax.load(path)
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (lambda s: s.update(model_type="bert"), "type 'bert'"),
-        (lambda s: s["text_config"].update(hidden_act="swish"), "'swish' is none of"),
-        (lambda s: s["vision_config"].update(patch_size=15), "patch_size 15"),
-        (lambda s: s["vision_config"].update(num_channels=1), "1 channels"),
-        (lambda s: s["vision_config"].update(hidden_size=None), "describes no model"),
-        (lambda s: s["text_config"].update(vocab_size="many", eos_token_id=2), "describes no model"),
-        (lambda s: s.update(text_config=[1]), "describes no model: its 'text_config' is no object"),
-    ],
-)
-def test_a_folder_of_another_model(clip, tmp_path, change, message):
-    clip_jax.save(clip, tmp_path)
-    settings = json.loads((tmp_path / "config.json").read_text())
-    change(settings)
-    (tmp_path / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(UserError, match=message):
-        clip_jax.load(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "section, key, value",
-    [
-        ("vision_cfg", "attentional_pool", True),
-        ("vision_cfg", "timm_model_name", "vit_base"),
-        ("vision_cfg", "pool_type", "avg"),
-        ("text_cfg", "hf_model_name", "roberta-base"),
-        ("text_cfg", "embed_cls", True),
-    ],
-)
-def test_open_clip_parts_that_are_not_built_here(clip, tmp_path, section, key, value):
-    clip_jax.save(clip, tmp_path, format="open_clip")
-    file = tmp_path / "open_clip_config.json"
-    settings = json.loads(file.read_text())
-    settings["model_cfg"][section][key] = value
-    file.write_text(json.dumps(settings))
-    with pytest.raises(UserError, match=f"{section}.{key}={value!r}"):
-        clip_jax.load(tmp_path)
-    settings["model_cfg"][section][key] = None
-    file.write_text(json.dumps(settings))
-    assert open_published(tmp_path).config == CONFIG
 
 
 def test_weights_of_something_else(tmp_path, clip):
@@ -415,69 +211,3 @@ def test_published_tokenizers_come_with_the_weights(openai, tmp_path):
         clip_jax.save(trained, tmp_path / format / "own", format=format)
         again = clip_jax.load(tmp_path / format / "own")
         np.testing.assert_array_equal(again.tokenize(["a red star"]), own.encode(["a red star"], 12, end=True))
-
-
-@pytest.mark.parametrize(
-    "shape, host_bytes",
-    [((8, 1, 1), mapping.HOST_BYTES), ((1, 8, 1), mapping.HOST_BYTES), ((2, 2, 2), 40_000), ((1, 8, 1), 10_000)],
-)
-def test_straight_onto_a_mesh(openai, variables, tmp_path, monkeypatch, shape, host_bytes):
-    monkeypatch.setattr(mapping, "HOST_BYTES", host_bytes)
-    published = open_published(pickled.state_dict(tmp_path / "plain.pt", openai))
-    mesh = make_mesh(MeshConfig(*shape))
-    rules = ShardingRules(vocab=()) if shape[2] == 2 else ShardingRules()  # 100 words do not divide
-    shardings = param_shardings(abstract_variables(published.config), mesh, rules)
-    found = published.read(shardings=shardings)
-    for (name, array), wanted, sharding in zip(
-        named_leaves(found).items(), jax.tree.leaves(variables), jax.tree.leaves(shardings), strict=True
-    ):
-        assert array.sharding == sharding, name
-        np.testing.assert_array_equal(array, wanted, err_msg=name)
-
-
-def test_the_host_never_holds_the_model(tmp_path, monkeypatch):
-    """NumPy's memory while a model of 25 MiB goes to its device in shares of 1 MiB."""
-    monkeypatch.setattr(mapping, "HOST_BYTES", 1 << 20)
-    wide = ClipConfig(64, VisionConfig(32, 16, tower_config(6, 256)), TextConfig(2000, 8, 1999, tower_config(2, 256)))
-    variables = jax.tree.map(lambda x: np.ones(x.shape, np.float32), unbox(abstract_variables(wide)))
-    total = sum(array.nbytes for array in jax.tree.leaves(variables))
-    assert total > 25 << 20
-    path = pickled.state_dict(tmp_path / "wide.pt", write_tensors(openai_names(wide), variables))
-    published = open_published(path)
-    published.read(shardings=SingleDeviceSharding(jax.devices()[0]))  # compiles
-    tracemalloc.start()
-    published.read(shardings=SingleDeviceSharding(jax.devices()[0]))
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 4 << 20
-
-
-@pytest.mark.slow
-def test_peak_memory_of_a_checkpoint_of_vit_l14(tmp_path):
-    """In a process of its own: beside the model itself, which lies in the same memory on a CPU, little over what the
-    largest tensor takes, where the model is eleven times as large."""
-    large = ClipConfig(
-        768, VisionConfig(224, 14, tower_config(24, 1024)), TextConfig(49408, 77, 49407, tower_config(12, 768))
-    )
-    pieces = openai_names(large).pieces
-    arrays = {piece.name: np.full(piece.shape, 0.01, np.float32) for piece in pieces}
-    largest = max(array.nbytes for array in arrays.values())
-    path = pickled.state_dict(tmp_path / "large.pt", arrays)
-    del arrays
-    code = """
-import sys, jax
-from clip_jax.weights import open_published
-def now(key): return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) * 1024
-jax.block_until_ready(jax.numpy.ones(3) + 1)
-before = now("VmRSS")
-open("/proc/self/clear_refs", "w").write("5")  # VmHWM begins anew
-read = open_published(sys.argv[1]).read(shardings=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
-jax.block_until_ready(read)
-print(now("VmHWM") - before, sum(x.nbytes for x in jax.tree.leaves(read)))
-"""
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-c", code, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
-    peak, model = map(int, done.stdout.split())
-    assert model == 4 * 427_616_513
-    assert peak - model < 2 * largest

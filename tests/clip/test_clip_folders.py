@@ -1,0 +1,177 @@
+"""Folders of Hugging Face and open_clip: what their settings say is read, written, or refused by name."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import clip_jax
+from clip_jax import Clip, TextTower
+from clip_jax.model import init_params
+from clip_jax.weights import open_published
+from clip_jax.weights_hf import hf_names
+from dalle_jax.errors import UserError
+from dalle_jax.nn.transformer import Activation
+from dalle_jax.training.trees import unbox
+from dalle_jax.weights import write_safetensors, write_tensors
+from tests.clip.small_clip import CONFIG, same, tokenize
+from tests.weights import pickled
+
+CHANGES = {
+    "gelu": lambda c: _towers(c, activation=Activation.GELU),
+    "tanh": lambda c: _towers(c, activation=Activation.GELU_TANH, norm_epsilon=1e-6),
+    "wide_mlp": lambda c: _towers(c, mlp_dim=331),
+    "heads": lambda c: _towers(c, num_heads=4, head_dim=None),
+    "end": lambda c: dataclasses.replace(c, text=dataclasses.replace(c.text, end_id=3)),
+    "pixels": lambda c: dataclasses.replace(
+        c, vision=dataclasses.replace(c.vision, pixel_mean=(0.5, 0.4, 0.3), pixel_std=(0.2, 0.25, 0.3))
+    ),
+}
+
+
+def _towers(config, **changes):
+    def change(tower):
+        own = dict(changes)
+        if "head_dim" in own:
+            own["head_dim"] = tower.transformer.embed_dim // own["num_heads"]
+        return dataclasses.replace(tower, transformer=dataclasses.replace(tower.transformer, **own))
+
+    return dataclasses.replace(config, vision=change(config.vision), text=change(config.text))
+
+
+@pytest.mark.parametrize("format", ["hf", "open_clip"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_folders_say_what_their_model_is(tmp_path, change, format):
+    config = CHANGES[change](CONFIG)
+    params = unbox(jax.jit(functools.partial(init_params, config))(jax.random.key(0)))
+    clip_jax.save(Clip(config, params, tokenize), tmp_path, format=format)
+    assert open_published(tmp_path).config == config
+
+
+def test_a_folder_contradicts_an_activation(clip, tmp_path):
+    clip_jax.save(clip, tmp_path)
+    assert open_published(tmp_path, activation="quick_gelu").config == CONFIG
+    with pytest.raises(UserError, match="is 'quick_gelu', not 'gelu': leave activation out"):
+        clip_jax.load(tmp_path, activation="gelu")
+
+
+def test_what_the_others_do_not_have_is_refused(clip, tmp_path):
+    text = dataclasses.replace(CONFIG.text, tower=TextTower.BAG_OF_WORDS)
+    words = Clip(dataclasses.replace(CONFIG, text=text), clip.variables["params"], tokenize)
+    relu = Clip(_towers(CONFIG, activation=Activation.RELU), clip.variables["params"], tokenize)
+    wide = Clip(_towers(CONFIG, num_heads=3), clip.variables["params"], tokenize)
+    for other, format, message in (
+        (words, "hf", "bag_of_words"),
+        (words, "open_clip", "bag_of_words"),
+        (relu, "open_clip", "not relu"),
+        (wide, "hf", "heads"),
+        (wide, "open_clip", "heads"),
+        (clip, "openclip", "did you mean 'open_clip'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            clip_jax.save(other, tmp_path / "never", format=format)
+    assert not (tmp_path / "never").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        clip_jax.save(clip, tmp_path / "file")
+
+
+def test_shards_with_an_index(clip, variables, tmp_path):
+    clip_jax.save(clip, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    tensors = write_tensors(hf_names(CONFIG), variables)
+    names = sorted(tensors)
+    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, held in parts.items():
+        write_safetensors(tmp_path / file, {name: tensors[name] for name in held})
+    index = {"metadata": {}, "weight_map": {name: file for file, held in parts.items() for name in held}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    same(clip_jax.load(tmp_path), variables)
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model-00002-of-00002\.safetensors does not exist"):
+        clip_jax.load(tmp_path)
+
+
+def test_old_hugging_face_folders(clip, variables, tmp_path):
+    """`pytorch_model.bin`, positions as a buffer, an end id of 2 that means the highest, and sections twice."""
+    clip_jax.save(clip, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    tensors = write_tensors(hf_names(CONFIG), variables)
+    positions = {f"{tower}_model.embeddings.position_ids": np.arange(5)[None] for tower in ("text", "vision")}
+    pickled.state_dict(tmp_path / "pytorch_model.bin", tensors | positions)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    settings["text_config"]["eos_token_id"] = 2
+    settings["vision_config_dict"] = settings["vision_config"]
+    settings["vision_config"] = {}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    for path in (tmp_path, tmp_path / "pytorch_model.bin"):
+        old = clip_jax.load(path)
+        assert old.config == CONFIG
+        same(old, variables)
+
+
+def test_a_folder_of_both_families(clip, variables, tmp_path):
+    """As hubs hold open_clip's models: a config and weights for each; what is asked for, or is there, is read."""
+    clip_jax.save(clip, tmp_path, format="hf")
+    clip_jax.save(clip, tmp_path, format="open_clip")
+    for path in (tmp_path, tmp_path / "model.safetensors", tmp_path / "open_clip_model.safetensors"):
+        same(clip_jax.load(path, tokenize=tokenize), variables)
+    (tmp_path / "open_clip_model.safetensors").unlink()
+    same(clip_jax.load(tmp_path, tokenize=tokenize), variables)
+    settings = json.loads((tmp_path / "open_clip_config.json").read_text())
+    settings["preprocess_cfg"] = settings["model_cfg"]["text_cfg"] = [1]
+    (tmp_path / "config.json").rename(tmp_path / "other.json")
+    with pytest.raises(UserError, match="has an open_clip_config.json and no weights beside it"):
+        clip_jax.load(tmp_path)
+    for wrong in ("text_cfg", "preprocess_cfg"):
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(settings))
+        with pytest.raises(UserError, match=f"describes no model: its '{wrong}' is no object"):
+            clip_jax.load(tmp_path)
+        settings["model_cfg"].pop("text_cfg", None)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda s: s.update(model_type="bert"), "type 'bert'"),
+        (lambda s: s["text_config"].update(hidden_act="swish"), "'swish' is none of"),
+        (lambda s: s["vision_config"].update(patch_size=15), "patch_size 15"),
+        (lambda s: s["vision_config"].update(num_channels=1), "1 channels"),
+        (lambda s: s["vision_config"].update(hidden_size=None), "describes no model"),
+        (lambda s: s["text_config"].update(vocab_size="many", eos_token_id=2), "describes no model"),
+        (lambda s: s.update(text_config=[1]), "describes no model: its 'text_config' is no object"),
+    ],
+)
+def test_a_folder_of_another_model(clip, tmp_path, change, message):
+    clip_jax.save(clip, tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    change(settings)
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=message):
+        clip_jax.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "section, key, value",
+    [
+        ("vision_cfg", "attentional_pool", True),
+        ("vision_cfg", "timm_model_name", "vit_base"),
+        ("vision_cfg", "pool_type", "avg"),
+        ("text_cfg", "hf_model_name", "roberta-base"),
+        ("text_cfg", "embed_cls", True),
+    ],
+)
+def test_open_clip_parts_that_are_not_built_here(clip, tmp_path, section, key, value):
+    clip_jax.save(clip, tmp_path, format="open_clip")
+    file = tmp_path / "open_clip_config.json"
+    settings = json.loads(file.read_text())
+    settings["model_cfg"][section][key] = value
+    file.write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=f"{section}.{key}={value!r}"):
+        clip_jax.load(tmp_path)
+    settings["model_cfg"][section][key] = None
+    file.write_text(json.dumps(settings))
+    assert open_published(tmp_path).config == CONFIG
