@@ -25,6 +25,7 @@ from dalle_jax.decoder.sampling import (
     SamplingConfig,
     candidate_keys,
     draw,
+    drawing_params,
     no_prime,
     prefill,
     with_empty_captions,
@@ -106,7 +107,7 @@ class Dalle:
         """
         self.codec, self.tokenizer, self.config, self.mesh = codec, tokenizer, config, mesh
         self.rules = rules or ShardingRules()
-        self.params = cast_kernels(params, config.dtype)
+        self.params = drawing_params(config, params, mesh)
         self.step: int | None = None
         """Of the decoder's checkpoint, where it was loaded from one."""
 
@@ -365,17 +366,6 @@ def _pad(rows: np.ndarray, count: int) -> np.ndarray:
 
 def _for_all(prime: Prime, prompts: int) -> Prime:
     return Prime(jnp.broadcast_to(prime.tokens, (prompts, prime.tokens.shape[-1])), prime.length)
-
-
-def cast_kernels(params: Any, dtype: str) -> Any:
-    """Casts what is multiplied in `dtype` once, not at every step; output heads stay float32."""
-
-    def cast(path, x):
-        names = [entry.key for entry in path]
-        inside = names[0] == "transformer" and "kernel" in names[-1]
-        return x.astype(dtype) if inside else x
-
-    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def _free_bytes(mesh: Mesh) -> int:

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
 from dalle_jax.decoder.config import DecoderConfig
 from dalle_jax.decoder.model import Decoder
 from dalle_jax.errors import UserError
 from dalle_jax.nn.attention import CacheLayout, KeyValue, LayerCache
-from dalle_jax.nn.transformer import GroupPlan
+from dalle_jax.nn.transformer import GroupPlan, kernels_as_rows, layers_apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +100,8 @@ def guide(logits: Float[Array, "C Q K"], scale: float) -> Float[Array, "C P K"]:
 
 def make_caches(config: DecoderConfig, text_kv: Any, candidates: int) -> Any:
     """Every layer's `LayerCache` in the stack's form: the prefill's text, and an empty image part."""
-    plan = GroupPlan.of(config.schedule)
     group_kv, tail_kv = text_kv
+    plan = GroupPlan.of(config.schedule, apart=not group_kv)
 
     def layer(pattern, text: KeyValue, leading):
         layout = CacheLayout(pattern, config.grid_size, config.grid_size, config.conv_kernel)
@@ -118,7 +119,7 @@ def make_caches(config: DecoderConfig, text_kv: Any, candidates: int) -> Any:
 
 def store(config: DecoderConfig, caches: Any, new: Any, position: Int[Array, ""]) -> Any:
     """Writes the keys and values that a step returned into the caches of all layers."""
-    plan = GroupPlan.of(config.schedule)
+    plan = GroupPlan.of(config.schedule, apart=not caches[0])
 
     def write(pattern, cache: LayerCache, entry: KeyValue) -> LayerCache:
         layout = CacheLayout(pattern, config.grid_size, config.grid_size, config.conv_kernel)
@@ -128,6 +129,31 @@ def store(config: DecoderConfig, caches: Any, new: Any, position: Int[Array, ""]
         tuple(map(write, kinds, part, entries))
         for kinds, part, entries in zip((plan.group, plan.tail), caches, new, strict=True)
     )
+
+
+def drawing_params(config: DecoderConfig, params: Any, mesh: Mesh) -> Any:
+    """Parameters as drawing reads them, made once: at every step that would cost more than the step.
+
+    Kernels inside the stack are cast to the dtype that they are multiplied in (the heads' stay float32). On one CPU
+    device the layers lie apart and kernels as rows (`layers_apart`).
+
+    Args:
+      config: of the model.
+      params: of the model, unboxed.
+      mesh: they lie on.
+
+    Returns:
+      What `prefill` and `draw` take in place of `params`, with as many numbers.
+    """
+
+    def cast(path, x):
+        return x.astype(config.dtype) if "kernel" in path[-1].key else x
+
+    params = {**params, "transformer": jax.tree_util.tree_map_with_path(cast, params["transformer"])}
+    if mesh.devices.size > 1 or mesh.devices.flat[0].platform != "cpu":
+        return params
+    stack = layers_apart(params["transformer"], config.schedule)
+    return {**params, "transformer": stack, "image_head": kernels_as_rows(params["image_head"])}
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
@@ -169,7 +195,10 @@ def draw(
         logits = guide(out.logits, sampling.guidance_scale) if sampling.guided else out.logits
         token = choose(logits, keys, position, sampling).astype(jnp.int32)
         token = jnp.where(position < prime.length, prime.tokens[:, position], token)
-        return (token, store(config, caches, out.new, position)), token
+        # Where this position is written depends on what was drawn, if in name alone (codes are never negative): so
+        # that the compiler writes after all layers have read, in place, and does not copy the caches.
+        place = jnp.where(jnp.min(token) < 0, 0, position)
+        return (token, store(config, caches, out.new, place)), token
 
     start = jnp.zeros((candidates, prompts), jnp.int32), make_caches(config, text_kv, candidates)
     _, tokens = jax.lax.scan(step, start, jnp.arange(config.image_length))

@@ -6,7 +6,7 @@ added later: what differs between them is how positions attend to each other, an
 
 import dataclasses
 import enum
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
@@ -130,8 +130,21 @@ def constrain_activations(x: Array) -> Array:
     return nn.with_logical_constraint(x, ("batch",) + (None,) * (x.ndim - 1))
 
 
+def rows_product(rows: Float[Array, "o i"], x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+    """`x @ rows.T`, the form of a product in which a CPU reads a kernel at the rate of its memory.
+
+    Where `x` has few rows, XLA's product with the kernel on the right and inputs first takes two to three times as
+    long. The barrier keeps it from being turned into that form.
+    """
+    y = jax.lax.dot_general(rows, x.reshape(-1, x.shape[-1]), (((1,), (1,)), ((), ())))
+    return jax.lax.optimization_barrier(y).T.reshape(*x.shape[:-1], -1)
+
+
 class Dense(nn.Module):
-    """`x @ kernel + bias` with logical axes on both; parameters float32, product in `dtype`."""
+    """`x @ kernel + bias` with logical axes on both; parameters float32, product in `dtype`.
+
+    In the form of `layers_apart` the kernel is `kernel_rows`, [features, inputs].
+    """
 
     features: int
     axes: tuple[str | None, str | None]
@@ -142,9 +155,13 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
-        kernel_init = nn.with_logical_partitioning(self.kernel_init, self.axes)
-        kernel = self.param("kernel", kernel_init, (x.shape[-1], self.features), jnp.float32)
-        y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+        x = x.astype(self.dtype)
+        if self.has_variable("params", "kernel_rows"):
+            y = rows_product(self.get_variable("params", "kernel_rows").astype(self.dtype), x)
+        else:
+            kernel_init = nn.with_logical_partitioning(self.kernel_init, self.axes)
+            kernel = self.param("kernel", kernel_init, (x.shape[-1], self.features), jnp.float32)
+            y = jnp.dot(x, kernel.astype(self.dtype))
         if self.use_bias:
             bias_init = nn.with_logical_partitioning(self.bias_init, self.axes[1:])
             y += self.param("bias", bias_init, (self.features,), jnp.float32).astype(self.dtype)
@@ -163,21 +180,26 @@ class Attention(nn.Module):
     def __call__(self, x: Float[Array, "B T D"], cache: Any, context: Any) -> tuple[Float[Array, "B T D"], Any]:
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         width = config.num_heads * config.head_dim
-
-        # [D, 3, N*H], not [D, 3*N*H]: a mesh axis that splits the heads must not cut between q, k and v.
-        def qkv_init(key, shape, param_dtype):
-            return self.init_fns.qkv(key, (shape[0], shape[1] * shape[2]), param_dtype).reshape(shape)
-
-        kernel_init = nn.with_logical_partitioning(qkv_init, ("embed", None, "heads"))
-        bias_init = nn.with_logical_partitioning(nn.initializers.zeros, (None, "heads"))
-        kernel = self.param("qkv_kernel", kernel_init, (x.shape[-1], 3, width), jnp.float32)
-        bias = self.param("qkv_bias", bias_init, (3, width), jnp.float32)
-        qkv = jnp.einsum("btd,dcw->btcw", x.astype(dtype), kernel.astype(dtype)) + bias.astype(dtype)
+        qkv = self._qkv(x.astype(dtype), width)
         q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:2], 3, config.num_heads, config.head_dim), 2, 0)
         attended, aux = self.attend(self.kind, q, k, v, cache, context)
         attended = attended.reshape(*x.shape[:2], width)
         out = Dense(x.shape[-1], ("heads", "embed"), self.init_fns.out, dtype=dtype, name="out")(attended)
         return out, aux
+
+    def _qkv(self, x: Float[Array, "B T D"], width: int) -> Float[Array, "B T 3 W"]:
+        # [D, 3, N*H], not [D, 3*N*H]: a mesh axis that splits the heads must not cut between q, k and v.
+        def qkv_init(key, shape, param_dtype):
+            return self.init_fns.qkv(key, (shape[0], shape[1] * shape[2]), param_dtype).reshape(shape)
+
+        bias_init = nn.with_logical_partitioning(nn.initializers.zeros, (None, "heads"))
+        bias = self.param("qkv_bias", bias_init, (3, width), jnp.float32).astype(x.dtype)
+        if self.has_variable("params", "qkv_kernel_rows"):
+            qkv = rows_product(self.get_variable("params", "qkv_kernel_rows").astype(x.dtype), x)
+            return qkv.reshape(*x.shape[:2], 3, width) + bias
+        kernel_init = nn.with_logical_partitioning(qkv_init, ("embed", None, "heads"))
+        kernel = self.param("qkv_kernel", kernel_init, (x.shape[-1], 3, width), jnp.float32)
+        return jnp.einsum("btd,dcw->btcw", x, kernel.astype(x.dtype)) + bias
 
 
 class Mlp(nn.Module):
@@ -254,11 +276,18 @@ class GroupPlan:
     tail: tuple[Hashable, ...]
 
     @classmethod
-    def of(cls, kinds: Sequence[Hashable]) -> "GroupPlan":
-        """Finds the cut that compiles the fewest blocks (`group` + `tail`), the shortest group among equals."""
+    def of(cls, kinds: Sequence[Hashable], apart: bool = False) -> "GroupPlan":
+        """Finds the cut that compiles the fewest blocks (`group` + `tail`), the shortest group among equals.
+
+        Args:
+          kinds: of all layers, first to last.
+          apart: of the form that `layers_apart` makes: no group, all layers in the tail.
+        """
         kinds = tuple(kinds)
         if not kinds:
             raise ValueError("a stack needs at least one layer")
+        if apart:
+            return cls((), 0, kinds)
         plans = []
         for period in range(1, len(kinds) + 1):
             repeats = 1
@@ -303,25 +332,66 @@ class Transformer(nn.Module):
           The residual stream after the last block (no final norm), and what `attend` returned beside its result, in
           the form of `caches`.
         """
-        plan = GroupPlan.of(self.kinds)
+        plan = GroupPlan.of(self.kinds, apart=self._apart)
         group_caches, tail_caches = (None, None) if caches is None else caches
-        scanned = nn.scan(
-            Group,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast),
-            length=plan.repeats,
-            unroll=1 if self.config.scan else plan.repeats,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
-        looped = self.config.scan and plan.repeats > 1
-        group = scanned(self.config, self.init_fns, plan.group, self.attend, deterministic, looped, name="group")
-        x, group_out = group(x, group_caches, context)
-        tail_out = ()
+        group_out = tail_out = ()
+        if plan.group:
+            scanned = nn.scan(
+                Group,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=(0, nn.broadcast),
+                length=plan.repeats,
+                unroll=1 if self.config.scan else plan.repeats,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )
+            looped = self.config.scan and plan.repeats > 1
+            group = scanned(self.config, self.init_fns, plan.group, self.attend, deterministic, looped, name="group")
+            x, group_out = group(x, group_caches, context)
         if plan.tail:
             tail = Group(self.config, self.init_fns, plan.tail, self.attend, deterministic, False, name="tail")
             x, tail_out = tail(x, tail_caches, context)
         return x, (group_out, tail_out)
+
+    @property
+    def _apart(self) -> bool:
+        return self.has_variable("params", "tail") and not self.has_variable("params", "group")
+
+
+def layers_apart(params: Any, kinds: Sequence[Hashable]) -> Any:
+    """The parameters of a `Transformer` in the form that a CPU draws from fastest; the stack takes either.
+
+    Every layer by itself, so that nothing is cut out of the stacked ones at every step, and kernels [outputs, inputs],
+    for `rows_product`.
+
+    Args:
+      params: of a stack, unboxed.
+      kinds: of its layers.
+
+    Returns:
+      `{"tail": {"layer_0": ..., ...}}`.
+    """
+    plan = GroupPlan.of(kinds)
+    layers = [
+        jax.tree.map(lambda x, i=i: x[i], params["group"][f"layer_{j}"])
+        for i in range(plan.repeats)
+        for j in range(len(plan.group))
+    ]
+    layers += [params["tail"][f"layer_{j}"] for j in range(len(plan.tail))]
+    return {"tail": {f"layer_{i}": kernels_as_rows(layer) for i, layer in enumerate(layers)}}
+
+
+def kernels_as_rows(params: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree of parameters with every `kernel` [i, o] as `kernel_rows` [o, i] (`qkv_kernel` [i, 3, o]: [3 * o, i])."""
+    rows = {}
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            rows[name] = kernels_as_rows(value)
+        elif name.endswith("kernel"):
+            rows[f"{name}_rows"] = value.reshape(value.shape[0], -1).T
+        else:
+            rows[name] = value
+    return rows
 
 
 def uniform_kinds(config: TransformerConfig) -> tuple[None, ...]:

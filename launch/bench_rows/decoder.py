@@ -12,10 +12,12 @@ from configs import decoder_1b
 from dalle_jax.config import from_config_dict
 from dalle_jax.decoder.config import DecoderConfig, DecoderStage
 from dalle_jax.decoder.model import init_params
-from dalle_jax.decoder.sampling import SamplingConfig, candidate_keys, draw, no_prime, prefill
+from dalle_jax.decoder.sampling import SamplingConfig, candidate_keys, draw, drawing_params, no_prime, prefill
 from dalle_jax.decoder.task import DecoderTask, training_flops
 from dalle_jax.nn.attention import Pattern, attended_pairs
 from dalle_jax.nn.transformer import Remat
+from dalle_jax.training.config import MeshConfig
+from dalle_jax.training.mesh import make_mesh
 from launch.bench_rows.training import repeated_step
 from launch.bench_rows.workload import Row, Workload, import_torch, product_dtype
 
@@ -77,7 +79,8 @@ def step(config: DecoderConfig, batch_size: int, micro_batches: int = 1) -> Work
 
 def sampling(config: DecoderConfig, candidates: int) -> Workload:
     """Prefill and all image positions of one prompt."""
-    params = jax.jit(lambda key: nn.unbox(init_params(config, key)))(jax.random.key(0))
+    fresh = jax.jit(lambda key: nn.unbox(init_params(config, key)))(jax.random.key(0))
+    params = drawing_params(config, fresh, make_mesh(MeshConfig(), jax.devices()[:1]))
     text = jnp.asarray(np.random.default_rng(0).integers(4, config.text_vocab_size, (1, config.text_length), np.int32))
     keys, prime = candidate_keys(0, jnp.arange(candidates)), no_prime(config, 1)
 

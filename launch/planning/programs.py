@@ -13,9 +13,8 @@ from jax.sharding import Mesh
 
 from dalle_jax.codec import CodecConfig, FrozenCodec
 from dalle_jax.decoder.model import abstract_params
-from dalle_jax.decoder.sampling import SamplingConfig, candidate_keys, draw, no_prime, prefill
+from dalle_jax.decoder.sampling import SamplingConfig, candidate_keys, draw, drawing_params, no_prime, prefill
 from dalle_jax.decoder.task import DecoderTask
-from dalle_jax.pipeline import cast_kernels
 from dalle_jax.training.config import MeshConfig, TrainConfig
 from dalle_jax.training.mesh import make_mesh
 from dalle_jax.training.program import build_step
@@ -152,7 +151,7 @@ def sampling_targets(
     with jax.set_mesh(mesh), rules.context():
         params = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            jax.eval_shape(lambda tree: cast_kernels(tree, config.dtype), unbox(boxed)),
+            jax.eval_shape(lambda tree: drawing_params(config, tree, mesh), unbox(boxed)),
             param_shardings(boxed, mesh, rules),
         )
         text = _placed(jax.ShapeDtypeStruct((1, config.text_length), jnp.int32), replicated(mesh))

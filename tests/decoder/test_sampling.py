@@ -1,6 +1,7 @@
 """Drawing: noise by (seed, candidate) alone, filters, guidance, priming."""
 
 import dataclasses
+import re
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,7 @@ from dalle_jax.decoder.sampling import (
     candidate_keys,
     choose,
     draw,
+    drawing_params,
     filter_logits,
     guide,
     no_prime,
@@ -25,6 +27,8 @@ from dalle_jax.decoder.sampling import (
 from dalle_jax.errors import UserError
 from dalle_jax.nn.attention import Pattern
 from dalle_jax.nn.transformer import Remat
+from dalle_jax.training.config import MeshConfig
+from dalle_jax.training.mesh import make_mesh
 
 CONFIG = DecoderConfig(
     num_layers=3, num_heads=2, head_dim=8, embed_dim=16, mlp_dim=32, text_vocab_size=20, text_length=5,
@@ -76,6 +80,40 @@ def test_a_candidate_does_not_depend_on_the_mesh(params, eight):
         tokens = draw(CONFIG, params, prefill(CONFIG, params, TEXT), keys, no_prime(CONFIG, 2), SamplingConfig())
         assert not tokens.sharding.is_fully_replicated
     np.testing.assert_array_equal(tokens, eight)
+
+
+def one_device():
+    return make_mesh(MeshConfig(data=1), jax.devices()[:1])
+
+
+def test_the_form_that_a_cpu_draws_from_changes_no_token(params, eight):
+    apart = drawing_params(CONFIG, params, one_device())
+    assert sum(x.size for x in jax.tree.leaves(apart)) == sum(x.size for x in jax.tree.leaves(params))
+    np.testing.assert_array_equal(drawn(apart, range(8)), eight)
+
+
+def test_kernels_are_cast_once_and_heads_stay_float32(params):
+    config = dataclasses.replace(CONFIG, dtype="bfloat16")
+    many = drawing_params(config, params, make_mesh(MeshConfig(data=8)))
+    assert many["transformer"]["tail"].keys() == params["transformer"]["tail"].keys()  # stays as it is trained
+    for tree in (many, drawing_params(config, params, one_device())):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            inside = path[0].key == "transformer" and "kernel" in path[-1].key
+            assert leaf.dtype == (jnp.bfloat16 if inside else jnp.float32), jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_no_step_copies_a_cache(params, apart):
+    """The loop writes into its caches in place; copies of a few megabytes a layer would take half of a step."""
+    config = dataclasses.replace(CONFIG, patterns=(Pattern.FULL,) * 3)
+    params = nn.unbox(jax.jit(init_params, static_argnums=0)(config, jax.random.key(0)))
+    params = drawing_params(config, params, one_device()) if apart else params
+    text_kv, keys = prefill(config, params, TEXT), candidate_keys(0, jnp.arange(3))
+    compiled = draw.lower(config, params, text_kv, keys, no_prime(config, 2), SamplingConfig()).compile().as_text()
+    cache = r"f32\[(?:3,)?3,2,2,16,8\]"  # layers where they are stacked, candidates, prompts, heads, slots, head_dim
+    assert re.search(cache, compiled)
+    loops = compiled[: compiled.index("\nENTRY ")]  # what runs before the loop may copy
+    assert not re.findall(rf"= {cache}\S* copy\(.*", loops)
 
 
 def test_another_seed_is_other_noise(params, eight):

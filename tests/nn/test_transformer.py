@@ -16,6 +16,7 @@ from dalle_jax.nn.transformer import (
     Remat,
     Transformer,
     TransformerConfig,
+    layers_apart,
     same_everywhere,
     uniform_kinds,
 )
@@ -55,6 +56,21 @@ def test_scan_and_remat_change_no_value(change):
     expected, actual = loss_and_gradient(CONFIG, params), loss_and_gradient(changed, params)
     # Fusion differs between the two programs, so float32 rounding does.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), actual, expected)
+
+
+@pytest.mark.parametrize("kinds", ["aaaa", "abab", "abax"])
+def test_layers_apart_change_no_value(kinds):
+    def attend(kind, q, k, v, cache, context):
+        return causal_attention(q, k, v) * (1 + "abx".index(kind)), None
+
+    stack = Transformer(CONFIG, BlockInit.gpt2(4), tuple(kinds), attend)
+    x = jax.random.normal(jax.random.key(0), (2, 5, 16))
+    params = nn.unbox(stack.init(jax.random.key(1), x))["params"]
+    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params)
+    apart = layers_apart(params, kinds)
+    assert list(apart["tail"]) == ["layer_0", "layer_1", "layer_2", "layer_3"]
+    actual, expected = (stack.apply({"params": p}, x)[0] for p in (apart, params))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)  # the order of sums
 
 
 def test_every_weight_has_logical_axes():
