@@ -7,8 +7,9 @@
 
 A row gives its shape, useful operations by formula (2 a multiply-add, recomputation not counted), the median time
 of several runs after a warm-up, useful FLOP/s, and the shares of the machine's matrix-product rate and memory rate,
-which are measured before and after every run in the same process. On CPU products are in float32, on a GPU in bfloat16.
-MFU, useful FLOP/s over the peak that the chip's maker names, stands where `dalle_jax.training.chips` knows the chip.
+which are measured before and after every run in the same process; a peer runs in a process of its own. On CPU
+products are in float32, on a GPU in bfloat16. MFU, useful FLOP/s over the peak that the chip's maker names, stands
+where `dalle_jax.training.chips` knows the chip.
 """
 
 import json
@@ -19,6 +20,7 @@ from absl import flags
 
 from dalle_jax.errors import UserError, closest
 from launch.bench_rows import ROWS
+from launch.bench_rows.elsewhere import peer_of
 from launch.bench_rows.timing import measure
 from launch.bench_rows.workload import Row
 from launch.flags import start
@@ -70,11 +72,10 @@ def line(result: dict[str, Any], row: Row) -> str:
 def main() -> None:
     for row in chosen(ROW_NAMES.value, gpu=jax.default_backend() != "cpu"):
         try:
-            result = measure(row, runs=RUNS.value, warmup=WARMUP.value, peer=PEER.value)
+            peer = peer_of(row) if PEER.value and row.make_peer is not None else None
         except ImportError as error:
-            if not PEER.value:
-                raise
             raise UserError(f"--peer needs {error.name}: run `bash launch/test.sh --parity` once") from error
+        result = measure(row, runs=RUNS.value, warmup=WARMUP.value, peer=peer)
         print(json.dumps(result) if JSON.value else line(result, row), flush=True)
 
 

@@ -5,12 +5,8 @@ Each row runs in a process of its own, because the number of devices is a proces
 """
 
 import functools
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +17,7 @@ from clip_jax.sigmoid_loss import sigmoid_loss
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.mesh import make_mesh
 from dalle_jax.training.sharding import ShardingRules, batch_sharding, replicated
+from launch.bench_rows import elsewhere
 from launch.bench_rows.workload import Row, Workload
 
 BATCH, EMBED, CHUNK = 4096, 256, 256
@@ -51,39 +48,22 @@ def compile_loss(loss: Callable[..., jax.Array], batch_size: int, embed_dim: int
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3))).lower(*placed).compile(), placed
 
 
-def elsewhere(loss: str, devices: int) -> Workload:
-    """A loss on so many devices, in a process that ends with this one."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", f"from {__name__} import serve; serve({loss!r}, {devices})"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)},
+def on_devices(loss: str, devices: int) -> Workload:
+    """A loss on so many devices, in a process that has them."""
+    there = elsewhere.start(
+        f"loss_{loss}_{devices}",
+        f"from {__name__} import serve; serve({loss!r}, {devices})",
+        {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)},
     )
-    assert process.stdin is not None and process.stdout is not None
-
-    def run() -> None:
-        print(file=process.stdin, flush=True)
-        if not process.stdout.readline():
-            raise RuntimeError(f"the process of loss_{loss}_{devices} has died")
-
     directions = 1 if loss == "sigmoid" else 2
-    return Workload(
-        run,
-        flops=3 * directions * 2 * BATCH**2 * EMBED,
-        items=BATCH,
-        facts={"largest_array_bytes": float(process.stdout.readline() or 0)},
-    )
+    return Workload(there.run, flops=3 * directions * 2 * BATCH**2 * EMBED, items=BATCH, facts=there.facts)
 
 
 def serve(loss: str, devices: int) -> None:
-    """The other side of `elsewhere`: writes the bytes, then a line for each run that is asked for."""
+    """The other side of `on_devices`."""
     program, arguments = compile_loss(LOSSES[loss], BATCH, EMBED, make_mesh(MeshConfig(), jax.devices()[:devices]))
-    print(largest_array(program.as_text() or ""), flush=True)
-    for _ in sys.stdin:
-        jax.block_until_ready(program(*arguments))
-        print("done", flush=True)
+    facts = {"largest_array_bytes": float(largest_array(program.as_text() or ""))}
+    elsewhere.serve(facts, lambda: program(*arguments))
 
 
 ROWS = tuple(
@@ -92,7 +72,7 @@ ROWS = tuple(
         f"batch {BATCH}, width {EMBED}, {devices} device{'s' * (devices > 1)}"
         + f", {CHUNK} captions at once" * loss.endswith("chunked"),
         "pairs",
-        functools.partial(elsewhere, loss, devices),
+        functools.partial(on_devices, loss, devices),
     )
     for loss in LOSSES
     for devices in (1, 2, 4, 8)

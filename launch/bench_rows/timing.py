@@ -54,21 +54,21 @@ def _seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def measure(row: Row, *, runs: int, warmup: int, peer: bool) -> dict[str, Any]:
+def measure(row: Row, *, runs: int, warmup: int, peer: Workload | None = None) -> dict[str, Any]:
     """Times a row.
 
     Args:
       row: what is timed.
       runs: timed runs, of which the median counts.
       warmup: runs before them, which compile.
-      peer: time the row's peer in turn as well.
+      peer: timed in turn with ours; None: not at all.
 
     Returns:
       Seconds, FLOP/s, shares of `Rates` around each run, items a second; with a peer its own, and `ratio` to it.
     """
     sides = {"ours": row.make()}
-    if peer and row.make_peer is not None:
-        sides["peer"] = row.make_peer()
+    if peer is not None:
+        sides["peer"] = peer
     for workload in sides.values():
         for _ in range(warmup):
             jax.block_until_ready(workload.run())

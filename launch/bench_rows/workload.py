@@ -35,7 +35,7 @@ class Row:
     """Of what comes out: `pictures`, `tokens`."""
     make: Callable[[], Workload]
     make_peer: Callable[[], Workload] | None = None
-    """Imports torch and the peer; called with `--peer` alone."""
+    """Imports torch and the peer; called with `--peer` alone, in another process."""
     peer: str = ""
     """Whom it is compared with."""
     reach: float | None = None

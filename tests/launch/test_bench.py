@@ -1,12 +1,13 @@
 """The benchmark's arithmetic and its choice of rows; nothing here is timed."""
 
 import json
+import sys
 
 import pytest
 
 from dalle_jax.errors import UserError
 from launch import bench
-from launch.bench_rows import ROWS, timing
+from launch.bench_rows import ROWS, elsewhere, timing
 from launch.bench_rows.decoder import SPARSE, one_billion, sampling_pairs, small
 from launch.bench_rows.workload import Row, Workload
 
@@ -26,11 +27,10 @@ def test_measure(clock):
         "shape",
         "tokens",
         lambda: Workload(lambda: next(ours), flops=150.0, bytes=3.0, items=6.0),
-        lambda: Workload(lambda: 6.0, flops=300.0, items=6.0),
-        "peer",
-        1.2,
+        peer="peer",
+        reach=1.2,
     )
-    result = timing.measure(row, runs=2, warmup=1, peer=True)
+    result = timing.measure(row, runs=2, warmup=1, peer=Workload(lambda: 6.0, flops=300.0, items=6.0))
     assert (result["seconds"], result["min"], result["max"]) == (3.0, 2.0, 4.0)
     assert result["flop_per_second"] == 50.0 and result["items_per_second"] == 2.0
     # 75 of 75 (the mean of before and after), then 37.5 of 50.
@@ -45,21 +45,45 @@ def test_measure(clock):
 
 @pytest.mark.parametrize("flops", [{}, {"flops": 1e9}])
 def test_unless_both_count_operations_items_are_compared(clock, flops):
-    row = Row(
-        "row", "s", "tokens",
-        lambda: Workload(lambda: 2.0, items=4.0, **flops), lambda: Workload(lambda: 1.0, items=4.0),
-    )  # fmt: skip
-    assert timing.measure(row, runs=2, warmup=1, peer=True)["ratio"] == 0.5
+    row = Row("row", "s", "tokens", lambda: Workload(lambda: 2.0, items=4.0, **flops))
+    assert timing.measure(row, runs=2, warmup=1, peer=Workload(lambda: 1.0, items=4.0))["ratio"] == 0.5
 
 
-def test_the_peer_is_left_alone_unless_asked_for(clock):
-    def fail():
-        raise AssertionError("the peer was made")
-
-    result = timing.measure(
-        Row("row", "s", "tokens", lambda: Workload(lambda: 1.0), fail), runs=2, warmup=1, peer=False
-    )
+def test_without_a_peer_nothing_is_compared(clock):
+    result = timing.measure(Row("row", "s", "tokens", lambda: Workload(lambda: 1.0)), runs=2, warmup=1)
     assert "ratio" not in result and "share_of_matmul" not in result
+
+
+def test_a_process_runs_once_for_each_time_it_is_asked(tmp_path):
+    log = str(tmp_path / "log")
+    statement = f"""
+from launch.bench_rows.elsewhere import serve
+serve({{"items": 3.0}}, lambda: open({log!r}, "a").write("run "))
+"""
+    there = elsewhere.start("the test", statement, {})
+    there.run()
+    there.run()
+    assert there.facts == {"items": 3.0} and (tmp_path / "log").read_text() == "run run "
+
+
+def test_a_process_that_dies_is_named():
+    with pytest.raises(RuntimeError, match="the process of a row's peer has died"):
+        elsewhere.start("a row's peer", "raise SystemExit(1)", {})
+
+
+def test_a_peer_that_is_not_installed_is_named(monkeypatch, capsys):
+    def absent():
+        raise ImportError("no module", name="open_clip")
+
+    row = Row("row", "s", "tokens", lambda: Workload(lambda: 1.0), absent)
+    monkeypatch.setattr("launch.bench_rows.ROWS", (row,))
+    monkeypatch.setattr(sys, "stdin", iter(()))
+    elsewhere.serve_peer("row")
+    said = json.loads(capsys.readouterr().out)
+    monkeypatch.setattr(elsewhere, "start", lambda *_: elsewhere.Elsewhere(said, lambda: None))
+    with pytest.raises(ImportError) as error:
+        elsewhere.peer_of(row)
+    assert error.value.name == "open_clip"
 
 
 def test_choice_of_rows():
