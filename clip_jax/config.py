@@ -105,6 +105,8 @@ class VisionConfig:
     def __post_init__(self):
         if not 0 <= self.patch_dropout < 1:
             raise ValueError(f"patch_dropout must be in [0, 1), not {self.patch_dropout}")
+        if len(self.pixel_mean) != 3 or len(self.pixel_std) != 3 or min(self.pixel_std) <= 0:
+            raise ValueError(f"pixel_mean {self.pixel_mean} and pixel_std {self.pixel_std}: three each, none of std 0")
         if self.patch_dropout and self.tower is not VisionTower.VIT:
             raise ValueError(f"patch_dropout is for ViTs, not for a tower of kind '{self.tower.value}'")
         if self.preprocessing not in (Augment.CLIP_INFERENCE, Augment.SQUARE):

@@ -24,6 +24,9 @@ ACTIVATIONS = {
 }
 """By Hugging Face's name; of two names for one, the last is written."""
 
+BICUBIC = 3
+"""Pillow's number of the filter."""
+
 # What `CLIPTextConfig` and `CLIPVisionConfig` take where a file is silent.
 _TEXT_DEFAULTS: dict[str, Any] = {
     "vocab_size": 49408,
@@ -113,7 +116,7 @@ def config_from_hf(settings: Mapping[str, Any], preprocessor: Mapping[str, Any],
     if vision["num_channels"] != 3:
         raise UserError(f"{where}: its image tower reads {vision['num_channels']} channels, and pictures have 3")
     try:
-        normalization = normalization_from_hf(preprocessor)
+        normalization = pictures_from_hf(preprocessor, vision["image_size"], True, where)
         end_id = text["vocab_size"] - 1 if text["eos_token_id"] == _LEGACY_END else text["eos_token_id"]
         return ClipConfig(
             settings.get("projection_dim", 512),
@@ -136,8 +139,38 @@ def section_from_hf(settings: Mapping[str, Any], name: str, where: str) -> dict[
     return section
 
 
-def normalization_from_hf(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `VisionConfig` that a `preprocessor_config.json` has a word for."""
+def pictures_from_hf(preprocessor: Mapping[str, Any], image_size: int, crop: bool, where: str) -> dict[str, Any]:
+    """The fields of `VisionConfig` that a `preprocessor_config.json` has a word for.
+
+    Args:
+      preprocessor: of the file; empty where there is none.
+      image_size: of the model.
+      crop: whether pictures are cropped to the size (CLIP's), or brought to a square of it (SigLIP's).
+      where: the folder, for messages.
+
+    Raises:
+      UserError: the model was trained on pictures that were prepared in another way than they would be here.
+    """
+    wanted = {
+        "do_resize": True,
+        "resample": BICUBIC,
+        "do_center_crop": crop,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+    }
+    other = {name: preprocessor[name] for name in wanted if preprocessor.get(name, wanted[name]) != wanted[name]}
+    for name in ("size", "crop_size") if crop else ("size",):
+        size = preprocessor.get(name, image_size)
+        sides = {side for side in size.values() if side is not None} if isinstance(size, Mapping) else {size}
+        if sides != {image_size}:
+            other[name], wanted[name] = size, image_size
+    if other:
+        told = ", ".join(f"{name} {value} (here {wanted[name]})" for name, value in other.items())
+        raise UserError(
+            f"{where}/preprocessor_config.json prepares pictures in another way than is done here: {told}; the model "
+            "would see other pictures than it was trained on"
+        )
     return {
         ours: tuple(preprocessor[theirs])
         for ours, theirs in (("pixel_mean", "image_mean"), ("pixel_std", "image_std"))
@@ -235,7 +268,7 @@ def preprocessor_to_hf(config: VisionConfig) -> dict[str, Any]:
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"shortest_edge": config.image_size},
-        "resample": 3,
+        "resample": BICUBIC,
         "do_center_crop": True,
         "crop_size": {"height": config.image_size, "width": config.image_size},
         "do_rescale": True,

@@ -68,6 +68,9 @@ def config_from_open_clip(settings: Mapping[str, Any], where: str) -> ClipConfig
         if resize not in _RESIZE:
             raise UserError(f"{where}/{CONFIG}: preprocess_cfg.resize_mode='{resize}' is not built here")
         normalization["preprocessing"] = _RESIZE[resize]
+        if (preprocess.get("interpolation") or "bicubic") != "bicubic":
+            filter_ = preprocess["interpolation"]
+            raise UserError(f"{where}/{CONFIG}: preprocess_cfg.interpolation='{filter_}' is not built here")
         end_id = text["eos_id"] if text.get("pool_type") == "eos" else text["vocab_size"] - 1
         size = vision["image_size"]
         side, *other = size if isinstance(size, list | tuple) else (size,)

@@ -4,7 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax.config import ClipConfig, Loss, TextConfig, TextTower, VisionConfig, VisionTower
-from clip_jax.weights_hf import normalization_from_hf, section_from_hf, tower_from_hf, tower_to_hf, transformer_names
+from clip_jax.weights_hf import (
+    BICUBIC,
+    pictures_from_hf,
+    section_from_hf,
+    tower_from_hf,
+    tower_to_hf,
+    transformer_names,
+)
 from dalle_jax.data.config import Augment
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import TransformerConfig
@@ -34,7 +41,6 @@ _VISION_DEFAULTS: dict[str, Any] = _TOWER_DEFAULTS | {
 }
 _END, _NOT_THE_END = 1, 49407
 """The tokenizer's end, and CLIP's, which `SiglipTextConfig` names by mistake."""
-_BICUBIC = 3
 
 
 def siglip_names(config: ClipConfig) -> Names:
@@ -83,11 +89,6 @@ def config_from_siglip(settings: Mapping[str, Any], preprocessor: Mapping[str, A
         raise UserError(f"{where}: its image tower reads {vision['num_channels']} channels, and pictures have 3")
     if not vision["vision_use_head"]:
         raise UserError(f"{where}: its image tower has no attention pooling (vision_use_head), and SigLIP's has")
-    if preprocessor.get("resample", _BICUBIC) != _BICUBIC:
-        raise UserError(
-            f"{where} resizes pictures with Pillow's filter {preprocessor['resample']}, and here SigLIP's are resized "
-            f"with {_BICUBIC} (bicubic): it would see other pictures than it was trained on"
-        )
     end = text.get("eos_token_id")
     end_id = _END if end in (None, _NOT_THE_END) else end
     try:
@@ -98,7 +99,7 @@ def config_from_siglip(settings: Mapping[str, Any], preprocessor: Mapping[str, A
                 vision["patch_size"],
                 tower_from_hf(vision, where),
                 VisionTower.SIGLIP,
-                **PIXELS | normalization_from_hf(preprocessor),
+                **PIXELS | pictures_from_hf(preprocessor, vision["image_size"], False, where),
             ),
             TextConfig(
                 text["vocab_size"],
@@ -167,7 +168,7 @@ def preprocessor_to_siglip(config: VisionConfig) -> dict[str, Any]:
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"height": config.image_size, "width": config.image_size},
-        "resample": _BICUBIC,
+        "resample": BICUBIC,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

@@ -155,9 +155,37 @@ def test_a_folder_of_another_model(clip, tmp_path, change, message):
 
 
 @pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"resample": 2}, r"resample 2 \(here 3\)"),
+        ({"do_center_crop": False}, r"do_center_crop False \(here True\)"),
+        ({"crop_size": 16}, r"crop_size 16 \(here 32\)"),
+        ({"size": {"height": 36, "width": 32}}, r"size .*36.* \(here 32\)"),
+        ({"rescale_factor": 1 / 127.5}, "rescale_factor"),
+        ({"image_mean": [0.5]}, "pixel_mean"),
+        ({"image_std": [0.5, 0.5, 0.0]}, "pixel_std"),
+    ],
+)
+def test_pictures_prepared_in_another_way_are_refused(clip, tmp_path, change, message):
+    clip_jax.save(clip, tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(UserError, match=message):
+        clip_jax.load(tmp_path)
+
+
+def test_sizes_of_pictures_may_be_numbers_as_in_the_published_files(clip, tmp_path):
+    clip_jax.save(clip, tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"size": 32, "crop_size": 32}))
+    assert clip_jax.load(tmp_path).config == clip.config
+
+
+@pytest.mark.parametrize(
     "section, key, value",
     [
         ("vision_cfg", "attentional_pool", True),
+        ("preprocess_cfg", "interpolation", "bilinear"),
         ("vision_cfg", "timm_model_name", "vit_base"),
         ("vision_cfg", "pool_type", "avg"),
         ("text_cfg", "hf_model_name", "roberta-base"),
@@ -168,10 +196,11 @@ def test_open_clip_parts_that_are_not_built_here(clip, tmp_path, section, key, v
     clip_jax.save(clip, tmp_path, format="open_clip")
     file = tmp_path / "open_clip_config.json"
     settings = json.loads(file.read_text())
-    settings["model_cfg"][section][key] = value
+    of = settings if section == "preprocess_cfg" else settings["model_cfg"]
+    of[section][key] = value
     file.write_text(json.dumps(settings))
     with pytest.raises(UserError, match=f"{section}.{key}={value!r}"):
         clip_jax.load(tmp_path)
-    settings["model_cfg"][section][key] = None
+    of[section][key] = None
     file.write_text(json.dumps(settings))
     assert open_published(tmp_path).config == CONFIG

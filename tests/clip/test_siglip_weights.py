@@ -153,7 +153,8 @@ def test_folders_say_what_their_model_is(variables, tmp_path, change):
         (lambda s, p: s["vision_config"].update(num_channels=1), "1 channels"),
         (lambda s, p: s["text_config"].update(hidden_act="swish"), "'swish' is none of"),
         (lambda s, p: s["text_config"].update(projection_size=32), "64 is not embed_dim 32"),
-        (lambda s, p: p.update(resample=2), "filter 2"),
+        (lambda s, p: p.update(resample=2), r"another way than is done here: resample 2 \(here 3\)"),
+        (lambda s, p: p.update(do_center_crop=True), r"do_center_crop True \(here False\)"),
     ],
 )
 def test_a_folder_of_another_model(clip, tmp_path, change, message):
