@@ -6,7 +6,7 @@ trains one image tower on one stream of data by three objectives (`clip_jax.obje
 bag-of-words prediction, and bag-of-words contrastive. Each is searched over the same learning rates with the first
 seed; the best of them, by final zero-shot accuracy on the held-out pictures, then runs with every other seed. W gets
 efficiency.json, efficiency.csv (every point of every run) and efficiency.png. Runs that are done are not run again. A
-rate at which training diverges is out of the search, and a line says so.
+run that diverges is left out, be it of the search or with another seed: a line says so, and `left_out` of the JSON.
 
 The ratio of two objectives is that of the pictures each has processed when it first reaches the highest accuracy that
 both reach. Curves are straight between evaluations and begin at chance; the spread is over all pairs of seeds. What the
@@ -56,9 +56,11 @@ def main() -> None:
     tokenizer = find_tokenizer(about, workdir)
     assert tokenizer is not None
     begin(config, about, workdir, tokenizer)
-    runs = {objective: search(config, objective, tokenizer, workdir) for objective in Objective}
+    left_out: list[dict[str, Any]] = []
+    runs = {objective: search(config, objective, tokenizer, workdir, left_out) for objective in Objective}
     if is_primary():
-        write_report(summarise(runs, 1 / len(published_prompts(config.prompts).classes)), workdir)
+        report = summarise(runs, 1 / len(published_prompts(config.prompts).classes))
+        write_report(report | {"left_out": left_out}, workdir)
 
 
 def write_report(report: dict[str, Any], workdir: epath.Path) -> None:
@@ -72,25 +74,40 @@ def write_report(report: dict[str, Any], workdir: epath.Path) -> None:
 
 
 def search(
-    config: EfficiencyConfig, objective: Objective, tokenizer: RowTokenizer, workdir: epath.Path
+    config: EfficiencyConfig,
+    objective: Objective,
+    tokenizer: RowTokenizer,
+    workdir: epath.Path,
+    left_out: list[dict[str, Any]],
 ) -> list[dict[str, Any]]:
     """The runs of an objective: every learning rate with the first seed, the best with all.
 
+    Args:
+      config: of the experiment.
+      objective: what is trained by.
+      tokenizer: of the captions.
+      workdir: of the experiment.
+      left_out: gets the runs that diverged, with the reason.
+
     Raises:
-      UserError: it diverges at every rate, or at the best one with another seed.
+      UserError: it diverges at every rate.
     """
-    first, *others = config.seeds
-    runs = []
-    for rate in config.learning_rates:
+
+    def try_run(rate: float, seed: int) -> list[dict[str, Any]]:
         try:
-            runs.append(run(config, objective, rate, first, tokenizer, workdir))
+            return [run(config, objective, rate, seed, tokenizer, workdir)]
         except NotFinite as error:
-            print(f"{objective.value}: the learning rate {rate:g} is left out: {error}", file=sys.stderr)
+            left_out.append({"objective": objective.value, "learning_rate": rate, "seed": seed, "reason": str(error)})
+            print(f"{objective.value}: the learning rate {rate:g}, seed {seed}, is left out: {error}", file=sys.stderr)
+            return []
+
+    first, *others = config.seeds
+    runs = [found for rate in config.learning_rates for found in try_run(rate, first)]
     if not runs:
         raise UserError(f"{objective.value} diverges at every one of config.learning_rates: give lower ones")
     best = max(runs, key=lambda found: found["curve"][-1][1])
     best["chosen"] = True
-    again = [run(config, objective, best["learning_rate"], seed, tokenizer, workdir) for seed in others]
+    again = [found for seed in others for found in try_run(best["learning_rate"], seed)]
     return runs + [found | {"chosen": True} for found in again]
 
 

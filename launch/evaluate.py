@@ -23,6 +23,7 @@ from etils import epath
 
 import clip_jax
 import dalle_jax
+from clip_jax.weights import is_published
 from dalle_jax.config import write_json
 from dalle_jax.errors import UserError, closest
 from dalle_jax.training.distributed import is_primary
@@ -34,7 +35,9 @@ from launch.together import check_processes
 
 MODEL = flags.DEFINE_string("model", None, "work directory of the trained run, or published weights", required=True)
 SUITE = flags.DEFINE_list("suite", ["shapes"], "what to measure: shapes, zero_shot, linear_probe, retrieval")
-OUT = flags.DEFINE_string("out", None, "folder for the results; default: report/ in the work directory")
+OUT = flags.DEFINE_string(
+    "out", None, "folder for the results; default: report/ in the work directory, or here beside published weights"
+)
 DATA = flags.DEFINE_multi_string("data", [], "a data set; may be given several times")
 SPLIT = flags.DEFINE_string("split", "test", "what is measured: of TFDS, CLIP_benchmark, or what {split} stands for")
 TRAIN_SPLIT = flags.DEFINE_string("train_split", "train", "what linear probes are fitted on")
@@ -75,7 +78,7 @@ def main() -> None:
             raise UserError(f"--suite={name} measures on data: name some with --data=...")
     check_processes()
     model = epath.Path(MODEL.value)
-    out = epath.Path(OUT.value) if OUT.value else model / "report" if model.is_dir() else epath.Path("report")
+    out = epath.Path(OUT.value) if OUT.value else epath.Path("report") if is_published(model) else model / "report"
     for name in SUITE.value:
         if name == "shapes":
             report = run_shapes(MODEL.value, out)

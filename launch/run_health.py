@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from clip_jax.objectives import Objective
+from dalle_jax.errors import UserError
 from dalle_jax.training.starts import duration
 from dalle_jax.training.workdir import read_workdir
 from launch.health import DEAD_AFTER, Health, Verdict, look
@@ -25,6 +27,8 @@ def find(workdir: epath.Path, now: float) -> tuple[list[Health], list[str]]:
         found = look(workdir, now)
         return ([found] if found else []), []
     config = read_workdir(workdir)
+    if runs := sorted(path.parent for objective in Objective for path in workdir.glob(f"{objective.value}/*/starts")):
+        raise UserError(f"{workdir} is of launch.efficiency: name one of its {len(runs)} runs ({runs[0]}, say)")
     wanted = [name for name in STAGES if config.get(name)]
     looked = {name: look(workdir / name, now) for name in wanted}
     stages = [health for health in looked.values() if health is not None]

@@ -47,12 +47,12 @@ def supervise(
       The last exit code.
     """
     stopped = stopped or threading.Event()
-    before, in_vain = progress(), 0
+    before, in_vain = _look(progress, None), 0
     while True:
         code, how = run()
         if code in FINAL or not policy.restarts or stopped.is_set():
             return code
-        now = progress()
+        now = _look(progress, before)
         in_vain = 0 if now != before else in_vain + 1
         before = now
         if code == PREEMPTED:
@@ -64,6 +64,15 @@ def supervise(
         _say(f"{how} (exit code {code}): starting again in {wait:g} s; saved so far: {now or 'nothing'}")
         if stopped.wait(wait):
             return code
+
+
+def _look(progress: Callable[[], Any], before: Any) -> Any:
+    """The progress; what it was before where it cannot be read: a store that fails for a moment ends no run."""
+    try:
+        return progress()
+    except Exception as error:  # whatever the store's library raises
+        _say(f"cannot see how far the run has come: {error}")
+        return before
 
 
 def progress_of(command: Sequence[str]) -> str:

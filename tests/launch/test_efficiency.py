@@ -2,12 +2,15 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from clip_jax.objectives import Objective
+from dalle_jax.training.report import NotFinite
+from launch import efficiency
 from launch import efficiency_report as report
 from launch.line_plot import Line, Span, draw_lines
 from launch.plot_axes import Axis, percent
@@ -69,11 +72,11 @@ def test_a_tiny_run_and_going_on_with_it(scripts, cifar_glob, tmp_path):
     ]  # fmt: skip
     done = scripts("efficiency", *arguments)
     assert done.code == 0, done
-    left_out = [
-        line for line in done.err.splitlines() if "the learning rate 1e+30 is left out: training stopped" in line
-    ]
+    left_out = [line for line in done.err.splitlines() if "rate 1e+30, seed 0, is left out: training stopped" in line]
     assert len(left_out) == 3
     found = json.loads((tmp_path / "W" / "efficiency.json").read_text())
+    assert [run["learning_rate"] for run in found["left_out"]] == [1e30] * 3
+    assert all("training stopped" in run["reason"] for run in found["left_out"])
     assert len(found["runs"]) == 6 and found["chance"] == 0.1 and len(found["ratios"]) == 3
     assert all([x for x, _ in run["curve"]] == [8.0, 16.0] for run in found["runs"])
     assert {run["objective"] for run in found["runs"]} == {objective.value for objective in Objective}
@@ -82,6 +85,25 @@ def test_a_tiny_run_and_going_on_with_it(scripts, cifar_glob, tmp_path):
     assert Image.open(tmp_path / "W" / "efficiency.png").size == (900, 600)
     again = scripts("efficiency", *arguments)
     assert again.code == 0 and json.loads((tmp_path / "W" / "efficiency.json").read_text()) == found
+
+
+def test_a_seed_that_diverges_is_left_out(monkeypatch, tmp_path):
+    def diverges_with_one(config, objective, rate, seed, tokenizer, workdir):
+        if seed == 1:
+            raise NotFinite("training stopped at step 3")
+        return {
+            "objective": objective.value,
+            "learning_rate": rate,
+            "seed": seed,
+            "chosen": False,
+            "curve": [(8, rate)],
+        }
+
+    monkeypatch.setattr(efficiency, "run", diverges_with_one)
+    config, left_out = SimpleNamespace(seeds=(0, 1, 2), learning_rates=(0.1, 0.2)), []
+    runs = efficiency.search(config, Objective.CONTRASTIVE, None, tmp_path, left_out)
+    assert [(run["learning_rate"], run["seed"]) for run in runs if run["chosen"]] == [(0.2, 0), (0.2, 2)]
+    assert [(run["learning_rate"], run["seed"]) for run in left_out] == [(0.2, 1)]
 
 
 @pytest.mark.entry

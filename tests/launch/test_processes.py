@@ -208,6 +208,20 @@ def test_wrong_arguments_are_one_line(scripts, arguments, parts):
     assert line.startswith("error: ") and all(part in line for part in parts), line
 
 
+def test_progress_that_cannot_be_read_ends_no_run(capfd):
+    looks = iter(["codec 1", OSError("the store is away"), "codec 2"])
+
+    def progress():
+        found = next(looks)
+        if isinstance(found, OSError):
+            raise found
+        return found
+
+    codes = iter([(9, "killed"), (9, "killed"), (0, "ended")])
+    assert supervise(lambda: next(codes), progress, Policy(restarts=2, backoff=0.0)) == 0
+    assert "cannot see how far the run has come: the store is away" in capfd.readouterr().err
+
+
 @pytest.mark.entry
 def test_supervised_command(scripts, tmp_path):
     script = f"mkdir -p {tmp_path}/out; f={tmp_path}/out/$$; touch $f; test $(ls {tmp_path}/out | wc -l) -ge 3"

@@ -11,6 +11,9 @@ import time
 import pytest
 from etils import epath
 
+from clip_jax.objectives import Objective
+from dalle_jax.config import FORMAT_VERSION, write_json
+from dalle_jax.errors import UserError
 from dalle_jax.training.clock import Kind
 from dalle_jax.training.starts import FAILED, FINISHED, STOPPED, Save, Start
 from launch import run_health
@@ -175,6 +178,14 @@ def test_of_a_finished_run(scripts, tiny_run):
 def test_refusals(scripts, arguments, part):
     ended = scripts("status", *arguments)
     assert ended.code == 2 and part in ended.err and len(ended.err.splitlines()) == 1
+
+
+def test_a_folder_of_the_efficiency_figure_names_its_runs(tmp_path):
+    write_json(tmp_path / "config.json", {"format_version": FORMAT_VERSION, "commit": "", "config": {"clip": {}}})
+    run = tmp_path / Objective.CONTRASTIVE.value / "rate_0.001_seed_0"
+    (run / "starts").mkdir(parents=True)
+    with pytest.raises(UserError, match="name one of its 1 runs .*rate_0.001_seed_0, say"):
+        run_health.find(epath.Path(tmp_path), 0.0)
 
 
 @pytest.mark.entry
