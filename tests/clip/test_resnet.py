@@ -208,7 +208,9 @@ def test_eight_devices_are_one(variables, batch):
     (one, (one_state, one_metrics)), (eight, (eight_state, eight_metrics)) = found[1], found[8]
     assert one_metrics["loss"] == pytest.approx(eight_metrics["loss"], rel=1e-5)
     for name, array in named_leaves(one).items():
-        np.testing.assert_allclose(named_leaves(eight)[name], array, rtol=1e-3, atol=1e-5, err_msg=name)
+        # Entries near zero are differences of sums as large as the largest: the order of sums shows against those.
+        atol = max(1e-5, 1e-4 * float(np.abs(array).max()))
+        np.testing.assert_allclose(named_leaves(eight)[name], array, rtol=1e-3, atol=atol, err_msg=name)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one_state, eight_state)
     # And finite, moved, of every parameter: the step trains all of the model.
     assert all(np.all(np.isfinite(x)) and np.any(x) for x in jax.tree.leaves(one))
