@@ -12,10 +12,13 @@ from PIL import Image
 
 import clip_jax
 import dalle_jax
+from dalle_jax.codec import CodecConfig, ConvConfig, FrozenCodec, VqganConfig, save_codec, vqgan
+from dalle_jax.codec.weights_dvae import dvae_shapes
 from dalle_jax.config import from_config_dict, write_json
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.pipeline import codec_workdir
 from dalle_jax.training.checkpoint import load_params, saved_steps
+from dalle_jax.training.trees import unbox
 from dalle_jax.training.workdir import read_workdir
 from launch.run_config import RunConfig
 from launch.stages import make_batches, plan_decoder
@@ -121,6 +124,30 @@ def test_decoder_on_the_codec_of_another_run(scripts, decoder_run, tiny_run, mon
     monkeypatch.chdir(tmp_path)  # The relative path was resolved when the run began.
     samples = dalle_jax.load(decoder_run).generate("a red circle", num_samples=2)
     assert samples.images.shape == (2, 64, 64, 3)
+
+
+@pytest.mark.parametrize("kind", ["dvae", "vqgan"])
+def test_decoder_on_a_published_codec(scripts, tmp_path, kind):
+    """Trained, drawn from and encoded with weights in the layout of a release; here random ones, and small."""
+    if kind == "dvae":
+        conv = ConvConfig(hidden_dim=8, decoder_input_dim=8, num_groups=4, blocks_per_group=1)
+        config = CodecConfig(codebook_size=32, conv=conv)
+        shapes = dvae_shapes(config)
+    else:
+        config = VqganConfig(32, 32, (1, 1, 1, 2), 1, (3,), 8, 8)
+        shapes = unbox(vqgan.abstract_params(config))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), shapes)
+    save_codec(FrozenCodec(config, params, {}, 64), tmp_path / "codec")
+    run = tmp_path / "run"
+    ended = scripts.train("decoder_1b.py:tiny", run, f"--config.decoder.codec_from={tmp_path / 'codec'}")
+    assert ended.code == 0, ended
+    assert_trained(run, "decoder")
+    ended = scripts(
+        "generate", f"--workdir={run}", "--prompt=a red circle", "--num_samples=2", f"--out={tmp_path / 'out'}"
+    )
+    assert ended.code == 0, ended
+    assert len(list((tmp_path / "out").glob("**/*.png"))) >= 2
 
 
 # Fine-tuning
