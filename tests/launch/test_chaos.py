@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dalle_jax.errors import PREEMPTED
+from launch import chaos
 from launch.faults import Fault, Kind, Place, make_faults
 from launch.processes import Group
 from launch.storm import Record, Storm, table
@@ -111,6 +112,16 @@ def test_what_a_fault_may_cost(kind, changes, told):
     record = dataclasses.replace(Record(Fault(kind, after=1, process=0), last_step=20), faults=[], **changes)
     record.judge(INTERVAL)
     assert record.faults == ([told] if told else [])
+
+
+def test_faults_that_missed_their_save_are_told():
+    meant = Fault(Kind.KILL, 0, 3, during_save=True)
+    records = [Record(meant, struck_in_save=struck) for struck in (True, False)] + [
+        Record(Fault(Kind.TERM, 0, 3, False))
+    ]
+    (told,) = chaos.too_few_in_saves(records)
+    assert told.startswith("1 faults struck during a save, 2 were to")
+    assert not chaos.too_few_in_saves(records[:1])
 
 
 def test_an_unreadable_shard_comes_back(place, tmp_path):
