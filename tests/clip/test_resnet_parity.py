@@ -34,7 +34,10 @@ class Sizes:
 TINY = Sizes(64, (1, 3, 2, 1), 8, (1, 64), 32)
 PUBLISHED = {
     "RN50": Sizes(224, (3, 4, 6, 3), 64, (12, 512), 1024),
+    "RN101, 1 or 2 blocks a stage": Sizes(224, (1, 1, 2, 1), 64, (1, 512), 512),
     "RN50x4, 1 or 2 blocks a stage": Sizes(288, (1, 2, 2, 1), 80, (1, 640), 640),
+    "RN50x16, 1 or 2 blocks a stage": Sizes(384, (1, 1, 2, 1), 96, (1, 768), 768),
+    "RN50x64, 1 block a stage": Sizes(448, (1, 1, 1, 1), 128, (1, 1024), 1024),
 }
 
 
