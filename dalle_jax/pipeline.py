@@ -108,6 +108,7 @@ class Dalle:
         self.codec, self.tokenizer, self.config, self.mesh = codec, tokenizer, config, mesh
         self.rules = rules or ShardingRules()
         self.params = drawing_params(config, params, mesh)
+        """As drawing reads them; on one CPU device that is not how they are trained."""
         self.step: int | None = None
         """Of the decoder's checkpoint, where it was loaded from one."""
 

@@ -139,7 +139,7 @@ def drawing_params(config: DecoderConfig, params: Any, mesh: Mesh) -> Any:
 
     Args:
       config: of the model.
-      params: of the model, unboxed.
+      params: of the model, unboxed; or what this function made of them.
       mesh: they lie on.
 
     Returns:
@@ -150,7 +150,8 @@ def drawing_params(config: DecoderConfig, params: Any, mesh: Mesh) -> Any:
         return x.astype(config.dtype) if "kernel" in path[-1].key else x
 
     params = {**params, "transformer": jax.tree_util.tree_map_with_path(cast, params["transformer"])}
-    if mesh.devices.size > 1 or mesh.devices.flat[0].platform != "cpu":
+    apart = "group" not in params["transformer"]
+    if apart or mesh.devices.size > 1 or mesh.devices.flat[0].platform != "cpu":
         return params
     stack = layers_apart(params["transformer"], config.schedule)
     return {**params, "transformer": stack, "image_head": kernels_as_rows(params["image_head"])}

@@ -90,6 +90,8 @@ def test_the_form_that_a_cpu_draws_from_changes_no_token(params, eight):
     apart = drawing_params(CONFIG, params, one_device())
     assert sum(x.size for x in jax.tree.leaves(apart)) == sum(x.size for x in jax.tree.leaves(params))
     np.testing.assert_array_equal(drawn(apart, range(8)), eight)
+    again = drawing_params(CONFIG, apart, one_device())
+    assert jax.tree.structure(again) == jax.tree.structure(apart)
 
 
 def test_kernels_are_cast_once_and_heads_stay_float32(params):
