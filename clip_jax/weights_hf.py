@@ -159,9 +159,9 @@ def pictures_from_hf(preprocessor: Mapping[str, Any], image_size: int, crop: boo
         "rescale_factor": 1 / 255,
         "do_normalize": True,
     }
-    other = {name: preprocessor[name] for name in wanted if preprocessor.get(name, wanted[name]) != wanted[name]}
+    other = {name: preprocessor[name] for name in wanted if preprocessor.get(name) not in (None, wanted[name])}
     for name in ("size", "crop_size") if crop else ("size",):
-        size = preprocessor.get(name, image_size)
+        size = preprocessor.get(name) or image_size
         sides = {side for side in size.values() if side is not None} if isinstance(size, Mapping) else {size}
         if sides != {image_size}:
             other[name], wanted[name] = size, image_size

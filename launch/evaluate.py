@@ -36,7 +36,7 @@ from launch.together import check_processes
 MODEL = flags.DEFINE_string("model", None, "work directory of the trained run, or published weights", required=True)
 SUITE = flags.DEFINE_list("suite", ["shapes"], "what to measure: shapes, zero_shot, linear_probe, retrieval")
 OUT = flags.DEFINE_string(
-    "out", None, "folder for the results; default: report/ in the work directory, or here beside published weights"
+    "out", None, "folder for the results; default: report/ in the work directory; of published weights, ./report"
 )
 DATA = flags.DEFINE_multi_string("data", [], "a data set; may be given several times")
 SPLIT = flags.DEFINE_string("split", "test", "what is measured: of TFDS, CLIP_benchmark, or what {split} stands for")

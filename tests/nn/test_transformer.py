@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dalle_jax.nn.apart import layers_apart
 from dalle_jax.nn.attention import causal_attention, published_schedule
 from dalle_jax.nn.transformer import (
     Activation,
@@ -16,7 +17,6 @@ from dalle_jax.nn.transformer import (
     Remat,
     Transformer,
     TransformerConfig,
-    layers_apart,
     same_everywhere,
     uniform_kinds,
 )
