@@ -15,7 +15,6 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -29,7 +28,7 @@ from launch.chaos_bench import STAGE, Bench, prepare
 from launch.faults import Kind, Place, make_faults, small_disk
 from launch.flags import define_config, start
 from launch.run_config import RunConfig
-from launch.storm import Record, Storm, table
+from launch.storm import Storm, table, too_few_in_saves
 
 CONFIG = define_config()
 OUT = flags.DEFINE_string("out", "runs/chaos", "folder of the runs; made anew")
@@ -91,13 +90,6 @@ def under_faults(bench: Bench, calm: Path) -> list[str]:
                 f"ended with {code} after {len(storm.records)} of {len(faults)} faults: see storm.log",
             ]
         return failures + differences(calm, place.workdir)
-
-
-def too_few_in_saves(records: Sequence[Record]) -> list[str]:
-    """Whether fewer faults struck while a checkpoint was written than were to."""
-    wanted, found = sum(r.fault.during_save for r in records), sum(r.struck_in_save for r in records)
-    print(f"{found} of {len(records)} faults struck while a checkpoint was written")
-    return [f"{found} faults struck during a save, {wanted} were to: choose another --seed"] if found < wanted else []
 
 
 def moved(bench: Bench, calm: Path, hosts: list[int]) -> list[str]:

@@ -174,3 +174,10 @@ def table(records: Sequence[Record], interval: int) -> str:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
     return "\n".join(lines)
+
+
+def too_few_in_saves(records: Sequence[Record]) -> list[str]:
+    """Whether fewer faults struck while a checkpoint was written than were to."""
+    wanted, found = sum(r.fault.during_save for r in records), sum(r.struck_in_save for r in records)
+    print(f"{found} of {len(records)} faults struck while a checkpoint was written")
+    return [f"{found} faults struck during a save, {wanted} were to: choose another --seed"] if found < wanted else []

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from dalle_jax.errors import PREEMPTED
-from launch import chaos
 from launch.faults import Fault, Kind, Place, make_faults
 from launch.processes import Group
-from launch.storm import Record, Storm, table
+from launch.storm import Record, Storm, table, too_few_in_saves
 
 INTERVAL = 5
 
@@ -119,9 +118,9 @@ def test_faults_that_missed_their_save_are_told():
     records = [Record(meant, struck_in_save=struck) for struck in (True, False)] + [
         Record(Fault(Kind.TERM, 0, 3, False))
     ]
-    (told,) = chaos.too_few_in_saves(records)
+    (told,) = too_few_in_saves(records)
     assert told.startswith("1 faults struck during a save, 2 were to")
-    assert not chaos.too_few_in_saves(records[:1])
+    assert not too_few_in_saves(records[:1])
 
 
 def test_an_unreadable_shard_comes_back(place, tmp_path):
