@@ -174,6 +174,14 @@ def test_pictures_prepared_in_another_way_are_refused(clip, tmp_path, change, me
         clip_jax.load(tmp_path)
 
 
+def test_what_a_preprocessor_leaves_open_is_as_here(clip, tmp_path):
+    clip_jax.save(clip, tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    stated = json.loads(file.read_text())
+    file.write_text(json.dumps(stated | {"resample": None, "size": {"shortest_edge": 32, "height": None}}))
+    assert clip_jax.load(tmp_path).config == clip.config
+
+
 def test_sizes_of_pictures_may_be_numbers_as_in_the_published_files(clip, tmp_path):
     clip_jax.save(clip, tmp_path)
     file = tmp_path / "preprocessor_config.json"
