@@ -34,6 +34,8 @@ InitFrom = epath.PathLike | Callable[[TrainState], LoadedParams]
 """Where a run's first parameters come from: a stage's folder of another run, or a function that reads them onto the
 shardings of the abstract state that it is given."""
 
+_POSTPONED = "looks_postponed"  # in the progress: evaluation and preview of this step are left to the next start
+
 
 @runtime_checkable
 class BatchSource(Protocol):
@@ -202,6 +204,8 @@ class _Loop:
         """Steps until the end, or until a stop is asked for."""
         first, num_steps = int(state.step), self.config.num_steps
         self.clock.enter(Kind.STEP)
+        if self.progress.get(_POSTPONED):
+            self._look(first, state, None)
         with _closing(self.batches.iterate(first, sharding=self.program.batch_sharding)) as stream:
             for done in range(first + 1, num_steps + 1):
                 self.watchdog.sign(patiently=done == first + 1)
@@ -229,19 +233,14 @@ class _Loop:
 
     def _look_and_save(self, done: int, state: TrainState, batch: Batch) -> None:
         """Evaluation, preview and checkpoint, where they are due after update `done`."""
-        config, last = self.config, done == self.config.num_steps
+        last = done == self.config.num_steps
         stopping = self.stop.received or self.checkpoints.reached_preemption()
         # Whoever asks to stop does not wait for long. But what the last step leaves out no later start would make up.
-        looking = last or not stopping
-        evaluated = None
-        looks = self.eval_batches is not None and config.eval_every > 0
-        if looking and looks and (last or _due(done, config.eval_every)):
-            evaluated = self._evaluate(done, state)
-        if looking and config.preview_every > 0 and (last or _due(done, config.preview_every)):
-            self._preview(done, state, batch)
-        improved = evaluated is not None and config.keep_best > 0 and self.checkpoints.improves(evaluated)
-        if stopping or last or improved or _due(done, config.checkpoint_every):
-            self._save(done, state, evaluated)
+        postponed = stopping and not last
+        evaluated = None if postponed else self._look(done, state, batch)
+        improved = evaluated is not None and self.config.keep_best > 0 and self.checkpoints.improves(evaluated)
+        if stopping or last or improved or _due(done, self.config.checkpoint_every):
+            self._save(done, state, evaluated, postponed)
         if stopping:
             with self.clock.measure(Kind.CHECKPOINT):
                 self.checkpoints.wait()
@@ -249,12 +248,23 @@ class _Loop:
                 print(f"{self.task.name}: stopped after step {done} and saved; start again to go on", file=sys.stderr)
             raise Preempted
 
-    def _save(self, done: int, state: TrainState, evaluated: Mapping[str, float] | None) -> None:
+    def _look(self, done: int, state: TrainState, batch: Batch | None) -> dict[str, float] | None:
+        """Evaluation, whose metrics it returns, and preview, where they are due after update `done`."""
+        config, last = self.config, done == self.config.num_steps
+        evaluated = None
+        if self.eval_batches is not None and config.eval_every > 0 and (last or _due(done, config.eval_every)):
+            evaluated = self._evaluate(done, state)
+        if config.preview_every > 0 and (last or _due(done, config.preview_every)):
+            self._preview(done, state, batch)
+        return evaluated
+
+    def _save(self, done: int, state: TrainState, evaluated: Mapping[str, float] | None, postponed: bool) -> None:
         self.reporter.flush()  # Finds what is not finite before it is saved.
         for writer in self.writers:
             writer.flush()
         with self.clock.measure(Kind.CHECKPOINT):
-            self.checkpoints.save(done, state, self.reporter.progress(), evaluated)
+            progress = self.reporter.progress() | {_POSTPONED: postponed}
+            self.checkpoints.save(done, state, progress, evaluated)
         self.ledger.saved(done, self.checkpoints.steps)
 
     def _evaluate(self, done: int, state: TrainState) -> dict[str, float]:
@@ -265,11 +275,13 @@ class _Loop:
         self._write(done, {f"eval/{name}": float(value) for name, value in metrics.items()})
         return metrics
 
-    def _preview(self, done: int, state: TrainState, batch: Batch) -> None:
+    def _preview(self, done: int, state: TrainState, batch: Batch | None) -> None:
         self.reporter.flush()
         with self.clock.measure(Kind.PREVIEW):
             if self.eval_batches is not None:
                 (batch,) = self._held_out(1)
+            if batch is None:
+                return  # postponed, and the training batch it was to show is gone
             picture = self.task.preview(state.best_params, state.model_state, self.task.prepare(batch))
             if picture is not None:
                 for writer in self.writers:
