@@ -68,13 +68,17 @@ def serve(facts: Mapping[str, Any], run: Callable[[], Any]) -> None:
         print("done", flush=True)
 
 
+_AS_IT_COMES = {"MALLOC_TOP_PAD_": "131072"}
+"""The C library's default, stated: the scripts' choice of an allocator (`launch.allocator`) is none of a peer's."""
+
+
 def peer_of(row: Row) -> Workload:
     """The peer of a row of `ROWS`.
 
     Raises:
       ImportError: it is not installed here.
     """
-    there = start(f"{row.name}'s peer", f"from {__name__} import serve_peer; serve_peer({row.name!r})", {})
+    there = start(f"{row.name}'s peer", f"from {__name__} import serve_peer; serve_peer({row.name!r})", _AS_IT_COMES)
     if "missing" in there.facts:
         raise ImportError(f"no module {there.facts['missing']}", name=there.facts["missing"])
     return Workload(there.run, **there.facts)
