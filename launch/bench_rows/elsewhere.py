@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from launch.allocator import KEEP_MEMORY
 from launch.bench_rows.workload import Row, Workload
 
 
@@ -68,17 +69,15 @@ def serve(facts: Mapping[str, Any], run: Callable[[], Any]) -> None:
         print("done", flush=True)
 
 
-_AS_IT_COMES = {"MALLOC_TOP_PAD_": "131072"}
-"""The C library's default, stated: the scripts' choice of an allocator (`launch.allocator`) is none of a peer's."""
-
-
 def peer_of(row: Row) -> Workload:
-    """The peer of a row of `ROWS`.
+    """The peer of a row of `ROWS`, with the allocator that it comes with.
 
     Raises:
       ImportError: it is not installed here.
     """
-    there = start(f"{row.name}'s peer", f"from {__name__} import serve_peer; serve_peer({row.name!r})", _AS_IT_COMES)
+    there = start(
+        f"{row.name}'s peer", f"from {__name__} import serve_peer; serve_peer({row.name!r})", {KEEP_MEMORY: "0"}
+    )
     if "missing" in there.facts:
         raise ImportError(f"no module {there.facts['missing']}", name=there.facts["missing"])
     return Workload(there.run, **there.facts)
