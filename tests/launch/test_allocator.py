@@ -24,7 +24,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 x = jnp.ones(4096)
-print(min([faults() for _ in range(12)][-4:]))  # the first ones need blocks for all that is held at a time
+print(min([faults() for _ in range(40)][-10:]))  # the first ones cut blocks for all that is held at a time
 """
 
 
