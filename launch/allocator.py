@@ -1,7 +1,7 @@
 """The C library's allocator, told to keep what is freed: on a CPU, arrays are its memory.
 
 XLA asks for a program's temporaries at every run of it and frees them after. glibc gives blocks of that size back to
-the system at once, and their pages have to be made and zeroed again: a quarter of the time of a small training step.
+the system at once, and their pages have to be made and zeroed again: up to a quarter of the time of a small step.
 """
 
 import ctypes

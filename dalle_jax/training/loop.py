@@ -205,6 +205,7 @@ class _Loop:
         first, num_steps = int(state.step), self.config.num_steps
         self.clock.enter(Kind.STEP)
         if self.progress.get(_POSTPONED):
+            self.watchdog.sign(patiently=True)
             self._look(first, state, None)
         with _closing(self.batches.iterate(first, sharding=self.program.batch_sharding)) as stream:
             for done in range(first + 1, num_steps + 1):

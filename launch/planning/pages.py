@@ -25,7 +25,7 @@ Nothing here was run on a TPU.
 - **at least**: seconds of a step at the chip's peak, at its memory's bandwidth, at its links' and, between slices, at
   its share of the host's network. The largest is the bound: a step that hides the others behind it takes that long.
   Bytes are those that the compiled program reads, writes and sends.
-- **compiled in**: on two cores, which other programs shared with some of these compilations.
+- **compiled in**: wall time; more where other programs ran beside it.
 - **days**: of all updates, at the bound, and at the utilisation that published runs on these chips reach.
 """
 
