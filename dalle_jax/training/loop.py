@@ -135,7 +135,8 @@ def train(
         ledger.open(int(state.step))
         writers: list[Writer] = []
         if jax.process_index() == 0:
-            writers = open_writers(task.name, workdir, int(state.step), config.num_steps, wandb)
+            step, evaluates = int(state.step), bool(progress.get(_POSTPONED))
+            writers = open_writers(task.name, workdir, step, config.num_steps, wandb, evaluates=evaluates)
         for writer in writers:
             stack.enter_context(contextlib.closing(writer))
         loop = _Loop(task, config, program, batches, eval_batches, checkpoints, writers, stop, watchdog, on_row,

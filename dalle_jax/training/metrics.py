@@ -49,10 +49,15 @@ class Writer(abc.ABC):
 class JsonLines(Writer):
     """`metrics.jsonl`: one object a row, in order of steps; a number that is not finite becomes null."""
 
-    def __init__(self, path: epath.PathLike, step: int):
+    def __init__(self, path: epath.PathLike, step: int, *, evaluates: bool = False):
         path = epath.Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = "".join(json.dumps(line) + "\n" for line in read_rows(path) if line["step"] <= step)
+
+        def is_kept(row: dict[str, Any]) -> bool:
+            again = evaluates and row["step"] == step and any(name.startswith("eval/") for name in row)
+            return row["step"] <= step and not again
+
+        kept = "".join(json.dumps(row) + "\n" for row in read_rows(path) if is_kept(row))
         self._file = Appended(path, kept.encode())
 
     def scalars(self, step: int, row: Row) -> None:
@@ -194,7 +199,9 @@ class WeightsAndBiases(Writer):
         self._run.finish()
 
 
-def open_writers(name: str, directory: epath.PathLike, step: int, num_steps: int, wandb: str = "") -> list[Writer]:
+def open_writers(
+    name: str, directory: epath.PathLike, step: int, num_steps: int, wandb: str = "", *, evaluates: bool = False
+) -> list[Writer]:
     """The destinations of one stage, for the one process that writes.
 
     Args:
@@ -203,10 +210,12 @@ def open_writers(name: str, directory: epath.PathLike, step: int, num_steps: int
       step: updates made so far.
       num_steps: length of the run.
       wandb: project of Weights & Biases; empty: none.
+      evaluates: it begins with the evaluation of `step`: what an earlier start, which came no further, wrote of that is
+        forgotten.
     """
     directory = epath.Path(directory)
     writers: list[Writer] = [
-        JsonLines(directory / "metrics.jsonl", step),
+        JsonLines(directory / "metrics.jsonl", step, evaluates=evaluates),
         TensorBoard(directory / "tensorboard", step),
         Pictures(directory / "previews"),
         Terminal(name, step, num_steps),

@@ -180,6 +180,13 @@ def test_an_evaluation_due_at_the_step_of_a_sigterm_is_made_at_the_next_start(tm
         tiny_train(tmp_path, batches=TinyBatches(at=at))
     assert saved_steps(tmp_path) == [5, 8]
     assert not any("eval/loss" in row for row in rows(tmp_path)), "whoever asks to stop does not wait for it"
+
+    def breaks(n):
+        if n == 9:
+            raise OSError("a start that comes no further")
+
+    with pytest.raises(OSError):
+        tiny_train(tmp_path, batches=TinyBatches(at=breaks))
     tiny_train(tmp_path)
     assert rows(tmp_path) == rows(uninterrupted[0])
 
