@@ -24,7 +24,7 @@ VOCAB_SIZE, TEXT_LENGTH, CODEBOOK_SIZE = 200, 24, 64
 
 def get_config(arg: str = ""):
     """`""` for twenty faults, `short` for five."""
-    num_steps = choose_preset({"": 400, "short": 120}, arg, "configs/chaos.py")
+    num_steps = choose_preset({"": 1_000, "short": 120}, arg, "configs/chaos.py")
     shapes = ShapesConfig(num_train=256, num_eval=32)
     return to_config_dict(
         {

@@ -49,8 +49,8 @@ class Record:
         return None if self.resumed_at is None else self.last_step - self.resumed_at
 
     def may_lose(self, interval: int) -> int:
-        """One save interval; one more for each checkpoint that is lost with it."""
-        return interval * (1 + self.lost_a_save + self.fault.kind.spoils_a_checkpoint)
+        """One save interval; one more where a checkpoint is lost with it."""
+        return interval * (1 + (self.lost_a_save or self.fault.kind.spoils_a_checkpoint))
 
     def judge(self, interval: int) -> None:
         """Notes where the run did not do what it promises."""
@@ -139,8 +139,8 @@ class Storm:
     def _due(self, fault: Fault) -> bool:
         if self._step is None or self._first is None or self._step < self._first + fault.after:
             return False
-        if fault.kind.spoils_a_checkpoint and len(self._place.saved) < 2:
-            return False
+        if fault.kind.spoils_a_checkpoint and (self._place.saving or len(self._place.saved) < 2):
+            return False  # one checkpoint is lost at a time
         return not fault.during_save or self._place.saving
 
     def _finish(self, record: Record, group: Group, code: int) -> None:
