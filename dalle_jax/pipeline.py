@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -36,12 +35,18 @@ from dalle_jax.nn.attention import CacheLayout
 from dalle_jax.training.checkpoint import load_params
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.distributed import gather, to_host
-from dalle_jax.training.mesh import make_mesh
+from dalle_jax.training.memory import free_bytes
+from dalle_jax.training.mesh import fit_to_devices, make_mesh
 from dalle_jax.training.sharding import ShardingRules, batch_sharding, param_shardings, put_keys
 from dalle_jax.training.workdir import read_workdir
 
 ScoreFn = Callable[[jax.Array, str], jax.Array | np.ndarray]
 """`(uint8 images [batch, height, width, 3], caption) -> float32 [batch]`, higher is better; CLIP's `score`."""
+
+
+_AT_ONCE = {True: 64, False: 256}
+"""Sequences a device draws at once at the most, on a CPU and elsewhere: more gain nothing there, and a run that is
+stopped loses the chunk that it is at."""
 
 
 class Samples(NamedTuple):
@@ -152,17 +157,23 @@ class Dalle:
           guidance_scale: above 1 follows the caption more closely; needs a decoder trained with caption dropout.
           prime: a picture whose first rows of tokens every candidate starts with.
           prime_rows: how many rows of tokens to take from `prime`.
-          max_sequences: sequences drawn at once, all prompts together; by default as many as memory holds.
+          max_sequences: sequences drawn at once, all prompts together (on one device 2 at least); by default a power of
+            two that half of the free memory holds, 64 a device at the most on a CPU and 256 elsewhere.
           store: keeps chunks as they are drawn.
           on_progress: called with (sequences done, sequences in all).
 
         Raises:
           UserError: for an empty or too long prompt, a `keep` over `num_samples`, a `keep` without a way to choose,
-            or rows of a picture that is not given.
+            rows of a picture that is not given, or guidance of a decoder that has seen no empty caption.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         keep = _check_keep(num_samples, keep, score_fn)
         sampling = SamplingConfig(temperature, top_k, top_p, guidance_scale)
+        if sampling.guided and not self.config.caption_dropout:
+            raise UserError(
+                f"guidance_scale is {guidance_scale:g}, but this decoder has seen no empty caption: train it with "
+                "--config.decoder.model.caption_dropout=0.1, say, or leave guidance out"
+            )
         text = self._encode_prompts(texts)
         primed = self._prime(prime, prime_rows)
         plan = self._plan(len(texts), num_samples, sampling, max_sequences)
@@ -175,8 +186,13 @@ class Dalle:
             done += tokens.shape[0] * tokens.shape[1]
             if on_progress is not None:
                 on_progress(done, len(texts) * num_samples)
-        samples = best.samples(self.decode)
+        samples = best.samples(lambda tokens: self._decode_in_parts(tokens, plan.candidates))
         return Samples(*(x[0] for x in samples)) if isinstance(prompts, str) else samples
+
+    def _decode_in_parts(self, tokens: np.ndarray, at_once: int) -> np.ndarray:
+        """Never more pictures at once than are drawn at once."""
+        parts = [tokens[start : start + at_once] for start in range(0, len(tokens), at_once)]
+        return np.concatenate([self.decode(_pad(part, min(at_once, len(tokens))))[: len(part)] for part in parts])
 
     def _chunks(
         self, texts, text, num_samples, plan, seed, sampling, primed, score_fn, store
@@ -250,11 +266,15 @@ class Dalle:
 
     def _plan(self, prompts: int, num_samples: int, sampling: SamplingConfig, limit: int | None) -> Plan:
         """Chunks that fit: at most `limit` sequences at once, candidates a multiple of the mesh's data devices."""
+        devices = math.prod(self.mesh.shape[axis] for axis in self.rules.batch)
         if limit is None:
             branches = 2 if sampling.guided else 1
             per_sequence = sequence_bytes(self.config, self.codec.image_size) * branches
-            limit = min(gather(max(int(_free_bytes(self.mesh) * 0.5 / per_sequence), 1)))
-        devices = math.prod(self.mesh.shape[axis] for axis in self.rules.batch)
+            fitting = min(gather(max(int(free_bytes(self.mesh) * 0.5 / per_sequence), 1)))
+            # A power of two: a later start, with a little more or less of memory, needs the same programs and chunks.
+            limit = min(2 ** (fitting.bit_length() - 1), _AT_ONCE[jax.default_backend() == "cpu"] * devices)
+        elif limit < 1:
+            raise UserError(f"max_sequences must be 1 or more, not {limit}")
         # Never one row alone: XLA's product of one row on a CPU differs in rounding from that row among several.
         step = max(devices, 2)
         candidates = min(-(-num_samples // step), max(limit // step, 1)) * step
@@ -299,7 +319,8 @@ def load(workdir: epath.PathLike, *, step: int | None = None, mesh: MeshConfig |
     Args:
       workdir: of `launch.train`.
       step: of the decoder's checkpoint; None: the newest.
-      mesh: devices to use; None: all of them, candidates spread over them.
+      mesh: how all devices are arranged; None: as they were when the run was trained, or as near to that as the devices
+        here allow, so that a decoder that needs many devices is spread over them here too.
 
     Raises:
       UserError: where the directory is missing, of another format version, or has no trained decoder.
@@ -309,7 +330,8 @@ def load(workdir: epath.PathLike, *, step: int | None = None, mesh: MeshConfig |
     if not run.get("decoder"):
         raise UserError(f"{workdir} has no decoder: train one with a config that has a `decoder` section")
     stage = from_config_dict(DecoderStage, run["decoder"], "config.decoder")
-    mesh = mesh or MeshConfig()
+    if mesh is None:
+        mesh = fit_to_devices(from_config_dict(MeshConfig, run.get("mesh") or {}, "config.mesh"))
     devices, rules = make_mesh(mesh), ShardingRules.of(mesh)
     codec = load_codec(codec_workdir(workdir), image_size=run["data"]["image_size"])
     tokenizer = Tokenizer(workdir / "tokenizer.model")
@@ -367,11 +389,3 @@ def _pad(rows: np.ndarray, count: int) -> np.ndarray:
 
 def _for_all(prime: Prime, prompts: int) -> Prime:
     return Prime(jnp.broadcast_to(prime.tokens, (prompts, prime.tokens.shape[-1])), prime.length)
-
-
-def _free_bytes(mesh: Mesh) -> int:
-    """Memory left on one device, times the devices that share the work; host memory where a device does not say."""
-    stats = mesh.devices.flat[0].memory_stats() or {}
-    if "bytes_limit" in stats:
-        return (stats["bytes_limit"] - stats.get("bytes_in_use", 0)) * mesh.devices.size
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

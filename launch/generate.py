@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 from absl import flags
 from etils import epath
-from PIL import Image
 from tqdm import tqdm
 
 import clip_jax
 import dalle_jax
 from dalle_jax.config import config_hash, read_json, write_json
+from dalle_jax.data.config import DataConfig
+from dalle_jax.data.decode import decode
 from dalle_jax.data.grid import picture_grid, save_png
+from dalle_jax.data.records import BadSample
 from dalle_jax.errors import UserError
 from dalle_jax.pipeline import Chunk, Dalle, Samples
 from dalle_jax.storage import write_whole
@@ -46,7 +48,9 @@ TOP_P = flags.DEFINE_float("top_p", None, "draw among the most likely codes with
 GUIDANCE = flags.DEFINE_float("guidance_scale", 1.0, "above 1 follows the caption more closely")
 PRIME = flags.DEFINE_string("prime", None, "picture whose first rows of tokens are kept")
 PRIME_ROWS = flags.DEFINE_integer("prime_rows", 0, "how many rows of tokens to keep of --prime")
-MAX_SEQUENCES = flags.DEFINE_integer("max_sequences", None, "drawn at once; default: as many as memory holds")
+MAX_SEQUENCES = flags.DEFINE_integer(
+    "max_sequences", None, "drawn at once; default: as many as fit, 64 a device at the most on a CPU, 256 elsewhere"
+)
 STEP = flags.DEFINE_integer("step", None, "of the decoder's checkpoint; default: the newest")
 
 
@@ -151,8 +155,8 @@ def read_prime() -> np.ndarray | None:
     if not PRIME.value:
         return None
     try:
-        return np.asarray(Image.open(io.BytesIO(epath.Path(PRIME.value).read_bytes())).convert("RGB"))
-    except (OSError, Image.DecompressionBombError) as error:
+        return decode(epath.Path(PRIME.value).read_bytes(), max_pixels=DataConfig.max_pixels)
+    except (OSError, BadSample) as error:
         raise UserError(f"--prime={PRIME.value} cannot be read as a picture: {error}") from None
 
 

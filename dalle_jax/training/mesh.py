@@ -4,6 +4,7 @@ Between the slices of a multi-slice pod links are ten times slower than inside t
 them once a step; the other axes, whose weights and activations travel all the time, stay within a slice.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -47,6 +48,32 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         # Neighbours in the mesh become neighbours on the wires; an axis may use a part of a physical axis.
         array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def fit_mesh(config: MeshConfig, num_devices: int, slices: int) -> MeshConfig:
+    """`config`, or the nearest arrangement that so many devices of so many slices allow.
+
+    Where the fixed axes ask for more devices than there are, or do not divide them, the largest one is halved until
+    they do, and one axis takes what is left. The data axis spans the slices.
+    """
+    sizes = {axis: getattr(config, axis) for axis in AXES}
+    fixed = {axis: size for axis, size in sizes.items() if size != -1}
+    if len(fixed) == len(sizes) and math.prod(fixed.values()) != num_devices:
+        del fixed["data"]
+    if "data" in fixed:
+        fixed["data"] = -(-fixed["data"] // slices) * slices
+    while num_devices % math.prod(fixed.values()):
+        largest = max(fixed, key=lambda axis: fixed[axis] // (slices if axis == "data" else 1))
+        fixed[largest] //= 2
+    return dataclasses.replace(config, slices=slices, **{axis: fixed.get(axis, -1) for axis in AXES})
+
+
+def fit_to_devices(config: MeshConfig) -> MeshConfig:
+    """`fit_mesh` to all devices of all processes: what a run was trained on need not be here where it is used."""
+    devices = jax.devices()
+    # CPUs and the GPUs of hosts may lie in one slice however many say that they have one of their own.
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+    return fit_mesh(config, len(devices), slices)
 
 
 def _check_slices(slices: int, data: int, devices: Sequence[Any]) -> bool:

@@ -1,5 +1,6 @@
 """From captions to ranked pictures, by the script and by the library, with the tiny run's models."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,7 +16,9 @@ from PIL import Image
 
 import clip_jax
 import dalle_jax
-from dalle_jax.pipeline import Dalle
+from dalle_jax.decoder.sampling import SamplingConfig
+from dalle_jax.errors import UserError
+from dalle_jax.pipeline import Dalle, sequence_bytes
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.mesh import make_mesh
 
@@ -225,6 +228,46 @@ def test_eight_devices_draw_what_one_draws(dalle, everything):
     samples = dalle.generate(CAPTIONS, num_samples=8)
     np.testing.assert_array_equal(samples.tokens, everything.tokens)
     np.testing.assert_allclose(samples.images.astype(int), everything.images.astype(int), atol=1)
+
+
+def test_a_run_is_spread_as_it_was_trained(tiny_run, tmp_path, everything):
+    """As near as the devices allow: 16 x 2 of the run become 4 x 2 of eight."""
+    for entry in tiny_run.iterdir():
+        (tmp_path / entry.name).symlink_to(entry)
+    config = json.loads((tiny_run / "config.json").read_text())
+    config["config"]["mesh"] |= {"fsdp": 16, "tensor": 2}
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    spread = dalle_jax.load(tmp_path)
+    assert dict(spread.mesh.shape) == {"data": 1, "fsdp": 4, "tensor": 2}
+    biggest = max(jax.tree.leaves(spread.params), key=lambda leaf: leaf.size)
+    assert biggest.addressable_shards[0].data.size == biggest.size // 8
+    samples = spread.generate(CAPTIONS, num_samples=8)
+    # A sum in another order may tip a draw between two codes.
+    assert (samples.tokens == everything.tokens).mean() > 0.95
+
+
+def test_chunks_are_alike_at_every_start(alone, monkeypatch):
+    """A little more or less of free memory changes neither programs nor the names of chunks; a lot of it is not used
+    for one chunk that a stop would lose."""
+    sizes = {}
+    each = sequence_bytes(alone.config, alone.codec.image_size)
+    for free in (0, 20 * each, 22 * each, 24 * each, 10**15):
+        monkeypatch.setattr("dalle_jax.pipeline.free_bytes", lambda mesh, free=free: free)
+        sizes[free] = alone._plan(1, 512, SamplingConfig(), None)
+    assert [p.candidates for p in sizes.values()] == [2, 8, 8, 8, 64]
+
+
+def test_no_sequence_at_once_is_refused(alone):
+    with pytest.raises(UserError, match="max_sequences must be 1 or more, not 0"):
+        alone.generate(CAPTIONS, num_samples=2, max_sequences=0)
+
+
+def test_guidance_of_a_decoder_that_saw_no_empty_caption_is_refused(alone):
+    config = dataclasses.replace(alone.config, caption_dropout=0.0)
+    never = Dalle(alone.codec, alone.tokenizer, config, alone.params, alone.mesh)
+    with pytest.raises(UserError, match="seen no empty caption: train it with --config.decoder.model.caption_dropout"):
+        never.generate(CAPTIONS, num_samples=2, guidance_scale=3.0)
 
 
 def test_clip_ranks(alone, tiny_run):
