@@ -144,11 +144,29 @@ def test_groups_in_every_notation(groups, axes):
     assert ("all-reduce", axes) in {(row.kind, row.axes) for row in collectives(parse(text), mesh(2, 2, 2))}
 
 
+def permuted(pairs, mesh):
+    """The transfers of a loop's collective-permute."""
+    permute = f"collective-permute(%x), channel_id=1, source_target_pairs={pairs}"
+    text = TEXT.replace("all-reduce(%x), channel_id=1, replica_groups=[4,2]<=[8]", permute)
+    return [row for row in collectives(parse(text), mesh) if row.kind == "collective-permute"]
+
+
 def test_permutations_send_all_of_it():
-    pairs = "collective-permute(%x), channel_id=1, source_target_pairs={{0,2},{2,0},{1,1}}"
-    text = TEXT.replace("all-reduce(%x), channel_id=1, replica_groups=[4,2]<=[8]", pairs)
-    (row,) = [row for row in collectives(parse(text), mesh(2, 2, 2)) if row.kind == "collective-permute"]
+    (row,) = permuted("{{0,2},{2,0},{1,1}}", mesh(2, 2, 2))
     assert row == Collective("collective-permute", ("fsdp",), 15, 15 * 512.0, 0.0)
+
+
+def test_a_ring_over_slices_is_as_slow_as_its_slow_links():
+    ring = "{{0,1},{1,2},{2,3},{3,4},{4,5},{5,6},{6,7},{7,0}}"
+    (row,) = permuted(ring, mesh(8, slices=2))
+    assert row == Collective("collective-permute", ("data",), 15, 0.0, 15 * 512.0)
+    (row,) = permuted(ring, mesh(8))
+    assert row == Collective("collective-permute", ("data",), 15, 15 * 512.0, 0.0)
+
+
+def test_what_stays_in_its_place_is_not_sent():
+    assert permuted("{{0,0},{1,1}}", mesh(2, 2, 2)) == []
+    assert permuted("{}", mesh(2, 2, 2)) == []
 
 
 def test_wire_bytes():
