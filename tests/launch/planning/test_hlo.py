@@ -103,6 +103,58 @@ def test_loops_run_as_often_as_their_condition_says():
     assert unknown.unknown_loops == 1 and unknown.runs["body"] == 1
 
 
+BRANCHES = """
+%idle (a: (f32[64], f32[64])) -> (f32[64], f32[64]) {
+  %a = (f32[64]{0}, f32[64]{0}) parameter(0)
+  %a.0 = f32[64]{0} get-tuple-element(%a), index=0
+  ROOT %same = (f32[64]{0}, f32[64]{0}) tuple(%a.0, %a.0)
+}
+
+%busy (b: f32[64]) -> (f32[64], f32[64]) {
+  %b = f32[64]{0} parameter(0)
+  %all-reduce.3 = f32[64]{0} all-reduce(%b), channel_id=4, replica_groups={{0,1},{2,3}}, to_apply=%sum
+  ROOT %summed = (f32[64]{0}, f32[64]{0}) tuple(%all-reduce.3, %b)
+}
+
+%some (c: f32[64]) -> (f32[64], f32[64]) {
+  %c = f32[64]{0} parameter(0)
+  %half = f32[32]{0} slice(%c), slice={[0:32]}
+  ROOT %padded = (f32[64]{0}, f32[64]{0}) tuple(%c, %c)
+}
+
+%sum (x: f32[], y: f32[]) -> f32[] {
+  %x = f32[] parameter(0)
+  %y = f32[] parameter(1)
+  ROOT %add = f32[] add(%x, %y)
+}
+
+ENTRY %main (i: s32[], d: f32[64]) -> (f32[64], f32[64]) {
+  %i = s32[] parameter(0)
+  %d = f32[64]{0} parameter(1)
+  %pair = (f32[64]{0}, f32[64]{0}) tuple(%d, %d)
+  ROOT %choice = (f32[64]{0}, f32[64]{0}) conditional(%i, BRANCHES
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("branches", "taken"),
+    [
+        ("%pair, %d, %d), branch_computations={%idle, %busy, %some}", "busy"),
+        ("%d, %d, %pair), branch_computations={%busy, %some, %idle}", "busy"),
+        ("%d, %pair), true_computation=%busy, false_computation=%idle", "busy"),
+        ("%pair, %d), branch_computations={%idle, %some}", "some"),
+    ],
+)
+def test_of_branches_the_dearest_runs(branches, taken):
+    program = parse(BRANCHES.replace("BRANCHES", branches))
+    assert {name: program.runs[name] for name in ("idle", "busy", "some")} == {
+        name: int(name == taken) for name in ("idle", "busy", "some")
+    }
+    assert memory_traffic(program) == (2 * 256 if taken == "busy" else 2 * 128)
+    assert [row.within for row in collectives(program, mesh(2, 2))] == ([256.0] if taken == "busy" else [])
+
+
 def test_transfers_by_axis_and_round():
     found = {(row.kind, row.axes): row for row in collectives(parse(TEXT), mesh(2, 2, 2))}
     assert set(found) == {
