@@ -1,4 +1,4 @@
-"""A plan: what a run of a config on a topology would need, as data, and how it is made."""
+"""How a plan is made: a stage's training step or the sampler, compiled, and what would make it fit."""
 
 import dataclasses
 import math
@@ -13,75 +13,10 @@ from launch.planning.collectives import Collective
 from launch.planning.measure import Measurement, measure
 from launch.planning.programs import Target, sampling_targets, training_target
 from launch.planning.proposals import SHARE, propose
+from launch.planning.record import CacheRow, Change, Plan
 from launch.planning.roofline import Roofline, days, roofline
 from launch.planning.topologies import Topology, fit_mesh
 from launch.run_config import RunConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class CacheRow:
-    """What the layers of one attention pattern keep of one picture that is being drawn; bytes.
-
-    Attributes:
-      pattern: its name.
-      layers: that have it.
-      positions: image positions kept by each.
-      kept: by all of them.
-      read: by all of them for one token, the caption's part aside, which all pictures of a caption share.
-    """
-
-    pattern: str
-    layers: int
-    positions: int
-    kept: int
-    read: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Change:
-    """What would make it fit, and what the compiler then said (0: it was refused again)."""
-
-    flags: tuple[str, ...]
-    estimated_bytes: int
-    measured_bytes: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """Bytes, transfers and seconds are of one device; FLOPs of all of them. One step: an update, or one token of every
-    picture that is drawn."""
-
-    config: str
-    stage: str
-    topology: str
-    chips: int
-    mesh: tuple[int, int, int]
-    notes: tuple[str, ...]
-    batch_size: int
-    num_steps: int
-    """Updates of the run, or tokens of a picture."""
-    parameters: int
-    state_bytes: int
-    peak_bytes: int
-    memory_bytes: int
-    accepted: bool
-    useful_flops: float
-    formula: str
-    executed_flops: float
-    transfers: tuple[Collective, ...]
-    traffic_bytes: float
-    seconds: Roofline | None
-    days_at_bound: float | None
-    days_published: tuple[float, float] | None
-    """At the utilisation that published runs on these chips reach, the best and the worst of them."""
-    compile_seconds: float
-    caches: tuple[CacheRow, ...] = ()
-    change: Change | None = None
-
-    @property
-    def fits(self) -> bool:
-        """Whether it leaves some room: see `SHARE`."""
-        return self.accepted and self.peak_bytes <= SHARE * self.memory_bytes
 
 
 def plan_training(config: str, run: RunConfig, stage: str, topology: Topology) -> Plan:

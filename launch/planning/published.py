@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dalle_jax.config import from_config_dict, write_json
+from dalle_jax.config import write_json
 from dalle_jax.errors import UserError
 from launch.planning.pages import page
-from launch.planning.plans import Plan
+from launch.planning.record import read_plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ def write_page(out: Path) -> None:
 
 def render(plans: dict) -> str:
     """The page of plans that were read from JSON, in the order of `PUBLISHED`."""
-    return page([from_config_dict(Plan, plans[request.name], request.name) for request in PUBLISHED])
+    return page([read_plan(plans[request.name], request.name) for request in PUBLISHED])
 
 
 def _make(request: Request) -> dict:
