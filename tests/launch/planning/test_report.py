@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from configs import clip
 from dalle_jax.config import to_json
 from launch.planning import published
 from launch.planning.collectives import Collective
@@ -131,6 +132,11 @@ def test_the_page_is_made_of_plans_with_and_without_what_follows(monkeypatch):
         for kept in (plan_dict(PLAN), dataclasses.asdict(PLAN))
     }
     assert pages == {page([PLAN])}
+
+
+def test_every_published_clip_is_planned():
+    planned = {request.config for request in published.PUBLISHED}
+    assert {f"configs/clip.py:{name}" for name in clip.PRESETS | clip.SIGLIP_PRESETS} <= planned
 
 
 def test_page_has_a_section_for_every_config_and_each_plan_in_full():
