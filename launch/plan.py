@@ -12,7 +12,7 @@ from absl import flags
 
 from dalle_jax.config import from_config_dict, to_json
 from dalle_jax.errors import UserError
-from launch.flags import config_name, define_config, start
+from launch.flags import config_name, define_config, overridden, start
 from launch.planning.plans import plan_sampling, plan_training
 from launch.planning.published import write_page
 from launch.planning.record import Plan, plan_dict
@@ -47,13 +47,12 @@ def main() -> None:
 def _plans(run: RunConfig) -> list[Plan]:
     if TOPOLOGY.value is None:
         raise UserError("no topology given: --topology=v5e-256, say")
-    topology, config = find_topology(TOPOLOGY.value), config_name()
-    require_compiler()
+    topology, config, given = find_topology(TOPOLOGY.value), config_name(), overridden("mesh")
     if MODE.value == "generate":
         if run.decoder is None:
             raise UserError("--mode=generate needs a config with a decoder")
-        return [plan_sampling(config, run, topology, NUM_SAMPLES.value)]
-    return [plan_training(config, run, stage, topology) for stage in choose_stages(run, STAGES.value)]
+        return [plan_sampling(config, run, topology, NUM_SAMPLES.value, given)]
+    return [plan_training(config, run, stage, topology, given) for stage in choose_stages(run, STAGES.value)]
 
 
 if __name__ == "__main__":

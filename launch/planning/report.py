@@ -114,10 +114,16 @@ def _change(plan: Plan) -> list[tuple[str, str]]:
     if plan.fits:
         return []
     if plan.change is None:
-        return [("would fit", "no finer mesh, micro-batches or recomputation found: take more or larger chips")]
+        nothing = "no finer mesh, micro-batches or recomputation found"
+        if plan.is_sampling:
+            nothing = "neither fewer pictures at once nor a finer mesh suffices"
+        return [("would fit", f"{nothing}: take more or larger chips")]
     flags, estimated = " ".join(plan.change.flags), gib(plan.change.estimated_bytes)
     measured = f"{gib(plan.change.measured_bytes)} GiB" if plan.change.measured_bytes else "refused"
-    return [("would fit", f"{flags}: estimated {estimated} GiB, compiled {measured}")]
+    lines = [f"{flags}: estimated {estimated} GiB, compiled {measured}"]
+    if "--num_samples" in flags:
+        lines.append("this many at a time; launch.generate draws the rest after them (--max_sequences)")
+    return _listed("would fit", lines)
 
 
 def _size(size: float) -> str:

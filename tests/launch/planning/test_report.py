@@ -101,6 +101,16 @@ def test_table_of_what_does_not_fit():
     assert "(94%, little is left)" in table(nearly) and "micro_batches=2" in table(nearly)
 
 
+def test_table_of_a_drawing_that_does_not_fit():
+    """Nothing of training is proposed, nor said to have been tried."""
+    refused = dataclasses.replace(SAMPLING, accepted=False, seconds=None)
+    text = table(refused)
+    assert "neither fewer pictures at once nor a finer mesh suffices: take more or larger chips" in text
+    assert "micro-batches" not in text and "recomputation" not in text
+    text = table(dataclasses.replace(refused, change=Change(("--num_samples=256",), 11 * GIB, 10 * GIB)))
+    assert "--num_samples=256: estimated 11.00 GiB, compiled 10.00 GiB" in text and "--max_sequences" in text
+
+
 @pytest.mark.parametrize("plan", [PLAN, SAMPLING, REFUSED])
 def test_plans_survive_json(plan):
     """With what follows from the fields, and without, as plans were kept at first."""
