@@ -37,9 +37,17 @@ def define_config(optional: Sequence[str] = ()) -> Callable[[], ConfigDict]:
 
 def config_name() -> str:
     """The config as it was asked for, `FILE[:ARG]` and what overrides it."""
-    overrides = [argument for argument in sys.argv if re.match(r"--?(?:no)?config\.", argument)]
     parser: Any = flags.FLAGS["config"].parser
-    return " ".join([parser.argument, *overrides])
+    return " ".join([parser.argument, *_overrides("config")])
+
+
+def overridden(section: str) -> set[str]:
+    """Keys of a section of the config that the command line sets: `fsdp` of `mesh` by `--config.mesh.fsdp=4`."""
+    return {re.split(r"[=.[]", argument.split(f".{section}.")[1])[0] for argument in _overrides(f"config.{section}")}
+
+
+def _overrides(section: str) -> list[str]:
+    return [argument for argument in sys.argv if re.match(rf"--?(?:no)?{re.escape(section)}\.", argument)]
 
 
 class _ConfigParser(flags.ArgumentParser):

@@ -5,7 +5,6 @@ and prints memory, transfers, FLOPs, the bound of a step and the days of the run
 one core for the largest models. Topologies: v4-N, v5e-N, v5p-N, v6e-N, and several slices as 2xv5e-256.
 """
 
-import dataclasses
 from pathlib import Path
 
 import jax
@@ -13,9 +12,10 @@ from absl import flags
 
 from dalle_jax.config import from_config_dict, to_json
 from dalle_jax.errors import UserError
-from launch.flags import config_name, define_config, start
-from launch.planning.plans import Plan, plan_sampling, plan_training
+from launch.flags import config_name, define_config, overridden, start
+from launch.planning.plans import plan_sampling, plan_training
 from launch.planning.published import write_page
+from launch.planning.record import Plan, plan_dict
 from launch.planning.report import table
 from launch.planning.topologies import find_topology, require_compiler
 from launch.run_config import RunConfig
@@ -41,19 +41,18 @@ def main() -> None:
         write_page(Path(OUT.value))
         return
     plans = _plans(from_config_dict(RunConfig, CONFIG()))
-    print(to_json([dataclasses.asdict(plan) for plan in plans]) if JSON.value else "\n\n".join(map(table, plans)))
+    print(to_json(list(map(plan_dict, plans))) if JSON.value else "\n\n".join(map(table, plans)))
 
 
 def _plans(run: RunConfig) -> list[Plan]:
     if TOPOLOGY.value is None:
         raise UserError("no topology given: --topology=v5e-256, say")
-    topology, config = find_topology(TOPOLOGY.value), config_name()
-    require_compiler()
+    topology, config, given = find_topology(TOPOLOGY.value), config_name(), overridden("mesh")
     if MODE.value == "generate":
         if run.decoder is None:
             raise UserError("--mode=generate needs a config with a decoder")
-        return [plan_sampling(config, run, topology, NUM_SAMPLES.value)]
-    return [plan_training(config, run, stage, topology) for stage in choose_stages(run, STAGES.value)]
+        return [plan_sampling(config, run, topology, NUM_SAMPLES.value, given)]
+    return [plan_training(config, run, stage, topology, given) for stage in choose_stages(run, STAGES.value)]
 
 
 if __name__ == "__main__":

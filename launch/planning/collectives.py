@@ -102,9 +102,13 @@ def _by_axes(found: list[tuple[str, np.ndarray, int, int]], mesh: Mesh) -> list[
     slices = np.asarray([getattr(device, "slice_index", None) or 0 for device in mesh.devices.flat])
     total: dict[tuple[str, tuple[str, ...]], Collective] = {}
     for kind, groups, size, runs in found:
-        crossed = len(np.unique(slices[groups[0]])) if groups.size else 1
+        axes = _axes(groups, mesh)
+        if not axes:
+            continue  # every device keeps what it has
+        # A ring over slices has pairs inside of them and pairs between: the step waits for the slow ones.
+        crossed = max(len(np.unique(slices[group])) for group in groups)
         within, between = wire_bytes(kind, size, groups.shape[1], crossed)
-        key = (kind, _axes(groups, mesh))
+        key = (kind, axes)
         before = total.get(key, Collective(*key, 0, 0.0, 0.0))
         total[key] = Collective(
             *key, before.count + runs, before.within + within * runs, before.between + between * runs

@@ -10,6 +10,23 @@ import math
 import re
 from collections.abc import Iterator
 
+CONTROL = ("while", "conditional", "call", "async-start")
+FREE = (
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "after-all",
+    "add-dependency",
+    "opt-barrier",
+    "partition-id",
+    "replica-id",
+    "iota",
+    "async-update",
+    *CONTROL,
+)
+"""What moves no bytes itself; `CONTROL` runs computations whose instructions may."""
 BITS = {"pred": 8, "s4": 4, "u4": 4, "token": 0, "opaque": 0}
 _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([\d,<=]*)\](\{[^}]*\})?")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
@@ -82,13 +99,15 @@ class Program:
 
     @functools.cached_property
     def runs(self) -> dict[str, int]:
-        """How often each computation runs in one run of the program; a loop without a known count runs once."""
+        """How often each computation runs in one run of the program.
+
+        A loop without a known count runs once; of branches the dearest is the one that runs, as for FLOPs.
+        """
         runs = dict.fromkeys(self.computations, 0)
         runs[self.entry] = 1
         for name in self._callers_first():
             for instruction in self.computations[name].values():
-                for role, callee in instruction.called.items():
-                    rounds = self.trip_count(instruction) or 1 if role in ("body", "condition") else 1
+                for callee, rounds in self._calls(instruction):
                     runs[callee] += runs[name] * rounds
         return runs
 
@@ -122,6 +141,23 @@ class Program:
         """The arrays that an instruction reads."""
         lines = self.computations[computation]
         return [array for name in instruction.operands if name in lines for array in lines[name].arrays]
+
+    def _calls(self, instruction: Instruction) -> list[tuple[str, int]]:
+        """Computations that one run of an instruction runs, each with its rounds."""
+        if instruction.opcode == "conditional":
+            return [(max(instruction.called.values(), key=self._made), 1)]
+        rounds = self.trip_count(instruction) or 1 if instruction.opcode == "while" else 1
+        return [(callee, rounds) for callee in instruction.called.values()]
+
+    def _made(self, name: str) -> int:
+        """Bytes that a computation and what it runs write, roughly: how branches are compared."""
+        total = 0
+        for instruction in self.computations[name].values():
+            if instruction.opcode not in FREE:
+                total += instruction.bytes
+            elif instruction.opcode in CONTROL:
+                total += sum(rounds * self._made(callee) for callee, rounds in self._calls(instruction))
+        return total
 
     def _callers_first(self) -> list[str]:
         """Computations from the entry on, each after all that call it."""

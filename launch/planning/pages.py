@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from launch.planning.families import FAMILIES
-from launch.planning.plans import Plan
-from launch.planning.report import GB, bounds, gib, is_sampling, published_days, table
+from launch.planning.record import Plan
+from launch.planning.report import GB, bounds, gib, published_days, table
 
 HEAD = """# Plans
 
@@ -40,7 +40,7 @@ def page(plans: Sequence[Plan]) -> str:
 
 def _section(plans: Sequence[Plan]) -> str:
     first = plans[0]
-    if is_sampling(first):
+    if first.is_sampling:
         title = f"## {first.config}: {first.batch_size} pictures of a caption"
         columns = ["chips", "mesh", "weights", "memory", "a token takes at least", "bound by", "all pictures"]
         cells = _sampling_cells
@@ -65,18 +65,16 @@ def _training_cells(plan: Plan) -> list[str]:
     at_bound = "" if plan.days_at_bound is None else f"{plan.days_at_bound:.1f}; "
     return [
         *_common_cells(plan),
-        f"{plan.executed_flops / plan.useful_flops:.3f}",
+        f"{plan.executed_over_useful:.3f}",
         bounds(plan),
-        "does not fit" if plan.seconds is None else plan.seconds.bound,
+        plan.bound or "does not fit",
         at_bound + published_days(plan),
     ]
 
 
 def _sampling_cells(plan: Plan) -> list[str]:
-    if plan.seconds is None:
-        return [*_common_cells(plan), bounds(plan), "does not fit", ""]
-    whole = plan.seconds.seconds * plan.num_steps
-    return [*_common_cells(plan), bounds(plan), plan.seconds.bound, f"{whole:.1f} s"]
+    whole = "" if plan.drawing_seconds is None else f"{plan.drawing_seconds:.1f} s"
+    return [*_common_cells(plan), bounds(plan), plan.bound or "does not fit", whole]
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -1,7 +1,8 @@
-"""A plan: what a run of a config on a topology would need, as data, and how it is made."""
+"""How a plan is made: a stage's training step or the sampler, compiled, and what would make it fit."""
 
 import dataclasses
 import math
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,79 +13,14 @@ from dalle_jax.training.config import MeshConfig
 from launch.planning.collectives import Collective
 from launch.planning.measure import Measurement, measure
 from launch.planning.programs import Target, sampling_targets, training_target
-from launch.planning.proposals import SHARE, propose
+from launch.planning.proposals import Proposal, propose, propose_sampling
+from launch.planning.record import CacheRow, Change, Plan
 from launch.planning.roofline import Roofline, days, roofline
-from launch.planning.topologies import Topology, fit_mesh
+from launch.planning.topologies import Topology, fit_mesh, mesh_flags
 from launch.run_config import RunConfig
 
 
-@dataclasses.dataclass(frozen=True)
-class CacheRow:
-    """What the layers of one attention pattern keep of one picture that is being drawn; bytes.
-
-    Attributes:
-      pattern: its name.
-      layers: that have it.
-      positions: image positions kept by each.
-      kept: by all of them.
-      read: by all of them for one token, the caption's part aside, which all pictures of a caption share.
-    """
-
-    pattern: str
-    layers: int
-    positions: int
-    kept: int
-    read: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Change:
-    """What would make it fit, and what the compiler then said (0: it was refused again)."""
-
-    flags: tuple[str, ...]
-    estimated_bytes: int
-    measured_bytes: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """Bytes, transfers and seconds are of one device; FLOPs of all of them. One step: an update, or one token of every
-    picture that is drawn."""
-
-    config: str
-    stage: str
-    topology: str
-    chips: int
-    mesh: tuple[int, int, int]
-    notes: tuple[str, ...]
-    batch_size: int
-    num_steps: int
-    """Updates of the run, or tokens of a picture."""
-    parameters: int
-    state_bytes: int
-    peak_bytes: int
-    memory_bytes: int
-    accepted: bool
-    useful_flops: float
-    formula: str
-    executed_flops: float
-    transfers: tuple[Collective, ...]
-    traffic_bytes: float
-    seconds: Roofline | None
-    days_at_bound: float | None
-    days_published: tuple[float, float] | None
-    """At the utilisation that published runs on these chips reach, the best and the worst of them."""
-    compile_seconds: float
-    caches: tuple[CacheRow, ...] = ()
-    change: Change | None = None
-
-    @property
-    def fits(self) -> bool:
-        """Whether it leaves some room: see `SHARE`."""
-        return self.accepted and self.peak_bytes <= SHARE * self.memory_bytes
-
-
-def plan_training(config: str, run: RunConfig, stage: str, topology: Topology) -> Plan:
+def plan_training(config: str, run: RunConfig, stage: str, topology: Topology, given: Collection[str] = ()) -> Plan:
     """Compiles one stage's training step.
 
     Args:
@@ -92,30 +28,29 @@ def plan_training(config: str, run: RunConfig, stage: str, topology: Topology) -
       run: the config.
       stage: `codec`, `decoder` or `clip`.
       topology: where it is to run.
+      given: see `fit_mesh`.
 
     Raises:
-      UserError: batch or parameters do not divide over the mesh; the compiler is not installed.
+      UserError: the chips do not allow the mesh that is given; batch or parameters do not divide over the mesh; the
+        compiler is not installed.
     """
+    mesh, notes = _mesh(run.mesh, topology, given)
     devices = topology.devices()
-    mesh, notes = _mesh(run.mesh, topology)
     target, train = training_target(run, stage, mesh, topology, devices)
     traced, flops = target.traced()
     measured, _ = measure(target, traced)
-    change = None
-    if not measured.accepted or measured.peak_bytes > SHARE * topology.chip.memory_bytes:
-        proposal = propose(run, stage, mesh, target, traced, measured.peak_bytes, devices)
-        if proposal is not None:
-            changed, _ = training_target(proposal.run, stage, proposal.mesh, topology, devices)
-            again, _ = measure(changed, changed.traced()[0])
-            change = Change(proposal.flags, proposal.estimated_bytes, again.peak_bytes if again.accepted else 0)
     seconds = _roofline(target, measured, flops.total)
     plan = _plan(config, target, measured, flops.total, seconds, train.batch_size, train.num_steps, notes)
     if flops.unknown_loops or measured.unknown_loops:
         plan = dataclasses.replace(plan, notes=(*notes, "loops of unknown length are counted once"))
+    if not plan.fits:
+        proposal = propose(run, stage, mesh, target, traced, measured.peak_bytes, devices)
+        if proposal is not None:
+            changed, _ = training_target(proposal.run, stage, proposal.mesh, topology, devices)
+            plan = dataclasses.replace(plan, change=_change(proposal, measure(changed, changed.traced()[0])[0]))
     best, worst = reversed(topology.family.published_mfu)
     return dataclasses.replace(
         plan,
-        change=change,
         days_at_bound=train.num_steps / seconds.steps_a_day if seconds else None,
         days_published=(
             days(train.num_steps, target.useful_flops, topology, best),
@@ -124,20 +59,15 @@ def plan_training(config: str, run: RunConfig, stage: str, topology: Topology) -
     )
 
 
-def plan_sampling(config: str, run: RunConfig, topology: Topology, num_samples: int) -> Plan:
+def plan_sampling(
+    config: str, run: RunConfig, topology: Topology, num_samples: int, given: Collection[str] = ()
+) -> Plan:
     """Compiles the two programs that draw `num_samples` pictures of one caption; see `plan_training`."""
     assert run.decoder is not None
+    mesh, notes = _mesh(run.mesh, topology, given)
     model, devices = run.decoder.model, topology.devices()
-    mesh, notes = _mesh(run.mesh, topology)
-    prefill, drawing = sampling_targets(run, mesh, topology, devices, num_samples)
-    measured, compiled = measure(prefill, prefill.traced()[0])
-    target = prefill
-    flops = 0.0
-    if compiled is not None:
-        target = drawing(compiled)
-        traced, count = target.traced()
-        flops = count.total / model.image_length
-        measured, _ = measure(target, traced)
+    target, measured, total = _drawn(run, mesh, topology, devices, num_samples)
+    flops = total / model.image_length
     # One token of every picture: the loop over positions is all that the program does.
     token = dataclasses.replace(
         measured,
@@ -146,7 +76,31 @@ def plan_sampling(config: str, run: RunConfig, topology: Topology, num_samples: 
     )
     seconds = _roofline(target, token, flops)
     plan = _plan(config, target, token, flops, seconds, num_samples, model.image_length, notes)
-    return dataclasses.replace(plan, stage="sampling", caches=cache_rows(model))
+    plan = dataclasses.replace(plan, stage="sampling", caches=cache_rows(model))
+    if plan.fits:
+        return plan
+    proposal = propose_sampling(run, mesh, target, measured.peak_bytes, num_samples, devices)
+    if proposal is None:
+        return plan
+    _, again, _ = _drawn(run, proposal.mesh, topology, devices, proposal.candidates)
+    return dataclasses.replace(plan, change=_change(proposal, again))
+
+
+def _drawn(
+    run: RunConfig, mesh: MeshConfig, topology: Topology, devices: Sequence[Any], candidates: int
+) -> tuple[Target, Measurement, float]:
+    """The drawing of so many pictures at once, compiled, and its FLOPs; the caption's program where that is refused."""
+    prefill, drawing = sampling_targets(run, mesh, topology, devices, candidates)
+    measured, compiled = measure(prefill, prefill.traced()[0])
+    if compiled is None:
+        return prefill, measured, 0.0
+    target = drawing(compiled)
+    traced, flops = target.traced()
+    return target, measure(target, traced)[0], flops.total
+
+
+def _change(proposal: Proposal, measured: Measurement) -> Change:
+    return Change(proposal.flags, proposal.estimated_bytes, measured.peak_bytes if measured.accepted else 0)
 
 
 def cache_rows(config: DecoderConfig) -> tuple[CacheRow, ...]:
@@ -168,13 +122,10 @@ def cache_rows(config: DecoderConfig) -> tuple[CacheRow, ...]:
     return tuple(sorted(rows, key=lambda row: -row.kept))
 
 
-def _mesh(config: MeshConfig, topology: Topology) -> tuple[MeshConfig, tuple[str, ...]]:
-    mesh = fit_mesh(config, topology)
-    names = [name for name in ("data", "fsdp", "tensor") if getattr(mesh, name) != getattr(config, name)]
-    if not names:
-        return mesh, ()
-    flags = " ".join(f"--config.mesh.{name}={getattr(mesh, name)}" for name in names)
-    return mesh, (f"the config's mesh does not fit these chips; planned with {flags}",)
+def _mesh(config: MeshConfig, topology: Topology, given: Collection[str]) -> tuple[MeshConfig, tuple[str, ...]]:
+    mesh = fit_mesh(config, topology, given)
+    flags = " ".join(mesh_flags(config, mesh))
+    return mesh, (f"the config's mesh does not fit these chips; planned with {flags}",) if flags else ()
 
 
 def _share(transfer: Collective, steps: int) -> Collective:

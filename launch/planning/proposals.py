@@ -1,8 +1,11 @@
-"""What would make a step fit: a finer mesh, micro-batches, recomputation; estimated, for one compile to confirm."""
+"""What would make it fit: a finer mesh, micro-batches, recomputation, fewer pictures at once.
+
+Estimated, for one compile to confirm.
+"""
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from jax.extend import core
@@ -11,7 +14,8 @@ from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Remat
 from dalle_jax.training.config import MeshConfig
 from launch.planning.flops import inner_programs
-from launch.planning.programs import Target, training_target
+from launch.planning.programs import Target, sampling_targets, training_target
+from launch.planning.topologies import mesh_flags
 from launch.run_config import RunConfig
 
 SHARE = 0.9
@@ -23,16 +27,18 @@ class Proposal:
     """A change of a config.
 
     Attributes:
-      flags: that make it.
+      flags: that make it, all of them, of the config as it was.
       run: the changed config.
       mesh: the changed mesh.
       estimated_bytes: peak of one device.
+      candidates: pictures drawn at once, where drawing is to fit.
     """
 
     flags: tuple[str, ...]
     run: RunConfig
     mesh: MeshConfig
     estimated_bytes: int
+    candidates: int = 0
 
 
 def propose(
@@ -58,22 +64,53 @@ def propose(
     temporary = peak_bytes - target.state_bytes
     parts = math.prod(target.mesh.shape[axis] for axis in target.rules.batch)
     train = getattr(run, stage).train
+
+    def state_of(finer: MeshConfig) -> int:
+        return training_target(run, stage, finer, target.topology, devices)[0].state_bytes
+
     for remat in _policies(run, stage):
         changed = run if remat is None else with_remat(run, stage, remat)
         saved = _difference(run, changed, stage, mesh, target, traced, devices) // parts
-        for finer in _meshes(mesh, target):
-            try:
-                state = target.state_bytes
-                if finer != mesh:
-                    state = training_target(changed, stage, finer, target.topology, devices)[0].state_bytes
-            except UserError:
-                continue  # a dimension does not divide
+        for finer, state in _meshes(mesh, target, state_of):
             for micro_batches in _doublings(train.micro_batches, train.batch_size // parts):
                 sums = 4 * target.parameters // target.mesh.size if micro_batches > 1 else 0
                 needed = state + (temporary - saved) * train.micro_batches // micro_batches + sums
                 if needed <= SHARE * memory:
-                    flags = _flags(stage, remat, mesh, finer, train.micro_batches, micro_batches)
+                    flags = _flags(run, stage, remat, finer, micro_batches)
                     return Proposal(flags, with_micro_batches(changed, stage, micro_batches), finer, int(needed))
+    return None
+
+
+def propose_sampling(
+    run: RunConfig, mesh: MeshConfig, target: Target, peak_bytes: int, candidates: int, devices: Any
+) -> Proposal | None:
+    """The least change of a drawing whose estimate fits, or None.
+
+    Fewer pictures at once shrink all but the weights and cost only time; a finer mesh gathers the weights for every
+    token. Where the caption's own program is what does not fit, only the mesh helps.
+
+    Args:
+      run: the config that does not fit.
+      mesh: its mesh on these devices.
+      target: the drawing, or the caption's program (`prefill`).
+      peak_bytes: its measured peak.
+      candidates: pictures drawn at once.
+      devices: of the topology.
+    """
+    temporary = peak_bytes - target.state_bytes
+    # `Dalle.generate` never draws one alone.
+    least = max(math.prod(target.mesh.shape[axis] for axis in target.rules.batch), 2)
+    counts = [candidates] if target.name == "prefill" else list(_halvings(candidates, least))
+
+    def state_of(finer: MeshConfig) -> int:
+        return sampling_targets(run, finer, target.topology, devices, candidates)[0].state_bytes
+
+    for finer, state in _meshes(mesh, target, state_of):
+        for count in counts:
+            needed = state + temporary * count // candidates
+            if needed <= SHARE * target.topology.chip.memory_bytes:
+                fewer = () if count == candidates else (f"--num_samples={count}",)
+                return Proposal((*mesh_flags(run.mesh, finer), *fewer), run, finer, needed, count)
     return None
 
 
@@ -107,13 +144,23 @@ def _policies(run: RunConfig, stage: str) -> list[Remat | None]:
     return [None] if _replace_remat(model, Remat.FULL) == model else [None, Remat.FULL]
 
 
-def _meshes(mesh: MeshConfig, target: Target) -> Iterator[MeshConfig]:
-    """The mesh itself, then those that move devices from the data axis, which copies the state, to `fsdp`."""
+def _meshes(
+    mesh: MeshConfig, target: Target, state_of: Callable[[MeshConfig], int]
+) -> Iterator[tuple[MeshConfig, int]]:
+    """The mesh itself, then those that move devices from the data axis, which copies the state, to `fsdp`.
+
+    Each with the bytes of its state; those over which a dimension does not divide are left out.
+    """
     data, fsdp = target.mesh.shape["data"], target.mesh.shape["fsdp"]
-    yield mesh
+    yield mesh, target.state_bytes
     while data % 2 == 0 and data > target.topology.slices:
         data, fsdp = data // 2, fsdp * 2
-        yield dataclasses.replace(mesh, data=data, fsdp=fsdp)
+        finer = dataclasses.replace(mesh, data=data, fsdp=fsdp)
+        try:
+            state = state_of(finer)
+        except UserError:
+            continue
+        yield finer, state
 
 
 def _doublings(first: int, most: int) -> Iterator[int]:
@@ -121,6 +168,14 @@ def _doublings(first: int, most: int) -> Iterator[int]:
     while count <= most and most % count == 0:
         yield count
         count *= 2
+
+
+def _halvings(first: int, least: int) -> Iterator[int]:
+    count = first
+    yield count
+    while count % (2 * least) == 0:
+        count //= 2
+        yield count
 
 
 def _difference(
@@ -155,13 +210,10 @@ def _open(program: core.ClosedJaxpr | core.Jaxpr) -> core.Jaxpr:
     return program.jaxpr if isinstance(program, core.ClosedJaxpr) else program
 
 
-def _flags(
-    stage: str, remat: Remat | None, mesh: MeshConfig, finer: MeshConfig, before: int, micro_batches: int
-) -> tuple[str, ...]:
-    flags = []
-    if finer != mesh:
-        flags += [f"--config.mesh.data={finer.data}", f"--config.mesh.fsdp={finer.fsdp}"]
-    if micro_batches != before:
+def _flags(run: RunConfig, stage: str, remat: Remat | None, mesh: MeshConfig, micro_batches: int) -> tuple[str, ...]:
+    """All that turn the config, not the mesh that was fitted for it, into what is proposed."""
+    flags = [*mesh_flags(run.mesh, mesh)]
+    if micro_batches != getattr(run, stage).train.micro_batches:
         flags.append(f"--config.{stage}.train.micro_batches={micro_batches}")
     if remat is not None and stage == "clip":
         flags += [f"--config.clip.model.{tower}.transformer.remat={remat.value}" for tower in ("vision", "text")]

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dalle_jax.config import from_config_dict, write_json
+from dalle_jax.config import write_json
 from dalle_jax.errors import UserError
 from launch.planning.pages import page
-from launch.planning.plans import Plan
+from launch.planning.record import read_plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,16 +31,19 @@ def _requests(config: str, topologies: Sequence[str], *arguments: str) -> tuple[
     return tuple(Request(config, topology, arguments) for topology in topologies)
 
 
+CLIPS = (
+    *("vit_b32", "vit_b16", "vit_l14", "vit_l14_336"),
+    *("rn50", "rn101", "rn50x4", "rn50x16", "rn50x64"),
+    *("siglip_b16", "siglip_so400m14", "siglip_so400m14_384"),
+)
+"""Presets of `configs/clip.py`: all published models."""
+
 PUBLISHED = (
     *_requests("configs/decoder_12b.py", ("v5e-256", "v6e-256", "v4-256", "v5p-128", "2xv5e-256")),
     *_requests("configs/decoder_12b.py", ("v5e-256", "v5p-128"), "--mode=generate", "--num_samples=512"),
     *_requests("configs/decoder_1b.py", ("v5e-32", "v6e-16")),
     *_requests("configs/codec_dalle.py", ("v5e-64",)),
-    *(
-        request
-        for preset in ("vit_b32", "vit_b16", "vit_l14", "vit_l14_336", "rn50", "rn50x64", "siglip_b16")
-        for request in _requests(f"configs/clip.py:{preset}", ("v5e-256",))
-    ),
+    *(request for preset in CLIPS for request in _requests(f"configs/clip.py:{preset}", ("v5e-256",))),
 )
 
 
@@ -66,7 +69,7 @@ def write_page(out: Path) -> None:
 
 def render(plans: dict) -> str:
     """The page of plans that were read from JSON, in the order of `PUBLISHED`."""
-    return page([from_config_dict(Plan, plans[request.name], request.name) for request in PUBLISHED])
+    return page([read_plan(plans[request.name], request.name) for request in PUBLISHED])
 
 
 def _make(request: Request) -> dict:

@@ -1,7 +1,7 @@
 """One plan for people: lines of text."""
 
 from dalle_jax.training.chips import GIB
-from launch.planning.plans import Plan
+from launch.planning.record import Plan
 
 GB = 1e9
 
@@ -20,11 +20,6 @@ def table(plan: Plan) -> str:
         ("compiled in", f"{plan.compile_seconds:.0f} s"),
     ]
     return "\n".join([_head(plan), *(f"  {name:17} {value}" for name, value in rows)])
-
-
-def is_sampling(plan: Plan) -> bool:
-    """Whether a step is a token of every picture, not an update."""
-    return plan.stage == "sampling"
 
 
 def bounds(plan: Plan) -> str:
@@ -52,7 +47,7 @@ def gib(size: float) -> str:
 
 def _head(plan: Plan) -> str:
     data, fsdp, tensor = plan.mesh
-    what = f"{plan.batch_size:,} pictures of one caption" if is_sampling(plan) else f"batch {plan.batch_size:,}"
+    what = f"{plan.batch_size:,} pictures of one caption" if plan.is_sampling else f"batch {plan.batch_size:,}"
     mesh = f"data {data} x fsdp {fsdp} x tensor {tensor}"
     return f"{plan.stage} of {plan.config} on {plan.topology}: {plan.chips} chips as {mesh}, {what}"
 
@@ -60,10 +55,9 @@ def _head(plan: Plan) -> str:
 def _memory(plan: Plan) -> str:
     verdict = "" if plan.fits else (", little is left" if plan.accepted else ", does not fit")
     share = plan.peak_bytes / plan.memory_bytes
-    temporaries = plan.peak_bytes - plan.state_bytes
     return (
         f"{gib(plan.peak_bytes)} of {gib(plan.memory_bytes)} GiB ({share:.0%}{verdict}): "
-        f"state {gib(plan.state_bytes)}, temporaries {gib(temporaries)}"
+        f"state {gib(plan.state_bytes)}, temporaries {gib(plan.temporary_bytes)}"
     )
 
 
@@ -80,9 +74,9 @@ def _caches(plan: Plan) -> list[str]:
 
 
 def _flops(plan: Plan) -> list[tuple[str, str]]:
-    if not plan.useful_flops:
+    ratio = plan.executed_over_useful
+    if ratio is None:
         return [("FLOPs a token", f"{plan.executed_flops:.4g} executed")]
-    ratio = plan.executed_flops / plan.useful_flops
     return [
         ("FLOPs a step", f"{plan.useful_flops:.4g} useful, {plan.executed_flops:.4g} executed: {ratio:.3f} times"),
         ("  useful", plan.formula),
@@ -103,13 +97,12 @@ def _transfers(plan: Plan) -> list[str]:
 def _times(plan: Plan) -> list[tuple[str, str]]:
     rows = []
     if plan.seconds is not None:
-        rows.append((f"a {'token' if is_sampling(plan) else 'step'} takes", f"at least: {bounds(plan)}"))
+        rows.append((f"a {'token' if plan.is_sampling else 'step'} takes", f"at least: {bounds(plan)}"))
         rows.append(("bound by", plan.seconds.bound))
-    if is_sampling(plan) and plan.seconds is not None:
-        whole = plan.seconds.seconds * plan.num_steps
-        rows.append(("all pictures", f"{whole:.1f} s at the bound, {plan.num_steps:,} tokens each"))
-    elif plan.seconds is not None:
-        rows.append(("steps a day", f"{plan.seconds.steps_a_day:,.0f} at the bound"))
+    if plan.drawing_seconds is not None:
+        rows.append(("all pictures", f"{plan.drawing_seconds:.1f} s at the bound, {plan.num_steps:,} tokens each"))
+    if plan.steps_a_day is not None:
+        rows.append(("steps a day", f"{plan.steps_a_day:,.0f} at the bound"))
     if plan.days_published is not None:
         bound = "" if plan.days_at_bound is None else f"{plan.days_at_bound:.1f} days at the bound, "
         days = f"{bound}{published_days(plan)} at the utilisation of published runs"
@@ -121,10 +114,16 @@ def _change(plan: Plan) -> list[tuple[str, str]]:
     if plan.fits:
         return []
     if plan.change is None:
-        return [("would fit", "no finer mesh, micro-batches or recomputation found: take more or larger chips")]
+        nothing = "no finer mesh, micro-batches or recomputation found"
+        if plan.is_sampling:
+            nothing = "neither fewer pictures at once nor a finer mesh suffices"
+        return [("would fit", f"{nothing}: take more or larger chips")]
     flags, estimated = " ".join(plan.change.flags), gib(plan.change.estimated_bytes)
     measured = f"{gib(plan.change.measured_bytes)} GiB" if plan.change.measured_bytes else "refused"
-    return [("would fit", f"{flags}: estimated {estimated} GiB, compiled {measured}")]
+    lines = [f"{flags}: estimated {estimated} GiB, compiled {measured}"]
+    if "--num_samples" in flags:
+        lines.append("this many at a time; launch.generate draws the rest after them (--max_sequences)")
+    return _listed("would fit", lines)
 
 
 def _size(size: float) -> str:

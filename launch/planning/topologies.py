@@ -5,7 +5,7 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -15,9 +15,11 @@ from jax.sharding import Mesh
 from dalle_jax.errors import UserError, closest
 from dalle_jax.training.chips import Chip
 from dalle_jax.training.config import MeshConfig
+from dalle_jax.training.mesh import AXES
 from launch.planning.families import FAMILIES, Family
 
 _NAME = re.compile(r"(?:(\d+)x)?([a-z]\w*?)-(\d+)$")
+_FIELDS = (*AXES, "slices")
 _ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v6": "v6e", "v5": "v5p", "v4p": "v4"}
 
 
@@ -136,20 +138,50 @@ def find_topology(name: str) -> Topology:
     return Topology(name, family, family.sizes[size], slices)
 
 
-def fit_mesh(config: MeshConfig, topology: Topology) -> MeshConfig:
+def fit_mesh(config: MeshConfig, topology: Topology, given: Collection[str] = ()) -> MeshConfig:
     """The config's mesh, or the nearest one that the devices allow.
 
     Where its fixed axes ask for more devices than there are, or do not divide them, the largest one is halved until
     they do, and one axis takes what is left. The data axis spans the slices.
+
+    Args:
+      config: the mesh that is wanted.
+      topology: the chips.
+      given: fields of the mesh that a person chose for these chips: they stay as they are.
+
+    Raises:
+      UserError: the chips do not allow what is given.
     """
-    sizes = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor}
+    sizes = {name: getattr(config, name) for name in AXES}
+    if any(size < 1 and size != -1 for size in sizes.values()):
+        return config  # of no chips at all: whoever makes the mesh refuses it
     fixed = {name: size for name, size in sizes.items() if size != -1}
-    if len(fixed) == len(sizes) and math.prod(fixed.values()) != topology.num_chips:
-        del fixed["data"]
     if "data" in fixed:
-        fixed["data"] = -(-fixed["data"] // topology.slices) * topology.slices
-    while topology.num_chips % math.prod(fixed.values()):
-        largest = max(fixed, key=lambda name: fixed[name] // (topology.slices if name == "data" else 1))
-        fixed[largest] //= 2
+        fixed["data"] = -(-fixed["data"] // topology.slices)  # of one slice, as the others are
+    chips = topology.num_chips // topology.slices
+    own = [name for name in fixed if name not in given]
+    if own and len(fixed) == len(sizes) and math.prod(fixed.values()) != chips:
+        del fixed[own.pop(0)]
+    while chips % math.prod(fixed.values()) and any(fixed[name] > 1 for name in own):
+        fixed[max(own, key=lambda name: fixed[name])] //= 2
+    product = math.prod(fixed.values())
+    if "data" in fixed:
+        fixed["data"] *= topology.slices
     chosen: dict[str, Any] = {name: fixed.get(name, -1) for name in sizes}
-    return dataclasses.replace(config, slices=topology.slices, **chosen)
+    mesh = dataclasses.replace(config, slices=topology.slices, **chosen)
+    fits = chips % product == 0 if len(fixed) < len(sizes) else product == chips
+    if not fits or any(getattr(mesh, name) != getattr(config, name) for name in given):
+        raise UserError(
+            f"{' '.join(_flags(config, given))} does not fit {topology.name}: data x fsdp x tensor must be its "
+            f"{topology.num_chips} chips, and data a multiple of its slices, {topology.slices}"
+        )
+    return mesh
+
+
+def mesh_flags(config: MeshConfig, mesh: MeshConfig) -> tuple[str, ...]:
+    """The flags that turn a config's mesh into another one."""
+    return _flags(mesh, [name for name in _FIELDS if getattr(mesh, name) != getattr(config, name)])
+
+
+def _flags(mesh: MeshConfig, names: Collection[str]) -> tuple[str, ...]:
+    return tuple(f"--config.mesh.{name}={getattr(mesh, name)}" for name in _FIELDS if name in names)

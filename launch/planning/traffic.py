@@ -9,24 +9,8 @@ counted.
 import re
 
 from launch.planning.collectives import KINDS
-from launch.planning.hlo import HloArray, Instruction, Program
+from launch.planning.hlo import CONTROL, FREE, HloArray, Instruction, Program
 
-_CONTROL = ("while", "conditional", "call", "async-start")
-_FREE = (
-    "parameter",
-    "constant",
-    "tuple",
-    "get-tuple-element",
-    "bitcast",
-    "after-all",
-    "add-dependency",
-    "opt-barrier",
-    "partition-id",
-    "replica-id",
-    "iota",
-    "async-update",
-    *_CONTROL,
-)
 _FREE_TARGETS = re.compile(r'custom_call_target="(AsyncCollective\w+|ConcatBitcast|AssumeGatherIndicesInBound)"')
 _PARTIAL_READS = ("dynamic-slice", "slice", "gather")
 
@@ -56,7 +40,7 @@ def _top_level(program: Program) -> list[str]:
         if name not in found:
             found.append(name)
             for instruction in program.computations[name].values():
-                if instruction.opcode in _CONTROL:
+                if instruction.opcode in CONTROL:
                     waiting.extend(instruction.called.values())
     return found
 
@@ -67,7 +51,7 @@ def _in_memory(arrays: list[HloArray] | tuple[HloArray, ...]) -> int:
 
 def _bytes(program: Program, name: str, instruction: Instruction) -> int:
     opcode, kind = instruction.opcode, instruction.opcode.removesuffix("-start")
-    if opcode in _FREE or opcode.endswith("-done") or kind in KINDS or _FREE_TARGETS.search(instruction.attributes):
+    if opcode in FREE or opcode.endswith("-done") or kind in KINDS or _FREE_TARGETS.search(instruction.attributes):
         return 0
     operands = program.operands(name, instruction)
     if opcode == "fusion":

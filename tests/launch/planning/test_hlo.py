@@ -103,6 +103,58 @@ def test_loops_run_as_often_as_their_condition_says():
     assert unknown.unknown_loops == 1 and unknown.runs["body"] == 1
 
 
+BRANCHES = """
+%idle (a: (f32[64], f32[64])) -> (f32[64], f32[64]) {
+  %a = (f32[64]{0}, f32[64]{0}) parameter(0)
+  %a.0 = f32[64]{0} get-tuple-element(%a), index=0
+  ROOT %same = (f32[64]{0}, f32[64]{0}) tuple(%a.0, %a.0)
+}
+
+%busy (b: f32[64]) -> (f32[64], f32[64]) {
+  %b = f32[64]{0} parameter(0)
+  %all-reduce.3 = f32[64]{0} all-reduce(%b), channel_id=4, replica_groups={{0,1},{2,3}}, to_apply=%sum
+  ROOT %summed = (f32[64]{0}, f32[64]{0}) tuple(%all-reduce.3, %b)
+}
+
+%some (c: f32[64]) -> (f32[64], f32[64]) {
+  %c = f32[64]{0} parameter(0)
+  %half = f32[32]{0} slice(%c), slice={[0:32]}
+  ROOT %padded = (f32[64]{0}, f32[64]{0}) tuple(%c, %c)
+}
+
+%sum (x: f32[], y: f32[]) -> f32[] {
+  %x = f32[] parameter(0)
+  %y = f32[] parameter(1)
+  ROOT %add = f32[] add(%x, %y)
+}
+
+ENTRY %main (i: s32[], d: f32[64]) -> (f32[64], f32[64]) {
+  %i = s32[] parameter(0)
+  %d = f32[64]{0} parameter(1)
+  %pair = (f32[64]{0}, f32[64]{0}) tuple(%d, %d)
+  ROOT %choice = (f32[64]{0}, f32[64]{0}) conditional(%i, BRANCHES
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("branches", "taken"),
+    [
+        ("%pair, %d, %d), branch_computations={%idle, %busy, %some}", "busy"),
+        ("%d, %d, %pair), branch_computations={%busy, %some, %idle}", "busy"),
+        ("%d, %pair), true_computation=%busy, false_computation=%idle", "busy"),
+        ("%pair, %d), branch_computations={%idle, %some}", "some"),
+    ],
+)
+def test_of_branches_the_dearest_runs(branches, taken):
+    program = parse(BRANCHES.replace("BRANCHES", branches))
+    assert {name: program.runs[name] for name in ("idle", "busy", "some")} == {
+        name: int(name == taken) for name in ("idle", "busy", "some")
+    }
+    assert memory_traffic(program) == (2 * 256 if taken == "busy" else 2 * 128)
+    assert [row.within for row in collectives(program, mesh(2, 2))] == ([256.0] if taken == "busy" else [])
+
+
 def test_transfers_by_axis_and_round():
     found = {(row.kind, row.axes): row for row in collectives(parse(TEXT), mesh(2, 2, 2))}
     assert set(found) == {
@@ -144,11 +196,29 @@ def test_groups_in_every_notation(groups, axes):
     assert ("all-reduce", axes) in {(row.kind, row.axes) for row in collectives(parse(text), mesh(2, 2, 2))}
 
 
+def permuted(pairs, mesh):
+    """The transfers of a loop's collective-permute."""
+    permute = f"collective-permute(%x), channel_id=1, source_target_pairs={pairs}"
+    text = TEXT.replace("all-reduce(%x), channel_id=1, replica_groups=[4,2]<=[8]", permute)
+    return [row for row in collectives(parse(text), mesh) if row.kind == "collective-permute"]
+
+
 def test_permutations_send_all_of_it():
-    pairs = "collective-permute(%x), channel_id=1, source_target_pairs={{0,2},{2,0},{1,1}}"
-    text = TEXT.replace("all-reduce(%x), channel_id=1, replica_groups=[4,2]<=[8]", pairs)
-    (row,) = [row for row in collectives(parse(text), mesh(2, 2, 2)) if row.kind == "collective-permute"]
+    (row,) = permuted("{{0,2},{2,0},{1,1}}", mesh(2, 2, 2))
     assert row == Collective("collective-permute", ("fsdp",), 15, 15 * 512.0, 0.0)
+
+
+def test_a_ring_over_slices_is_as_slow_as_its_slow_links():
+    ring = "{{0,1},{1,2},{2,3},{3,4},{4,5},{5,6},{6,7},{7,0}}"
+    (row,) = permuted(ring, mesh(8, slices=2))
+    assert row == Collective("collective-permute", ("data",), 15, 0.0, 15 * 512.0)
+    (row,) = permuted(ring, mesh(8))
+    assert row == Collective("collective-permute", ("data",), 15, 15 * 512.0, 0.0)
+
+
+def test_what_stays_in_its_place_is_not_sent():
+    assert permuted("{{0,0},{1,1}}", mesh(2, 2, 2)) == []
+    assert permuted("{}", mesh(2, 2, 2)) == []
 
 
 def test_wire_bytes():

@@ -10,13 +10,14 @@ from configs import clip, codec_dalle, decoder_1b, decoder_12b
 from dalle_jax.config import from_config_dict
 from dalle_jax.nn.transformer import Remat
 from dalle_jax.training.config import MeshConfig
-from launch.planning import measure
+from launch.planning import measure, plans
 from launch.planning.collectives import collectives
 from launch.planning.families import FAMILIES
 from launch.planning.hlo import parse
-from launch.planning.plans import cache_rows
-from launch.planning.programs import training_target
-from launch.planning.proposals import SHARE, propose, saved_bytes, with_remat
+from launch.planning.measure import Measurement
+from launch.planning.plans import cache_rows, plan_sampling
+from launch.planning.programs import sampling_targets, training_target
+from launch.planning.proposals import SHARE, propose, propose_sampling, saved_bytes, with_remat
 from launch.planning.topologies import Topology
 from launch.run_config import RunConfig
 
@@ -39,7 +40,8 @@ def target_of(run, stage, mesh):
 @pytest.fixture(scope="module")
 def decoder():
     """The tiny decoder of the published schedule on a mesh of data alone: config, mesh, target and traced step."""
-    run, mesh = run_of(decoder_1b), MeshConfig(data=8)
+    mesh = MeshConfig(data=8)
+    run = dataclasses.replace(run_of(decoder_1b), mesh=mesh)
     target = target_of(run, "decoder", mesh)
     return run, mesh, target, *target.traced()
 
@@ -105,13 +107,16 @@ def test_every_stage_has_a_program():
 # What would make it fit
 
 
-def proposed(decoder, *, memory, temporary, mesh=None):
-    """The proposal for the tiny decoder where a step needs `temporary` bytes beside its state, of `memory` usable."""
-    run, first_mesh, target, traced, _ = decoder
+def proposed(decoder, *, memory, temporary, own=None):
+    """The proposal for the tiny decoder where a step needs `temporary` bytes beside its state, of `memory` usable.
+
+    `own` is the config's mesh, where another one was fitted for it.
+    """
+    run, mesh, target, traced, _ = decoder
     train = dataclasses.replace(run.decoder.train, batch_size=64)
-    run = dataclasses.replace(run, decoder=dataclasses.replace(run.decoder, train=train))
+    run = dataclasses.replace(run, mesh=own or mesh, decoder=dataclasses.replace(run.decoder, train=train))
     small = dataclasses.replace(target, topology=topology(int(memory / SHARE)))
-    return propose(run, "decoder", mesh or first_mesh, small, traced, target.state_bytes + temporary, jax.devices())
+    return propose(run, "decoder", mesh, small, traced, target.state_bytes + temporary, jax.devices())
 
 
 def test_a_large_state_is_split_further(decoder):
@@ -121,6 +126,16 @@ def test_a_large_state_is_split_further(decoder):
     assert (proposal.mesh.data, proposal.mesh.fsdp) == (4, 2)
     split = training_target(proposal.run, "decoder", proposal.mesh, topology(), jax.devices())[0].state_bytes
     assert proposal.estimated_bytes == split + state // 3
+
+
+def test_flags_are_all_that_the_config_lacks(decoder):
+    """Also those of the mesh that was fitted for it, whether the proposal splits it further or not."""
+    state, own = decoder[2].state_bytes, MeshConfig(fsdp=1, tensor=16, slices=2)
+    finer = proposed(decoder, memory=state, temporary=state // 3, own=own).flags
+    assert finer == tuple(f"--config.mesh.{part}" for part in ("data=4", "fsdp=2", "tensor=1", "slices=1"))
+    cut = proposed(decoder, memory=int(3.2 * state), temporary=16 * state, own=own).flags
+    fitted = tuple(f"--config.mesh.{part}" for part in ("data=8", "tensor=1", "slices=1"))
+    assert cut == (*fitted, "--config.decoder.train.micro_batches=8")
 
 
 def test_a_large_batch_is_cut(decoder):
@@ -138,7 +153,8 @@ def test_there_may_be_nothing_to_propose(decoder):
 
 def test_recomputation_is_proposed_last(decoder):
     """Where neither mesh nor batch can be cut further; the estimate is without what the layers no longer keep."""
-    keeping, mesh = with_remat(decoder[0], "decoder", Remat.NONE), MeshConfig(data=1, fsdp=8)
+    mesh = MeshConfig(data=1, fsdp=8)
+    keeping = dataclasses.replace(with_remat(decoder[0], "decoder", Remat.NONE), mesh=mesh)
     target = target_of(keeping, "decoder", mesh)
     traced, _ = target.traced()
     saved = (saved_bytes(traced.jaxpr) - saved_bytes(decoder[3].jaxpr)) // 8
@@ -149,6 +165,63 @@ def test_recomputation_is_proposed_last(decoder):
     assert proposal.flags == ("--config.decoder.model.remat=full",)
     assert proposal.run.decoder.model.remat is Remat.FULL
     assert proposal.estimated_bytes == target.state_bytes + 1000
+
+
+@pytest.fixture(scope="module")
+def drawing():
+    """Config and program of the tiny decoder that draws 64 pictures at once, eight on a device."""
+    run = dataclasses.replace(run_of(decoder_1b), mesh=MeshConfig(data=8))
+    target, _ = sampling_targets(run, run.mesh, topology(), jax.devices(), 64)
+    return run, dataclasses.replace(target, name="sampling")
+
+
+def proposed_drawing(drawing, *, memory, temporary, name="sampling"):
+    """As `proposed`."""
+    run, target = drawing
+    small = dataclasses.replace(target, name=name, topology=topology(int(memory / SHARE) + 1))
+    return propose_sampling(run, run.mesh, small, target.state_bytes + temporary, 64, jax.devices())
+
+
+def test_fewer_pictures_are_drawn_at_once(drawing):
+    """By four here; not fewer than one a device."""
+    state = drawing[1].state_bytes
+    proposal = proposed_drawing(drawing, memory=5 * state, temporary=16 * state)
+    assert (proposal.flags, proposal.candidates) == (("--num_samples=16",), 16)
+    assert proposal.estimated_bytes == 5 * state
+    assert proposed_drawing(drawing, memory=2 * state, temporary=16 * state) is None
+
+
+def test_large_weights_of_a_drawing_are_split_further(drawing):
+    state = drawing[1].state_bytes
+    proposal = proposed_drawing(drawing, memory=int(0.8 * state), temporary=state // 8)
+    assert proposal.flags == ("--config.mesh.data=4", "--config.mesh.fsdp=2")
+    assert (proposal.mesh.data, proposal.mesh.fsdp, proposal.candidates) == (4, 2, 64)
+
+
+def test_the_program_of_the_caption_draws_none(drawing):
+    state = drawing[1].state_bytes
+    assert proposed_drawing(drawing, memory=5 * state, temporary=16 * state, name="prefill") is None
+
+
+def test_a_drawing_that_does_not_fit_is_compiled_once_more(drawing, monkeypatch):
+    run, target = drawing
+    run = dataclasses.replace(run, mesh=MeshConfig(data=8, slices=2))
+    tried = []
+
+    def drawn(run, mesh, topology, devices, candidates):
+        tried.append(candidates)
+        measured = Measurement(True, target.state_bytes + candidates * target.state_bytes, 1.0)
+        return dataclasses.replace(target, topology=topology), measured, 1e9
+
+    monkeypatch.setattr(plans, "_drawn", drawn)
+    monkeypatch.setattr(Topology, "devices", lambda self: jax.devices())
+    plan = plan_sampling("x", run, topology(int(40 * target.state_bytes / SHARE)), 64)
+    assert tried == [64, 32] and not plan.fits
+    assert plan.change.flags == ("--config.mesh.slices=1", "--num_samples=32")
+    assert plan.change.estimated_bytes == plan.change.measured_bytes == 33 * target.state_bytes
+    assert plan.notes == ("the config's mesh does not fit these chips; planned with --config.mesh.slices=1",)
+    tried.clear()
+    assert plan_sampling("x", run, topology(100 * target.state_bytes), 64).change is None and tried == [64]
 
 
 def test_the_compiler_says_how_much_it_would_have_needed(monkeypatch):

@@ -1,17 +1,19 @@
-"""Tables of a fixed plan, word by word; the page of the documentation is the one that its plans give."""
+"""Tables of a fixed plan, word by word; its JSON; the page of several plans."""
 
 import dataclasses
 import json
-from pathlib import Path
 
-from dalle_jax.config import from_config_dict, to_json
+import pytest
+
+from configs import clip
+from dalle_jax.config import to_json
+from launch.planning import published
 from launch.planning.collectives import Collective
 from launch.planning.pages import page
-from launch.planning.plans import CacheRow, Change, Plan
+from launch.planning.record import DERIVED, CacheRow, Change, Plan, plan_dict, read_plan
 from launch.planning.report import table
 from launch.planning.roofline import Roofline
 
-ROOT = Path(__file__).parents[3]
 GIB = 2**30
 PLAN = Plan(
     config="configs/x.py",
@@ -99,9 +101,52 @@ def test_table_of_what_does_not_fit():
     assert "(94%, little is left)" in table(nearly) and "micro_batches=2" in table(nearly)
 
 
-def test_plans_survive_json():
-    for plan in (PLAN, SAMPLING, REFUSED):
-        assert from_config_dict(Plan, json.loads(to_json(dataclasses.asdict(plan)))) == plan
+def test_table_of_a_drawing_that_does_not_fit():
+    """Nothing of training is proposed, nor said to have been tried."""
+    refused = dataclasses.replace(SAMPLING, accepted=False, seconds=None)
+    text = table(refused)
+    assert "neither fewer pictures at once nor a finer mesh suffices: take more or larger chips" in text
+    assert "micro-batches" not in text and "recomputation" not in text
+    text = table(dataclasses.replace(refused, change=Change(("--num_samples=256",), 11 * GIB, 10 * GIB)))
+    assert "--num_samples=256: estimated 11.00 GiB, compiled 10.00 GiB" in text and "--max_sequences" in text
+
+
+@pytest.mark.parametrize("plan", [PLAN, SAMPLING, REFUSED])
+def test_plans_survive_json(plan):
+    """With what follows from the fields, and without, as plans were kept at first."""
+    for kept in (plan_dict(plan), dataclasses.asdict(plan)):
+        assert read_plan(json.loads(to_json(kept)), "a plan") == plan
+
+
+def test_json_says_what_the_table_says():
+    found = {name: json.loads(to_json(plan_dict(PLAN)))[name] for name in DERIVED}
+    assert found == {
+        "fits": True,
+        "temporary_bytes": 15 * GIB // 2,
+        "executed_over_useful": 1.25,
+        "bound": "compute",
+        "steps_a_day": pytest.approx(86_400 / 1.24),
+        "drawing_seconds": None,
+    }
+    drawn, refused = plan_dict(SAMPLING), plan_dict(REFUSED)
+    assert drawn["drawing_seconds"] == pytest.approx(1269.76)
+    assert drawn["steps_a_day"] is None and drawn["executed_over_useful"] is None
+    assert not refused["fits"] and refused["bound"] is None and refused["steps_a_day"] is None
+
+
+def test_the_page_is_made_of_plans_with_and_without_what_follows(monkeypatch):
+    request = published.Request("configs/x.py", "2xv5e-256")
+    monkeypatch.setattr(published, "PUBLISHED", (request,))
+    pages = {
+        published.render(json.loads(to_json({request.name: kept})))
+        for kept in (plan_dict(PLAN), dataclasses.asdict(PLAN))
+    }
+    assert pages == {page([PLAN])}
+
+
+def test_every_published_clip_is_planned():
+    planned = {request.config for request in published.PUBLISHED}
+    assert {f"configs/clip.py:{name}" for name in clip.PRESETS | clip.SIGLIP_PRESETS} <= planned
 
 
 def test_page_has_a_section_for_every_config_and_each_plan_in_full():

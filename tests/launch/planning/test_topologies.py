@@ -10,7 +10,7 @@ from dalle_jax.training.config import MeshConfig
 from launch.planning.collectives import Collective
 from launch.planning.families import FAMILIES
 from launch.planning.roofline import days, roofline
-from launch.planning.topologies import find_topology, fit_mesh
+from launch.planning.topologies import find_topology, fit_mesh, mesh_flags
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,44 @@ def test_meshes_are_halved_until_they_fit(topology, asked, expected):
     mesh = fit_mesh(MeshConfig(*asked), topology)
     assert (mesh.data, mesh.fsdp, mesh.tensor) == expected
     assert mesh.slices == topology.slices
+
+
+@pytest.mark.parametrize(
+    ("topology", "asked", "given", "expected"),
+    [
+        ("v5e-16", (-1, 4, 16), {"fsdp"}, (-1, 4, 4)),
+        ("v5e-16", (4, 16, 16), {"data"}, (4, -1, 4)),
+        ("v5e-8", (2, 2, 2), {"data", "fsdp", "tensor"}, (2, 2, 2)),
+        ("3xv5e-4", (9, 1, -1), (), (3, 1, -1)),
+        ("2xv5e-4", (-1, 8, 1), (), (-1, 4, 1)),
+        ("v5e-4", (-1, 0, 1), {"fsdp"}, (-1, 0, 1)),
+    ],
+)
+def test_what_a_person_chose_stays(topology, asked, given, expected):
+    mesh = fit_mesh(MeshConfig(*asked), find_topology(topology), given)
+    assert (mesh.data, mesh.fsdp, mesh.tensor) == expected
+
+
+@pytest.mark.parametrize(
+    ("topology", "asked", "given", "message"),
+    [
+        ("v5e-16", (-1, 300, 1), {"fsdp"}, "--config.mesh.fsdp=300 does not fit v5e-16: .* its 16 chips"),
+        ("v5e-16", (1, 2, 2), {"data", "fsdp", "tensor"}, "mesh.data=1 --config.mesh.fsdp=2 --config.mesh.tensor=2"),
+        ("2xv5e-4", (3, -1, 1), {"data"}, "--config.mesh.data=3 does not fit 2xv5e-4: .* its slices, 2"),
+        ("2xv5e-4", (-1, 8, 1), {"fsdp"}, "--config.mesh.fsdp=8 does not fit 2xv5e-4"),
+        ("2xv5e-4", (-1, 1, 1, 4), {"slices"}, "--config.mesh.slices=4 does not fit 2xv5e-4"),
+    ],
+)
+def test_what_a_person_chose_is_refused_where_it_does_not_fit(topology, asked, given, message):
+    with pytest.raises(UserError, match=message):
+        fit_mesh(MeshConfig(*asked), find_topology(topology), given)
+
+
+def test_flags_of_a_mesh_name_all_that_differs():
+    assert mesh_flags(MeshConfig(-1, 16, 16), MeshConfig(-1, 8, 16, slices=2)) == (
+        "--config.mesh.fsdp=8",
+        "--config.mesh.slices=2",
+    )
 
 
 def test_links_of_a_chip_are_shared_by_its_sides():
