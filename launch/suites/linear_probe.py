@@ -14,7 +14,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """One line of the table. Prompts are asked for what the classes are and how the data set is judged."""
     source = open_split(data, split, flags, labelled=True)
-    prompts = find_prompts(data, source, flags)
+    prompts = find_prompts(data, source, flags, templates=False)
 
     def read(name: str) -> tuple[Encoded, Labelled]:
         part = open_split(data, name, flags, labelled=True)

@@ -127,6 +127,27 @@ def test_shards_that_are_missing_are_named(benchmark, tmp_path):
         find_prompts(benchmark, open_split(benchmark, "train", FLAGS, labelled=True), FLAGS)
 
 
+def test_class_names_keep_their_lines(benchmark, tmp_path):
+    names = tmp_path / "wds_colours" / "classnames.txt"
+    names.write_text("blue\n\nred\u2028wine \r\n\n\n")
+    source = open_split(benchmark, "test", FLAGS, labelled=True)
+    assert find_prompts(benchmark, source, FLAGS).classes == (("blue",), ("",), ("red\u2028wine",))
+    names.write_text("\n\n")
+    with pytest.raises(UserError, match="the prompts of wds_colours must be"):
+        find_prompts(benchmark, source, FLAGS)
+
+
+def test_templates_are_for_zero_shot_alone(benchmark, tmp_path):
+    templates = tmp_path / "wds_colours" / "zeroshot_classification_templates.txt"
+    templates.write_text("a {c}\n\nthe {c}\n")
+    source = open_split(benchmark, "test", FLAGS, labelled=True)
+    assert find_prompts(benchmark, source, FLAGS).templates == ("a {}", "the {}")
+    templates.unlink()
+    assert linear_probe.evaluate(ColourClip(), benchmark, "test", FLAGS)["accuracy"] == pytest.approx(21 / 23)
+    with pytest.raises(UserError, match="templates.txt is missing"):
+        zero_shot.evaluate(ColourClip(), benchmark, "test", FLAGS)
+
+
 def test_several_classes_of_a_picture(tmp_path):
     labels = [(2,), (1,), (0,), (2, 1), (0,), (1,)]
     folder = write_benchmark(tmp_path / "wds_voc2007_multilabel", "test", labels, kind="multilabel")
@@ -195,6 +216,19 @@ def test_prompts_and_the_order_of_classes(folder, tmp_path):
     assert classes(Classes.DATA) == (("blue",), ("green",), ("red",))
     with pytest.raises(UserError, match="3 classes and CIFAR10 has 10"):
         classes(Classes.MATCH, "cifar10")
+
+
+@pytest.mark.parametrize("inside", ["pets", "pets/mine"])
+def test_a_folder_that_only_sounds_like_a_published_set(folder, tmp_path, inside, capsys):
+    (tmp_path / inside).parent.mkdir(exist_ok=True)
+    (tmp_path / "mine").rename(tmp_path / inside)
+    data = str(tmp_path / inside)
+    source = open_split(data, "test", FLAGS, labelled=True)
+    assert find_prompts(data, source, FLAGS).classes == (("blue",), ("green",), ("red",))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "not taken for OxfordPets" in line and "the data have 3 classes and OxfordPets has 37" in line
+    with pytest.raises(UserError, match="3 classes and OxfordPets has 37"):
+        find_prompts(data, source, DataFlags("unused", "pets"))
 
 
 def test_labels_that_do_not_fit():
