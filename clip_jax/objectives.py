@@ -8,7 +8,9 @@ The paper names them and states neither targets nor scoring; the choices here ar
   caption's distinct tokens. A class scores the mean log-probability of its caption's tokens.
 - bag-of-words contrastive: CLIP with the bag of words as text tower. A class scores the cosine.
 
-A class with several captions scores the mean over them. Start, end and pads are no words.
+A class with several captions scores the mean over them. Pads count nowhere. The caption model reads the start, and
+predicts and scores the end; the bag that is predicted holds neither; the contrastive bag holds both, which every
+caption has once (`clip_jax.text.BagOfWords`).
 """
 
 import abc

@@ -291,8 +291,9 @@ def _byte_symbols() -> list[str]:
 
 def _merges(lines: Sequence[str]) -> list[tuple[str, str]]:
     """Pairs of symbols, one pair a line."""
-    pairs = [line.split() for line in lines if line.strip()]
-    wrong = next((line for line, pair in zip(lines, pairs, strict=False) if len(pair) != 2), None)
+    lines = [line for line in lines if line.strip()]
+    pairs = [line.split() for line in lines]
+    wrong = next((line for line, pair in zip(lines, pairs, strict=True) if len(pair) != 2), None)
     if wrong is not None:
         raise UserError(f"a merges file holds two symbols a line, not '{wrong[:60]}': fetch it again")
     return [(first, second) for first, second in pairs]

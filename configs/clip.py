@@ -7,8 +7,10 @@ in batches of 32,768; the largest ViT took 12 days on 256 V100 GPUs, the largest
 one more epoch of `vit_l14` at a higher resolution and a lower rate. The families differ in Adam's second decay and its
 epsilon. ResNets normalise by the statistics of the whole batch, however many devices hold it. Where the paper is
 silent: the cosine ends at zero, the logit scale is clipped on the parameter after each update. Captions are read by the
-published tokenizer; a run's own is `--config.tokenizer.kind=trained --config.clip.model.text.end_id=3`. Difference:
-matrix products are in bfloat16 instead of float16 with loss scaling.
+published tokenizer; a run's own is `--config.tokenizer.kind=trained --config.clip.model.text.end_id=3`. Differences:
+matrix products are in bfloat16 instead of float16 with loss scaling; Adam's moments are float32 where the paper's are
+in half precision (`--config.clip.train.optimizer.first_moment_dtype=bfloat16` halves the first); the text tower's
+weights are float32 where the paper's are in half precision, rounded stochastically (§2.5).
 
 SigLIP: Zhai et al. 2023; sizes of the models that they published, with captions of 64 positions (So400m at 224 pixels:
 16). Batches of 32,768 and a second moment of 0.95 are the paper's, and so is what pictures go through: all of them is

@@ -134,14 +134,14 @@ def version_of(path: str) -> str:
 
 
 def files_in(folder: str) -> dict[str, int]:
-    """Names and bytes of the files that lie in a folder; none where it does not exist."""
+    """Names and bytes of the files that lie in a folder; none where there is no such folder."""
     try:
         if is_remote(folder):
             listed = _system(folder).ls(folder, detail=True)
             return {os.path.basename(info["name"]): int(info["size"]) for info in listed if info["type"] == "file"}
         with os.scandir(folder) as entries:
             return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
 
 

@@ -20,6 +20,16 @@ def guess_source(data: str) -> SourceKind:
         return SourceKind.WEBDATASET if any(name.endswith(".tar") for name in names) else SourceKind.FOLDER
     if ".tar" in data:
         return SourceKind.WEBDATASET
-    if "/" in data:
+    if "/" in data and not _is_tfds_config(data):
         raise UserError(f"--data='{data}' does not exist: name tars, a folder, a text file, a TFDS name or 'shapes'")
     return SourceKind.TFDS
+
+
+def _is_tfds_config(data: str) -> bool:
+    """Whether a name with a slash is a TFDS data set's with a config, `eurosat/rgb` or `eurosat/rgb:2.0.0`."""
+    name, _, config = data.partition("/")
+    if not name.isidentifier() or "/" in config:
+        return False
+    import tensorflow_datasets as tfds  # seconds, which other paths do without
+
+    return name in tfds.list_builders(with_community_datasets=False)

@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import os
+import sys
 
 from etils import epath
 
@@ -16,11 +17,15 @@ from dalle_jax.data.records import Source
 from dalle_jax.data.sources import EVAL, TRAIN, open_source
 from dalle_jax.data.webdataset import WebDataset
 from dalle_jax.errors import UserError
+from dalle_jax.training.distributed import is_primary
 from dalle_jax.training.workdir import read_workdir
 from launch.data_path import guess_source
 
 RUN = "run"
 """`--data=run`: what the model was trained on, and what it held out of that."""
+
+_TEMPLATE = "a photo of a {}."
+"""Where the data have class names alone."""
 
 _CLASS_NAMES, _TEMPLATES, _TYPE = "classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt"
 
@@ -81,19 +86,25 @@ def open_split(data: str, split: str, flags: DataFlags, *, labelled: bool) -> So
     return open_source(config)
 
 
-def find_prompts(data: str, source: Source, flags: DataFlags) -> Prompts:
+def find_prompts(data: str, source: Source, flags: DataFlags, *, templates: bool = True) -> Prompts:
     """Class names in the order of the labels, and templates.
 
-    In this order: those that are named, those that lie beside the data, the published ones of a data set of this name,
-    the data's class names in `a photo of a {}.`.
+    In this order: those that are named, those that lie beside the data, the published ones of a data set of this name
+    if its classes are those of the data, the data's class names in `a photo of a {}.`.
+
+    Args:
+      data: as in `open_split`.
+      source: what it opened.
+      flags: named prompts, and how classes come together.
+      templates: whether they are needed, so that they must lie beside the data where class names do.
 
     Raises:
-      UserError: there are none, or their classes are not those of the data.
+      UserError: there are none, or the classes of those that are named are not those of the data.
     """
     if not flags.prompts and is_benchmark(data):
-        return _stored(data)
-    prompts = _named(flags.prompts) if flags.prompts else _guess(data, flags)
-    own = Prompts(data, tuple((name.replace("_", " "),) for name in source.class_names), ("a photo of a {}.",))
+        return _stored(data, templates)
+    prompts = named_prompts(flags.prompts) if flags.prompts else _guess(data, flags)
+    own = Prompts(data, tuple((name.replace("_", " "),) for name in source.class_names), (_TEMPLATE,))
     if prompts is None and not own.classes:
         raise UserError(f"{source.name} does not name its classes: say whose they are with --prompts=NAME")
     if prompts is None:
@@ -101,8 +112,24 @@ def find_prompts(data: str, source: Source, flags: DataFlags) -> Prompts:
     if flags.classes is Classes.DATA and own.classes:
         return dataclasses.replace(prompts, classes=own.classes)
     if flags.classes is Classes.MATCH and own.classes:
-        return prompts.in_order_of(source.class_names)
+        return _matched(prompts, source, own if not flags.prompts else None)
     return prompts
+
+
+def _matched(prompts: Prompts, source: Source, own: Prompts | None) -> Prompts:
+    """Prompts in the order of the data's labels, or the data's own where the prompts were only guessed."""
+    try:
+        return prompts.in_order_of(source.class_names)
+    except UserError as error:
+        if own is None:
+            raise
+        if is_primary():
+            print(
+                f"note: {source.name} is not taken for {prompts.name}, and its own class names are used: {error}",
+                file=sys.stderr,
+                flush=True,
+            )
+        return own
 
 
 def is_benchmark(path: str) -> bool:
@@ -121,9 +148,11 @@ def _shards(folder: str) -> list[str]:
     return paths.expand(",".join(storage.join(folder, f"{i}.tar") for i in range(int(text))), ".tar")
 
 
-def _stored(folder: str) -> Prompts:
+def _stored(folder: str, with_templates: bool) -> Prompts:
     """Prompts as CLIP_benchmark keeps them, a line each."""
-    classes, templates = (_lines(epath.Path(folder) / name) for name in (_CLASS_NAMES, _TEMPLATES))
+    classes, templates = _lines(epath.Path(folder) / _CLASS_NAMES), [_TEMPLATE]
+    if with_templates:
+        templates = [line for line in _lines(epath.Path(folder) / _TEMPLATES) if line]
     name = os.path.basename(os.path.normpath(folder))
     published = find_published(name)
     prompts = parse_prompts(name, {"classes": classes, "templates": templates})
@@ -131,13 +160,15 @@ def _stored(folder: str) -> Prompts:
 
 
 def _lines(path: epath.Path) -> list[str]:
+    """The lines of a file up to the last that is not blank. Line i names class i, a blank one too."""
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        text = path.read_text(encoding="utf-8").rstrip()
+        return [line.strip() for line in text.split("\n")] if text else []
     except FileNotFoundError:
         raise UserError(f"{path} is missing: classification needs it, or --prompts=NAME") from None
 
 
-def _named(name: str) -> Prompts:
+def named_prompts(name: str) -> Prompts:
     """Published ones, or those of a JSON file."""
     return parse_prompts(name, read_json(name)) if name.endswith(".json") else published_prompts(name)
 

@@ -10,7 +10,9 @@ grid.png and reconstructions.png, and prints the figures.
 `zero_shot`, `linear_probe` and `retrieval` measure a CLIP on each `--data`: a folder in CLIP_benchmark's layout, one
 with a folder for each class (or for each split, then class), tars, a TFDS name or directory, or `run`: what the model
 was trained on, where every split but `train` is what it held out. Prompts are those that lie beside the data, or those
-that OpenAI published for a data set of this name. Each suite writes SUITE.json and prints a table.
+that OpenAI published for a data set of this name. Each suite prints a table, and writes SUITE.json after every data
+set. Where several suites are asked for, those that do not apply to a data set leave it out. What cannot be measured is
+noted there and on the terminal; the others are measured all the same, and the exit code is 2 at the end.
 """
 
 import functools
@@ -28,9 +30,10 @@ from dalle_jax.config import write_json
 from dalle_jax.errors import UserError, closest
 from dalle_jax.training.distributed import is_primary
 from dalle_jax.training.workdir import code_version, read_workdir
-from launch.eval_data import Classes, DataFlags
+from launch.eval_data import Classes, DataFlags, named_prompts
 from launch.flags import start
 from launch.suites import linear_probe, retrieval, shapes, zero_shot
+from launch.suites.results import Results, check
 from launch.together import check_processes
 
 MODEL = flags.DEFINE_string("model", None, "work directory of the trained run, or published weights", required=True)
@@ -76,9 +79,12 @@ def main() -> None:
             raise UserError(f"--suite: there is no '{name}'{closest(name, SUITES)} (known: {', '.join(SUITES)})")
         if name != "shapes" and not DATA.value:
             raise UserError(f"--suite={name} measures on data: name some with --data=...")
+    if PROMPTS.value:
+        named_prompts(PROMPTS.value)  # a slip here would fail every data set in turn
     check_processes()
     model = epath.Path(MODEL.value)
     out = epath.Path(OUT.value) if OUT.value else epath.Path("report") if is_published(model) else model / "report"
+    results = []
     for name in SUITE.value:
         if name == "shapes":
             report = run_shapes(MODEL.value, out)
@@ -87,11 +93,12 @@ def main() -> None:
                 print_shapes(report)
                 print(f"pictures: {out / 'grid.png'}; figures: {out / 'report.json'}")
         else:
-            rows = run_suite(name)
+            results.append(run_suite(name, out))
             if is_primary():
-                write_json(out / f"{name}.json", {"model": MODEL.value, "commit": code_version(), "results": rows})
-                print_table(rows, COLUMNS[name])
+                print_table(results[-1].rows, COLUMNS[name])
                 print(f"figures: {out / f'{name}.json'}")
+    if results:
+        check(results, DATA.value)
 
 
 @functools.cache
@@ -100,8 +107,8 @@ def load_clip() -> clip_jax.Clip:
     return clip_jax.load(MODEL.value, batch_size=BATCH_SIZE.value, truncate=True)
 
 
-def run_suite(name: str) -> list[dict[str, Any]]:
-    """A suite on every data set."""
+def run_suite(name: str, out: epath.Path) -> Results:
+    """A suite on every data set; its file is whole after each."""
     about = DataFlags(
         MODEL.value, PROMPTS.value, CLASSES.value, CAPTION_FIELD.value, IMAGE_FIELD.value, LABEL_FIELD.value
     )
@@ -113,7 +120,15 @@ def run_suite(name: str) -> list[dict[str, Any]]:
             clip, data, SPLIT.value, about, TRAIN_SPLIT.value, VALIDATION_SPLIT.value
         ),
     }
-    return [suites[name](data) for data in DATA.value]
+    results, run = Results(name), {"model": MODEL.value, "commit": code_version()}
+    for data in DATA.value:
+        if len(DATA.value) == len(SUITE.value) == 1:
+            results.rows.append(suites[name](data))  # what goes wrong is the one thing to say
+        else:
+            results.add(data, suites[name], may_skip=len(SUITE.value) > 1)
+        if is_primary():
+            write_json(out / f"{name}.json", run | results.report())
+    return results
 
 
 def run_shapes(workdir: str, out: epath.Path) -> dict:
@@ -143,7 +158,9 @@ def print_shapes(report: dict) -> None:
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """A line a data set; shares as they are, `-` for what does not apply."""
+    """A line a data set; shares as they are, `-` for what does not apply. Nothing where there are no rows."""
+    if not rows:
+        return
     cells = [list(columns), *([_cell(row.get(column)) for column in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:

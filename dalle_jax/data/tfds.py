@@ -33,9 +33,11 @@ class Tfds(Source):
         self.name = f"tfds {info.full_name} {split}"
         self._split = split
         if not builder.is_prepared():
+            config = builder.builder_config
+            name = f"{builder.name}/{config.name}" if config is not None else builder.name
             raise UserError(
-                f"the TFDS data set '{builder.name}' is not prepared in {builder.data_path}: run python -c \"import "
-                f"tensorflow_datasets as tfds; tfds.builder('{builder.name}', file_format='array_record')"
+                f"the TFDS data set '{name}' is not prepared in {builder.data_path}: run python -c \"import "
+                f"tensorflow_datasets as tfds; tfds.builder('{name}', file_format='array_record')"
                 '.download_and_prepare()" (many data sets need the extra for that: pip install "dalle-jax[tfds]")'
             )
         base = split.split("[")[0]
@@ -95,7 +97,7 @@ def _class_names(feature: Any) -> tuple[str, ...]:
 
 
 def open_builder(path: str) -> tfds.core.DatasetBuilder:
-    """The builder of a data set's name (`coco_captions`, `mnist:3.0.1`) or of a prepared directory.
+    """The builder of a data set's name (`coco_captions`, `mnist:3.0.1`, `eurosat/rgb`) or of a prepared directory.
 
     Raises:
       UserError: where there is no such data set.
@@ -109,6 +111,13 @@ def open_builder(path: str) -> tfds.core.DatasetBuilder:
     except tfds.core.registered.DatasetNotFoundError:
         near = closest(path, tfds.list_builders(with_community_datasets=False))
         raise UserError(f"there is no directory and no TFDS data set '{path}'{near}") from None
+    except (ValueError, AssertionError) as error:  # TFDS's, for a config and for a version that are not there
+        configs = tfds.builder_cls(path.partition("/")[0].partition(":")[0]).builder_configs
+        near = closest(path.partition("/")[2], configs)
+        raise UserError(
+            f"there is no directory '{path}', and the TFDS data set has no such config or version{near} "
+            f"(configs: {', '.join(configs) or 'none'})"
+        ) from error
     except ModuleNotFoundError as error:
         raise UserError(
             f"the code of the TFDS data set '{path}' needs {error.name}: pip install "

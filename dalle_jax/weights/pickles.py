@@ -277,7 +277,7 @@ class _Machine:
             self.stack[-1].state = state
 
     def call(self, function: Any, args: Any) -> Any:
-        name = function.name if isinstance(function, Global) else f"an object of {type(function).__name__}"
+        name = called(function)
         if not isinstance(function, Global) or name not in self.calls:
             raise ForbiddenCall(forbidden(self.where, name))
         if not isinstance(args, tuple):
@@ -293,6 +293,14 @@ class _Machine:
 def forbidden(where: str, name: str) -> str:
     """The message of a `ForbiddenCall`."""
     return f"{where} is refused: it asks to call {name}, which no weights need; nothing in it was run"
+
+
+def called(value: Any) -> str:
+    """What a message says of a value: its name or its type, for its text may be longer than any memory.
+
+    A tuple that holds one tuple twice, which holds one tuple twice, doubles its text with every two bytes of the file.
+    """
+    return value.name if isinstance(value, Global) else f"an object of {type(value).__name__}"
 
 
 def _name(cls: Any) -> str:

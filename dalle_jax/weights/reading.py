@@ -13,6 +13,8 @@ from dalle_jax.weights.torch_files import named_tensors, read_torch
 _WRAPPERS = ("module.", "_orig_mod.")
 """What PyTorch's parallel and compiled modules put before every name."""
 
+_INDEX = ".index.json"
+
 
 def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
     """The tensors of a file of weights by the names they have there; their numbers stay in the file.
@@ -27,7 +29,7 @@ def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
     path = local_path(path)
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder, where a file of weights should be")
-    if path.endswith(".index.json"):
+    if path.endswith(_INDEX):
         tensors = _read_index(path)
     elif is_safetensors(path):
         tensors = read_safetensors(path)
@@ -68,6 +70,8 @@ def _read_index(path: str) -> dict[str, Tensor]:
     for file in sorted(set(files.values())):
         if os.path.basename(file) != file or file in ("", ".", ".."):
             raise UserError(f"{path} is refused: the file '{file}' is not beside it")
+        if file.endswith(_INDEX):
+            raise UserError(f"{path} is refused: '{file}' is an index too, and holds no numbers")
         shards[file] = read_tensors(os.path.join(os.path.dirname(path), file))
     missing = [name for name, file in files.items() if name not in shards[file]]
     if missing:

@@ -7,13 +7,17 @@ from typing import Any
 
 from dalle_jax.errors import UserError
 from dalle_jax.weights.archive import Member, members
-from dalle_jax.weights.pickles import StandIn, read_pickle
+from dalle_jax.weights.pickles import StandIn, called, read_pickle
 from dalle_jax.weights.tensors import Tensor
 from dalle_jax.weights.torch_legacy import read_legacy
 from dalle_jax.weights.torch_tensors import Storage, StorageName, tensor_calls
 
 ZIP_MAGIC = b"PK\x03\x04"
-_MAX_MODULES = 100_000
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_TABLES, _TEMPORARY = ("_parameters", "_buffers", "_modules"), "_non_persistent_buffers_set"
+
+_MAX_WRAPPERS, _MAX_MEMBERS, _MAX_NAME = 10, 200_000, 1_000
+"""More than any checkpoint has; a small file can have its dicts and modules hold each other, or one of them often."""
 
 
 def read_torch(path: str) -> Any:
@@ -48,10 +52,8 @@ def named_tensors(value: Any, path: str) -> dict[str, Tensor]:
     Raises:
       UserError: there are none.
     """
+    value = _unwrapped(value, path)
     if isinstance(value, dict):
-        for key in ("state_dict", "model_state_dict", "model"):
-            if isinstance(value.get(key), dict | StandIn):
-                return named_tensors(value[key], path)
         tensors = {name: item for name, item in value.items() if isinstance(item, Tensor) and isinstance(name, str)}
     elif isinstance(value, StandIn):
         tensors = dict(_module_tensors(value, path))
@@ -62,24 +64,46 @@ def named_tensors(value: Any, path: str) -> dict[str, Tensor]:
     return tensors
 
 
+def _unwrapped(value: Any, path: str) -> Any:
+    """The state dict or module of a checkpoint that holds other things beside it."""
+    for _ in range(_MAX_WRAPPERS):
+        inner = [value[key] for key in _WRAPPERS if key in value] if isinstance(value, dict) else []
+        inner = [item for item in inner if isinstance(item, dict | StandIn)]
+        if not inner:
+            return value
+        value = inner[0]
+    raise UserError(f"{path} is refused: its state dicts contain each other")
+
+
 def _module_tensors(module: StandIn, path: str) -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers of a pickled `nn.Module`, or of a TorchScript object."""
     waiting, count = [("", module)], 0
     while waiting:
         prefix, current = waiting.pop()
-        count += 1
-        if count > _MAX_MODULES:
+        found = _members(current, path)
+        count += 1 + len(found)
+        if count > _MAX_MEMBERS or any(len(prefix) + len(name) > _MAX_NAME for name in found):
             raise UserError(f"{path} is refused: its modules contain each other")
-        state = current.state if isinstance(current.state, dict) else {}
-        if isinstance(state.get("_parameters"), dict):
-            temporary = state.get("_non_persistent_buffers_set") or ()
-            buffers = {name: item for name, item in (state.get("_buffers") or {}).items() if name not in temporary}
-            state = {**state["_parameters"], **buffers, **(state.get("_modules") or {})}
-        for name, item in state.items():
+        for name, item in found.items():
             if isinstance(item, Tensor):
                 yield f"{prefix}{name}", item
             elif isinstance(item, StandIn):
                 waiting.append((f"{prefix}{name}.", item))
+
+
+def _members(module: StandIn, path: str) -> dict[str, Tensor | StandIn]:
+    """Tensors and modules that a module holds, by attribute; of a pickled `nn.Module`, those of its state dict."""
+    state = module.state if isinstance(module.state, dict) else {}
+    if isinstance(state.get("_parameters"), dict):
+        kinds: dict[str, type] = dict.fromkeys(_TABLES, dict) | {_TEMPORARY: set}
+        held = {name: state[name] if state.get(name) is not None else kind() for name, kind in kinds.items()}
+        wrong = [name for name, kind in kinds.items() if not isinstance(held[name], kind)]
+        if wrong:
+            raise UserError(f"{path} is refused: '{wrong[0]}' of a module is {called(held[wrong[0]])}")
+        parameters, buffers, modules = (held[name] for name in _TABLES)
+        state = parameters | {name: item for name, item in buffers.items() if name not in held[_TEMPORARY]} | modules
+    # Other names have no use, and no text that is sure to end.
+    return {name: item for name, item in state.items() if isinstance(name, str) and isinstance(item, Tensor | StandIn)}
 
 
 def _read_archive(path: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dalle_jax.errors import UserError
-from dalle_jax.weights.pickles import ForbiddenCall, Global, StandIn, forbidden
+from dalle_jax.weights.pickles import ForbiddenCall, Global, StandIn, called, forbidden
 from dalle_jax.weights.tensors import DTYPES, Tensor, overlaps, span
 
 _STORAGES = {
@@ -24,6 +24,8 @@ _STORAGES = {
     "BoolStorage": "bool",
     "UntypedStorage": "uint8",  # counted in bytes
 }
+
+_MAX_AXES = 64  # of NumPy's arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,7 @@ class StorageName:
         kind, storage_type, key, _, numel = identity[:5]
         name = storage_type.name.rsplit(".", 1)[-1] if isinstance(storage_type, Global) else ""
         if kind != "storage" or not isinstance(key, str) or name not in _STORAGES:
-            raise ValueError(f"it stores numbers as {name or identity!r}, which is not read here")
+            raise ValueError(f"it stores numbers as {name or called(storage_type)}, which is not read here")
         return cls(key, DTYPES[_STORAGES[name]], *whole((numel,)))
 
     @property
@@ -83,14 +85,19 @@ def tensor_calls(path: str) -> dict[str, Callable[..., Any]]:
 
 
 def whole(values: Any) -> tuple[int, ...]:
-    """Sizes that are integers from 0.
+    """Sizes that are integers from 0 that a machine can count to.
 
     Raises:
       ValueError: they are not.
     """
     values = tuple(values)
-    if not all(type(value) is int and value >= 0 for value in values):
-        raise ValueError(f"{values} are no sizes")
+    if len(values) > _MAX_AXES:
+        raise ValueError(f"{len(values)} sizes are no sizes of a tensor")
+    for value in values:
+        if type(value) is not int:
+            raise ValueError(f"sizes with {called(value)} among them are no sizes")
+        if not 0 <= value < 1 << 63:
+            raise ValueError(f"sizes {'below 0' if value < 0 else 'of over 63 bits'} are no sizes")
     return values
 
 
@@ -114,7 +121,7 @@ def _tensor_of_bytes(storage: Any, offset: Any, shape: Any, strides: Any, grad: 
     """The form for storages without a type: it comes with the tensor."""
     name = dtype.name.removeprefix("torch.") if isinstance(dtype, Global) else ""
     if not isinstance(storage, Storage) or name not in DTYPES:
-        raise ValueError(f"a tensor is of dtype {name or dtype}, which is not read here")
+        raise ValueError(f"a tensor is of dtype {name or called(dtype)}, which is not read here")
     kind = DTYPES[name]
     numel = storage.numel * storage.dtype.itemsize // kind.itemsize
     return _tensor(dataclasses.replace(storage, dtype=kind, numel=numel), offset, shape, strides)
@@ -122,7 +129,6 @@ def _tensor_of_bytes(storage: Any, offset: Any, shape: Any, strides: Any, grad: 
 
 def _tensor_with_state(path: str, calls: dict[str, Callable[..., Any]], function: Any, cls: Any, args: Any, state: Any):
     """A tensor with attributes, rebuilt by one of the other functions."""
-    name = function.name if isinstance(function, Global) else repr(function)
-    if name not in calls:
-        raise ForbiddenCall(forbidden(path, name))
-    return calls[name](*args)
+    if not isinstance(function, Global) or function.name not in calls:
+        raise ForbiddenCall(forbidden(path, called(function)))
+    return calls[function.name](*args)

@@ -7,6 +7,24 @@ import numpy as np
 from clip_jax.features import Encoded
 from clip_jax.metrics import Metric, classification_metrics
 from clip_jax.prompts import Prompts
+from dalle_jax.data.records import BadSample, Source
+from launch.suites.results import NotApplicable
+
+
+def require_labels(source: Source) -> None:
+    """Asks the first sample that can be read, before pictures are encoded for nothing.
+
+    Raises:
+      NotApplicable: it has no label.
+    """
+    for index in range(0 if source.has_labels else len(source)):
+        try:
+            record = source[index]
+        except BadSample:
+            continue
+        if record.label is None and record.labels is None:
+            raise NotApplicable(f"{source.name} has no labels: classification needs them")
+        return
 
 
 def row(data: str, split: str, prompts: Prompts, encoded: Encoded, labels: np.ndarray, scores: np.ndarray) -> dict:

@@ -12,9 +12,15 @@ from launch.suites import classification
 def evaluate(
     clip: Clip, data: str, split: str, flags: DataFlags, train_split: str = "train", validation_split: str = ""
 ) -> dict[str, Any]:
-    """One line of the table. Prompts are asked for what the classes are and how the data set is judged."""
+    """One line of the table. Prompts are asked for what the classes are and how the data set is judged.
+
+    Raises:
+      NotApplicable: there are no labels.
+      UserError: the data or the names of their classes cannot be read, or do not belong together.
+    """
     source = open_split(data, split, flags, labelled=True)
-    prompts = find_prompts(data, source, flags)
+    classification.require_labels(source)
+    prompts = find_prompts(data, source, flags, templates=False)
 
     def read(name: str) -> tuple[Encoded, Labelled]:
         part = open_split(data, name, flags, labelled=True)

@@ -10,8 +10,14 @@ from launch.suites import classification
 
 
 def evaluate(clip: Clip, data: str, split: str, flags: DataFlags) -> dict[str, Any]:
-    """One line of the table; pictures with several classes are ranked by cosine, as all others are."""
+    """One line of the table; pictures with several classes are ranked by cosine, as all others are.
+
+    Raises:
+      NotApplicable: there are no labels.
+      UserError: the data or their prompts cannot be read, or do not belong together.
+    """
     source = open_split(data, split, flags, labelled=True)
+    classification.require_labels(source)
     prompts = find_prompts(data, source, flags)
     encoded = encode_source(clip.encode_image, source, clip.config.vision)
     labels = label_array(encoded.records, len(prompts.classes), source.name)

@@ -98,6 +98,12 @@ def test_errors(prepared, tmp_path):
         open_builder("")
     with pytest.raises(UserError, match=r"'captioned' is not prepared in .*: run python -c"):
         Tfds(Captioned(data_dir=str(tmp_path)), "train")
+    with pytest.raises(UserError, match="no directory 'eurosat/rbg'.*no such config or version, did you mean 'rgb'"):
+        open_builder("eurosat/rbg")
+    with pytest.raises(UserError, match=r"no directory 'mnist/train'.*no such config or version \(configs: none\)"):
+        open_builder("mnist/train")
+    with pytest.raises(UserError, match=r"'eurosat/all' is not prepared in .*builder\('eurosat/all'"):
+        Tfds(tfds.builder("eurosat/all", data_dir=str(tmp_path)), "train")
 
 
 def test_tfrecord_reads_the_same(prepared, tmp_path):

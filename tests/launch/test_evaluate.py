@@ -17,6 +17,7 @@ from dalle_jax.data.webdataset import WebDataset
 from dalle_jax.errors import UserError
 from launch.eval_data import Classes, DataFlags, find_prompts, is_benchmark, open_split
 from launch.suites import linear_probe, retrieval, zero_shot
+from launch.suites.results import NotApplicable, Results, check
 
 SIZE = 16
 VISION = VisionConfig(SIZE, 8, tower_config(1, 64))
@@ -127,6 +128,27 @@ def test_shards_that_are_missing_are_named(benchmark, tmp_path):
         find_prompts(benchmark, open_split(benchmark, "train", FLAGS, labelled=True), FLAGS)
 
 
+def test_class_names_keep_their_lines(benchmark, tmp_path):
+    names = tmp_path / "wds_colours" / "classnames.txt"
+    names.write_text("blue\n\nred\u2028wine \r\n\n\n")
+    source = open_split(benchmark, "test", FLAGS, labelled=True)
+    assert find_prompts(benchmark, source, FLAGS).classes == (("blue",), ("",), ("red\u2028wine",))
+    names.write_text("\n\n")
+    with pytest.raises(UserError, match="the prompts of wds_colours must be"):
+        find_prompts(benchmark, source, FLAGS)
+
+
+def test_templates_are_for_zero_shot_alone(benchmark, tmp_path):
+    templates = tmp_path / "wds_colours" / "zeroshot_classification_templates.txt"
+    templates.write_text("a {c}\n\nthe {c}\n")
+    source = open_split(benchmark, "test", FLAGS, labelled=True)
+    assert find_prompts(benchmark, source, FLAGS).templates == ("a {}", "the {}")
+    templates.unlink()
+    assert linear_probe.evaluate(ColourClip(), benchmark, "test", FLAGS)["accuracy"] == pytest.approx(21 / 23)
+    with pytest.raises(UserError, match="templates.txt is missing"):
+        zero_shot.evaluate(ColourClip(), benchmark, "test", FLAGS)
+
+
 def test_several_classes_of_a_picture(tmp_path):
     labels = [(2,), (1,), (0,), (2, 1), (0,), (1,)]
     folder = write_benchmark(tmp_path / "wds_voc2007_multilabel", "test", labels, kind="multilabel")
@@ -148,6 +170,54 @@ def test_retrieval_in_the_layout_of_clip_benchmark(tmp_path):
         (tmp_path / "none" / "a").mkdir(parents=True)
         (tmp_path / "none" / "a" / "1.png").write_bytes(picture(np.random.default_rng(0), "red"))
         retrieval.evaluate(ColourClip(), str(tmp_path / "none"), "test", FLAGS)
+
+
+def test_suites_that_do_not_apply(benchmark, tmp_path):
+    """Found out before a picture is encoded."""
+    captioned = write_benchmark(tmp_path / "pairs", "test", [0, 1, 2], kind="retrieval")
+    clip = ColourClip()
+    clip.encode_image = clip.probe_features = None
+    with pytest.raises(NotApplicable, match="has no captions"):
+        retrieval.evaluate(clip, benchmark, "test", FLAGS)
+    for suite in (zero_shot, linear_probe):
+        with pytest.raises(NotApplicable, match="has no labels"):
+            suite.evaluate(clip, captioned, "test", FLAGS)
+
+
+def test_labels_without_names(tmp_path):
+    write_tar(tmp_path / "0.tar", {"a.png": picture(np.random.default_rng(0), "red"), "a.cls": b"0"})
+    with pytest.raises(UserError, match="does not name its classes: say whose they are with --prompts=NAME"):
+        zero_shot.evaluate(ColourClip(), str(tmp_path / "0.tar"), "test", FLAGS)
+
+
+def test_what_comes_of_each_data_set(capsys):
+    def measure(data):
+        if data == "other":
+            raise NotApplicable("it has no labels")
+        if data == "bad":
+            raise UserError("a shard is\nmissing")
+        return {"data": data}
+
+    results = Results("zero_shot")
+    for data in ("good", "other", "bad", "fine"):
+        results.add(data, measure, may_skip=True)
+    assert results.report() == {
+        "results": [{"data": "good"}, {"data": "fine"}],
+        "skipped": {"other": "it has no labels"},
+        "failed": {"bad": "a shard is missing"},
+    }
+    assert capsys.readouterr().err.splitlines() == [
+        "note: zero_shot skips other: it has no labels",
+        "failed: zero_shot of bad: a shard is missing",
+    ]
+    with pytest.raises(UserError, match="not measured: zero_shot of bad, all suites of other; the lines above say why"):
+        check([results], ["good", "other", "bad", "fine"])
+    alone = Results("zero_shot")
+    alone.add("other", measure, may_skip=False)
+    assert alone.failed == {"other": "it has no labels"}
+    check(
+        [Results("zero_shot", [], {"other": "it has no labels"}), Results("retrieval", [{"data": "other"}])], ["other"]
+    )
 
 
 def test_a_linear_probe(benchmark):
@@ -197,6 +267,19 @@ def test_prompts_and_the_order_of_classes(folder, tmp_path):
         classes(Classes.MATCH, "cifar10")
 
 
+@pytest.mark.parametrize("inside", ["pets", "pets/mine"])
+def test_a_folder_that_only_sounds_like_a_published_set(folder, tmp_path, inside, capsys):
+    (tmp_path / inside).parent.mkdir(exist_ok=True)
+    (tmp_path / "mine").rename(tmp_path / inside)
+    data = str(tmp_path / inside)
+    source = open_split(data, "test", FLAGS, labelled=True)
+    assert find_prompts(data, source, FLAGS).classes == (("blue",), ("green",), ("red",))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "not taken for OxfordPets" in line and "the data have 3 classes and OxfordPets has 37" in line
+    with pytest.raises(UserError, match="3 classes and OxfordPets has 37"):
+        find_prompts(data, source, DataFlags("unused", "pets"))
+
+
 def test_labels_that_do_not_fit():
     one, many = Record(b"", (), "k", label=3), Record(b"", (), "m", labels=(0, 1))
     with pytest.raises(UserError, match="sample k of data has the label 3, and there are 3 class names"):
@@ -221,15 +304,13 @@ def test_pictures_in_order_and_none_that_can_be_read(benchmark, tmp_path, monkey
 @pytest.mark.entry
 def test_the_script(scripts, tiny_run, benchmark, folder, tmp_path):
     done = scripts(
-        "evaluate", f"--model={tiny_run}", "--suite=zero_shot,linear_probe,retrieval", f"--data={benchmark}",
-        f"--out={tmp_path / 'out'}",
+        "evaluate", f"--model={tiny_run}", "--suite=zero_shot,retrieval,linear_probe", f"--data={benchmark}",
+        f"--data={folder}", f"--out={tmp_path / 'out'}",
     )  # fmt: skip
-    assert done.code == 2 and "has no captions" in done.err, done
-    done = scripts(
-        "evaluate", f"--model={tiny_run}", "--suite=zero_shot,linear_probe", f"--data={benchmark}", f"--data={folder}",
-        f"--out={tmp_path / 'out'}",
-    )  # fmt: skip
-    assert done.code == 0, done
+    assert done.code == 0 and f"note: retrieval skips {benchmark}: " in done.err, done
+    skipped = json.loads((tmp_path / "out" / "retrieval.json").read_text())
+    assert set(skipped["skipped"]) == {benchmark, folder} and not skipped["results"] and not skipped["failed"]
+    assert all("has no captions" in reason for reason in skipped["skipped"].values())
     for suite in ("zero_shot", "linear_probe"):
         report = json.loads((tmp_path / "out" / f"{suite}.json").read_text())
         assert [row["pictures"] for row in report["results"]] == [23, 12] and report["model"] == str(tiny_run)
@@ -246,13 +327,27 @@ def test_the_script(scripts, tiny_run, benchmark, folder, tmp_path):
 
 
 @pytest.mark.entry
+def test_one_bad_data_set_of_several(scripts, tiny_run, benchmark, folder, tmp_path):
+    done = scripts(
+        "evaluate", f"--model={tiny_run}", "--suite=zero_shot", f"--data={benchmark}", "--data=no/where",
+        f"--data={folder}", f"--out={tmp_path / 'out'}",
+    )  # fmt: skip
+    assert done.code == 2 and benchmark in done.out and folder in done.out, done
+    failed, error = [line for line in done.err.splitlines() if line.startswith(("failed", "error"))]
+    assert failed.startswith("failed: zero_shot of no/where: --data='no/where' does not exist")
+    assert error.startswith("error: not measured: zero_shot of no/where;")
+    report = json.loads((tmp_path / "out" / "zero_shot.json").read_text())
+    assert [row["data"] for row in report["results"]] == [benchmark, folder] and list(report["failed"]) == ["no/where"]
+
+
+@pytest.mark.entry
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
         (["--suite=zeroshot"], ["no 'zeroshot'", "did you mean 'zero_shot'"]),
         (["--suite=zero_shot"], ["measures on data", "--data"]),
         (["--suite=zero_shot", "--data=no/where"], ["'no/where' does not exist"]),
-        (["--suite=zero_shot", "--data=run"], ["does not name its classes", "--prompts=NAME"]),
+        (["--suite=zero_shot", "--data=run"], ["has no labels"]),
         (["--suite=zero_shot", "--data=run", "--prompts=CIFAR11"], ["did you mean 'CIFAR10'"]),
         (["--suite=zero_shot", "--data=run", "--prompts=CIFAR10"], ["has no label"]),
     ],

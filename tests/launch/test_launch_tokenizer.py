@@ -1,6 +1,5 @@
 """The tokenizer's script, as a person runs it."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -49,7 +48,10 @@ def test_what_data_means(tmp_path):
         "data/{00..99}.tar": SourceKind.WEBDATASET,
         str(tmp_path / "tfds"): SourceKind.TFDS,
         "coco_captions": SourceKind.TFDS,
+        "eurosat/rgb": SourceKind.TFDS,
+        "imagenet_v2/matched-frequency": SourceKind.TFDS,
     }
     assert {data: guess_source(data) for data in guesses} == guesses
-    with pytest.raises(UserError, match="does not exist"):
-        guess_source(os.path.join("no", "where"))
+    for path in ("no/where", "mnist/no/where", "/mnist/train", "./mnist"):
+        with pytest.raises(UserError, match="does not exist"):
+            guess_source(path)

@@ -4,6 +4,10 @@ import struct
 import zipfile
 
 import numpy as np
+import pytest
+
+from dalle_jax.errors import UserError
+from dalle_jax.weights.reading import read_tensors
 
 PROTO, STOP = b"\x80\x02", b"."
 STORAGES = {"float32": "FloatStorage", "float16": "HalfStorage", "int64": "LongStorage", "bfloat16": "BFloat16Storage"}
@@ -88,3 +92,12 @@ def legacy(path, expression, storages):
     body = b"".join(PROTO + value(part) + STOP for part in parts)
     path.write_bytes(body + b"".join(struct.pack("<q", n) + content for n, content in storages.values()))
     return path
+
+
+def refused(path, message):
+    """A file is refused by one line of text that names it; gives the line."""
+    with pytest.raises(UserError, match=message) as error:
+        read_tensors(path)
+    line = str(error.value)
+    assert "\n" not in line and path.name in line and len(line) < 1000
+    return line
