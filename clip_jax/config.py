@@ -98,7 +98,8 @@ class VisionConfig:
     resnet: ResNetConfig | None = None
     """Of a ResNet, and of nothing else."""
     patch_dropout: float = 0.0
-    """Share of the patches that a picture loses in training, drawn anew every time (Li et al. 2023, FLIP); of a ViT."""
+    """Share of the patches that a picture loses in training, drawn anew every time (Li et al. 2023, FLIP); not
+    of a ResNet."""
     preprocessing: Augment = Augment.CLIP_INFERENCE
     """How a picture of any size becomes a square at inference: `clip_inference` or `square` (SigLIP's)."""
 
@@ -107,8 +108,8 @@ class VisionConfig:
             raise ValueError(f"patch_dropout must be in [0, 1), not {self.patch_dropout}")
         if len(self.pixel_mean) != 3 or len(self.pixel_std) != 3 or min(self.pixel_std) <= 0:
             raise ValueError(f"pixel_mean {self.pixel_mean} and pixel_std {self.pixel_std}: three each, none of std 0")
-        if self.patch_dropout and self.tower is not VisionTower.VIT:
-            raise ValueError(f"patch_dropout is for ViTs, not for a tower of kind '{self.tower.value}'")
+        if self.patch_dropout and self.tower is VisionTower.RESNET:
+            raise ValueError("patch_dropout is for towers that read patches one by one, not for a ResNet")
         if self.preprocessing not in (Augment.CLIP_INFERENCE, Augment.SQUARE):
             raise ValueError(f"preprocessing is 'clip_inference' or 'square', not '{self.preprocessing.value}'")
         # The published So400m/14 at 384 pixels leaves six of them out.

@@ -1,16 +1,24 @@
-"""Published weights as what a run begins with: its model must be theirs, and they are read straight onto the mesh."""
+"""Weights that a run begins with: its model must be theirs, and they are read straight onto the mesh.
+
+The size of the pictures may be another one: the positions of the image tower are then interpolated.
+"""
 
 import dataclasses
+import os
+from collections.abc import Callable
 
 import jax
 from etils import epath
 
-from clip_jax.config import ClipConfig
+from clip_jax.config import ClipConfig, ClipStage, VisionConfig
+from clip_jax.positions import as_for, can_resize, fit_positions
 from clip_jax.weights import Published, open_published
+from dalle_jax.config import from_config_dict
 from dalle_jax.errors import UserError
-from dalle_jax.training.checkpoint import LoadedParams
+from dalle_jax.training.checkpoint import LoadedParams, load_params
 from dalle_jax.training.state import TrainState
-from dalle_jax.training.workdir import differing_keys
+from dalle_jax.training.task import Params
+from dalle_jax.training.workdir import differing_keys, read_workdir
 
 FREE = (
     "dropout",
@@ -38,7 +46,8 @@ def open_base(config: ClipConfig, path: epath.PathLike) -> Published:
     published = open_published(path, activation=config.text.transformer.activation)
     theirs, ours = (dataclasses.asdict(each) for each in (published.config, config))
     differing = [key for key in differing_keys(theirs, ours) if key.split(".")[-1] not in FREE]
-    if differing:
+    resized = differing == ["vision.image_size"] and can_resize(published.config.vision, config.vision)
+    if differing and not resized:
         shown = ", ".join(f"{key} ({_get(theirs, key)} there, {_get(ours, key)} here)" for key in differing)
         raise UserError(
             f"{path} is another model than config.clip.model: {shown}; set these, or take the model from the weights "
@@ -49,10 +58,46 @@ def open_base(config: ClipConfig, path: epath.PathLike) -> Published:
 
 def read_base(config: ClipConfig, path: epath.PathLike, state: TrainState) -> LoadedParams:
     """Reads published weights onto the shardings of a run's abstract state, a device's part at a time."""
-    wanted = {"params": state.params, **state.model_state}
-    variables = open_base(config, path).read(shardings=jax.tree.map(lambda x: x.sharding, wanted))
-    params = variables.pop("params")
-    return LoadedParams(params, variables, step=0)
+    base = open_base(config, path)
+
+    def read(params: Params) -> LoadedParams:
+        wanted = {"params": params, **state.model_state}
+        variables = base.read(shardings=jax.tree.map(lambda x: x.sharding, wanted))
+        return LoadedParams(variables.pop("params"), variables, step=0)
+
+    return _read(read, base.config.vision, config.vision, state, os.fspath(path))
+
+
+def read_run(config: ClipConfig, path: epath.PathLike, state: TrainState) -> LoadedParams:
+    """The same of a run of ours.
+
+    Args:
+      config: of the new run's model.
+      path: the work directory of the other one.
+      state: abstract, of the new run.
+
+    Raises:
+      UserError: it has no CLIP, or that of another model; or see `load_params`.
+    """
+    stage = read_workdir(path).get("clip")
+    old = config.vision if stage is None else from_config_dict(ClipStage, stage, "config.clip").model.vision
+    return _read(
+        lambda params: load_params(epath.Path(path) / "clip", shardings=params),
+        old,
+        config.vision,
+        state,
+        os.fspath(path),
+    )
+
+
+def _read(
+    read: Callable[[Params], LoadedParams], old: VisionConfig, new: VisionConfig, state: TrainState, where: str
+) -> LoadedParams:
+    if old.num_patches == new.num_patches or not can_resize(old, new):
+        return read(state.params)
+    loaded = read(as_for(old, state.params))
+    sharding = state.params["vision"]["position_embedding"].sharding
+    return loaded._replace(params=fit_positions(loaded.params, old, new, sharding, where))
 
 
 def _get(config: dict, key: str) -> object:

@@ -18,11 +18,13 @@ from clip_jax.vision import VisionTransformer
 from dalle_jax.nn.transformer import Dense, constrain_activations
 from dalle_jax.training.task import Params
 
-_VISION_TOWERS = {
+VISION_TOWERS = {
     VisionTower.VIT: VisionTransformer,
     VisionTower.RESNET: ModifiedResNet,
     VisionTower.SIGLIP: SiglipVision,
 }
+"""Modules of a `VisionConfig`, which give features before the projection."""
+
 _TEXT_TOWERS = {
     TextTower.TRANSFORMER: TextTransformer,
     TextTower.BAG_OF_WORDS: BagOfWords,
@@ -51,7 +53,7 @@ class ClipModel(nn.Module):
 
     def setup(self):
         config = self.config
-        self.vision = _VISION_TOWERS[config.vision.tower](config.vision)
+        self.vision = VISION_TOWERS[config.vision.tower](config.vision)
         self.text = _TEXT_TOWERS[config.text.tower](config.text)
         if not config.vision.tower.projects:
             # A ResNet's is the output of its attention pool, which has a bias.

@@ -17,6 +17,7 @@ import abc
 import dataclasses
 import enum
 from collections.abc import Iterable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -26,12 +27,12 @@ from flax.linen.initializers import normal
 from jaxtyping import Array, Float, Int
 
 from clip_jax import initializers
-from clip_jax.config import ClipConfig, ClipStage, TextTower, VisionTower
-from clip_jax.model import normalize
+from clip_jax.accumulation import check_accumulation
+from clip_jax.config import ClipConfig, ClipStage, TextTower
+from clip_jax.model import VISION_TOWERS, normalize
 from clip_jax.task import ClipTask
 from clip_jax.text import TokenEmbedding, end_positions
-from clip_jax.vision import VisionTransformer, normalize_pixels
-from dalle_jax.errors import UserError
+from clip_jax.vision import normalize_pixels
 from dalle_jax.nn.attention import causal_attention
 from dalle_jax.nn.transformer import Dense, Transformer, layer_norm, same_everywhere, uniform_kinds
 from dalle_jax.training.distributed import to_host
@@ -55,7 +56,7 @@ class CaptionModel(nn.Module):
 
     def setup(self):
         text, sizes = self.config.text, self.config.text.transformer
-        self.vision = VisionTransformer(self.config.vision)
+        self.vision = VISION_TOWERS[self.config.vision.tower](self.config.vision)
         self.to_prefix = Dense(PREFIX_LENGTH * sizes.embed_dim, ("embed", None), normal(0.02))
         self.token_embedding = TokenEmbedding(text)
         init = nn.with_logical_partitioning(normal(0.01), (None, "embed"))
@@ -66,23 +67,23 @@ class CaptionModel(nn.Module):
         self.norm_final = layer_norm(sizes.norm_epsilon)
         self.head = Dense(text.vocab_size, ("embed", "vocab"), normal(sizes.embed_dim**-0.5))
 
-    def prefix(self, pixels: Float[Array, "B height width 3"]) -> Float[Array, "B P D"]:
+    def prefix(self, pixels: Float[Array, "B height width 3"], train: bool = False) -> Float[Array, "B P D"]:
         """What stands for the picture before the caption."""
-        return self.to_prefix(self.vision(pixels)).reshape(len(pixels), PREFIX_LENGTH, -1)
+        return self.to_prefix(self.vision(pixels, train=train)).reshape(len(pixels), PREFIX_LENGTH, -1)
 
     def token_log_likelihoods(
-        self, prefix: Float[Array, "B P D"], ids: Int[Array, "B T"]
+        self, prefix: Float[Array, "B P D"], ids: Int[Array, "B T"], train: bool = False
     ) -> tuple[Float[Array, "B T-1"], Float[Array, "B T-1"]]:
         """Log-likelihoods of all tokens but the first, and 1 for those up to the end, 0 for pads."""
         x = jnp.concatenate([prefix, self.token_embedding(ids[:, :-1])], axis=1)
-        x, _ = self.transformer(x + self.positions[: x.shape[1]])
+        x, _ = self.transformer(x + self.positions[: x.shape[1]], deterministic=not train)
         logits = self.head(self.norm_final(x[:, PREFIX_LENGTH:]))
         found = jnp.take_along_axis(jax.nn.log_softmax(logits), ids[:, 1:, None], axis=-1)[..., 0]
         inside = jnp.arange(1, ids.shape[1]) <= end_positions(ids, self.config.text.end_id)[:, None]
         return jnp.where(inside, found, 0), inside.astype(jnp.float32)
 
-    def __call__(self, pixels: Float[Array, "B height width 3"], ids: Int[Array, "B T"]):
-        return self.token_log_likelihoods(self.prefix(pixels), ids)
+    def __call__(self, pixels: Float[Array, "B height width 3"], ids: Int[Array, "B T"], train: bool = False):
+        return self.token_log_likelihoods(self.prefix(pixels, train), ids, train)
 
 
 class WordsModel(nn.Module):
@@ -91,8 +92,9 @@ class WordsModel(nn.Module):
     config: ClipConfig
 
     @nn.compact
-    def __call__(self, pixels: Float[Array, "B height width 3"]) -> Float[Array, "B V"]:
-        features = VisionTransformer(self.config.vision, name="vision")(pixels)
+    def __call__(self, pixels: Float[Array, "B height width 3"], train: bool = False) -> Float[Array, "B V"]:
+        tower = VISION_TOWERS[self.config.vision.tower](self.config.vision, name="vision")
+        features = tower(pixels, train=train)
         init = normal(features.shape[-1] ** -0.5)
         return jax.nn.log_softmax(Dense(self.config.text.vocab_size, ("embed", "vocab"), init, name="head")(features))
 
@@ -107,45 +109,77 @@ def word_targets(ids: Int[Array, "... T"], end_id: int, vocab_size: int) -> Floa
 
 
 class ObjectiveTask(Task):
-    """An objective, and zero-shot classification of held-out pictures by it."""
+    """An objective, and zero-shot classification of held-out pictures by it.
+
+    The model state is that of the image tower: a ResNet's `batch_stats`.
+    """
 
     best_metric, best_mode = "zero_shot_accuracy", "max"
+
+    model: nn.Module
 
     def __init__(self, stage: ClipStage, classes: Int[np.ndarray, "classes captions T"]):
         """Args:
         stage: towers and text sizes.
         classes: ids of the captions of each class.
+
+        Raises:
+          UserError: micro-batches of a ResNet, see `check_accumulation`.
         """
-        if stage.model.vision.tower is not VisionTower.VIT:
-            kind = stage.model.vision.tower.value
-            raise UserError(f"config.clip.model.vision.tower is '{kind}': the objectives are compared on a ViT")
+        check_accumulation(stage, stage.train.micro_batches)
         self.config, self.classes = stage.model, classes
         self._evaluated = jax.jit(self._evaluate)
 
     @abc.abstractmethod
-    def scores(self, params: Params, images: Array) -> Float[Array, "B classes"]:
+    def batch_loss(
+        self, params: Params, model_state: ModelState, batch: Batch, key: jax.Array | None
+    ) -> tuple[jax.Array, tuple[ModelState, Metrics]]:
+        """What `loss` returns; without a key as in evaluation: nothing is dropped, stored statistics are read."""
+
+    @abc.abstractmethod
+    def scores(self, params: Params, model_state: ModelState, images: Array) -> Float[Array, "B classes"]:
         """How well uint8 pictures fit the classes."""
+
+    def loss(self, params, model_state, batch, *, key, step):
+        """See the class."""
+        return self.batch_loss(params, model_state, batch, key)
 
     def evaluate(self, params: Params, model_state: ModelState, batches: Iterable[Batch]) -> dict[str, float]:
         """`loss` and `zero_shot_accuracy`, means over batches, which hold `image`, `text` and `label`."""
-        rows = [to_host(self._evaluated(params, batch)) for batch in batches]
+        rows = [to_host(self._evaluated(params, model_state, batch)) for batch in batches]
         return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
     def preview(self, params: Params, model_state: ModelState, batch: Batch) -> None:
         return None
 
-    def _evaluate(self, params: Params, batch: Batch) -> Metrics:
-        key, step = jax.random.key(0), jnp.int32(0)
-        loss, _ = self.loss(params, {}, batch, key=key, step=step)
-        right = self.scores(params, batch["image"]).argmax(axis=-1) == batch["label"]
+    def _evaluate(self, params: Params, model_state: ModelState, batch: Batch) -> Metrics:
+        loss, _ = self.batch_loss(params, model_state, batch, None)
+        right = self.scores(params, model_state, batch["image"]).argmax(axis=-1) == batch["label"]
         return {"loss": loss, "zero_shot_accuracy": jnp.mean(right, dtype=jnp.float32)}
+
+    def _apply(
+        self, params: Params, model_state: ModelState, *args: Array, key: jax.Array | None
+    ) -> tuple[Any, ModelState]:
+        """What the model gives, and the state after it; with a key as in training."""
+        output, updated = self.model.apply(
+            {"params": params, **model_state},
+            *args,
+            train=key is not None,
+            rngs=None if key is None else {"dropout": key},
+            mutable=[] if key is None else list(model_state),
+        )
+        return output, {**model_state, **updated}
+
+    def _blank(self) -> Float[Array, "1 height width 3"]:
+        size = self.config.vision.image_size
+        return jnp.zeros((1, size, size, 3))
 
     def _pixels(self, images: Array) -> Array:
         return normalize_pixels(jnp.asarray(images), self.config.vision)
 
 
 class CaptionTask(ObjectiveTask):
-    """The caption language model."""
+    """The caption language model. Its loss: cross-entropy a token, the mean over all tokens of a (micro-)batch."""
 
     name = Objective.CAPTION.value
 
@@ -154,21 +188,23 @@ class CaptionTask(ObjectiveTask):
         self.model = CaptionModel(self.config)
 
     def init(self, key: jax.Array) -> tuple[Params, ModelState]:
-        size, text = self.config.vision.image_size, self.config.text
+        text = self.config.text
         ids = jnp.full((1, text.context_length), text.end_id, jnp.int32)
-        return self.model.init(key, jnp.zeros((1, size, size, 3)), ids)["params"], {}
+        variables = dict(self.model.init(key, self._blank(), ids))
+        return variables.pop("params"), variables
 
-    def loss(self, params, model_state, batch, *, key, step):
-        """Cross-entropy a token, the mean over all tokens of the batch."""
-        found, inside = self.model.apply({"params": params}, self._pixels(batch["image"]), batch["text"])
+    def batch_loss(self, params, model_state, batch, key):
+        pixels = self._pixels(batch["image"])
+        (found, inside), model_state = self._apply(params, model_state, pixels, batch["text"], key=key)
         return -found.sum() / inside.sum(), (model_state, {})
 
-    def scores(self, params: Params, images: Array) -> Float[Array, "B classes"]:
-        prefix = self.model.apply({"params": params}, self._pixels(images), method="prefix")
+    def scores(self, params: Params, model_state: ModelState, images: Array) -> Float[Array, "B classes"]:
+        variables = {"params": params, **model_state}
+        prefix = self.model.apply(variables, self._pixels(images), method="prefix")
 
         def score(ids: Int[Array, " T"]) -> Float[Array, " B"]:
             many = jnp.broadcast_to(ids, (len(images), len(ids)))
-            found, _ = self.model.apply({"params": params}, prefix, many, method="token_log_likelihoods")
+            found, _ = self.model.apply(variables, prefix, many, method="token_log_likelihoods")
             return found.sum(axis=-1)
 
         count, captions, length = self.classes.shape
@@ -177,7 +213,7 @@ class CaptionTask(ObjectiveTask):
 
 
 class WordsTask(ObjectiveTask):
-    """Bag-of-words prediction."""
+    """Bag-of-words prediction. Its loss: cross-entropy against the words of the caption."""
 
     name = Objective.WORDS.value
 
@@ -186,16 +222,15 @@ class WordsTask(ObjectiveTask):
         self.model = WordsModel(self.config)
 
     def init(self, key: jax.Array) -> tuple[Params, ModelState]:
-        size = self.config.vision.image_size
-        return self.model.init(key, jnp.zeros((1, size, size, 3)))["params"], {}
+        variables = dict(self.model.init(key, self._blank()))
+        return variables.pop("params"), variables
 
-    def loss(self, params, model_state, batch, *, key, step):
-        """Cross-entropy against the words of the caption."""
-        found = self.model.apply({"params": params}, self._pixels(batch["image"]))
+    def batch_loss(self, params, model_state, batch, key):
+        found, model_state = self._apply(params, model_state, self._pixels(batch["image"]), key=key)
         return -jnp.mean(jnp.sum(self._targets(batch["text"]) * found, axis=-1)), (model_state, {})
 
-    def scores(self, params: Params, images: Array) -> Float[Array, "B classes"]:
-        found = self.model.apply({"params": params}, self._pixels(images))
+    def scores(self, params: Params, model_state: ModelState, images: Array) -> Float[Array, "B classes"]:
+        found, _ = self._apply(params, model_state, self._pixels(images), key=None)
         return found @ self._targets(jnp.asarray(self.classes)).mean(axis=1).T
 
     def _targets(self, ids: Array) -> Array:
@@ -203,7 +238,8 @@ class WordsTask(ObjectiveTask):
 
 
 class ContrastiveTask(ObjectiveTask):
-    """CLIP with a bag of words."""
+    """CLIP with a bag of words. Its loss: the symmetric cross-entropy of CLIP over the whole batch, also where it is
+    cut into micro-batches."""
 
     name = Objective.CONTRASTIVE.value
 
@@ -212,19 +248,23 @@ class ContrastiveTask(ObjectiveTask):
         stage = dataclasses.replace(stage, model=dataclasses.replace(stage.model, text=text))
         super().__init__(stage, classes)
         self._clip = ClipTask(stage)
+        self.model = self._clip.model
+        # A mean over micro-batches would have fewer negatives, and the figure would compare another objective.
+        self.gradients = self._clip.gradients
 
     def init(self, key: jax.Array) -> tuple[Params, ModelState]:
         return self._clip.init(key)
 
-    def loss(self, params, model_state, batch, *, key, step):
-        """The symmetric cross-entropy of CLIP."""
-        return self._clip.loss(params, model_state, batch, key=key, step=step)
+    def batch_loss(self, params, model_state, batch, key):
+        if key is None:
+            return self._clip.evaluate_batch(params, model_state, batch)["loss"], (model_state, {})
+        return self._clip.loss(params, model_state, batch, key=key, step=jnp.int32(0))
 
     def constrain(self, params: Params) -> Params:
         return self._clip.constrain(params)
 
-    def scores(self, params: Params, images: Array) -> Float[Array, "B classes"]:
-        variables, model = {"params": params}, self._clip.model
+    def scores(self, params: Params, model_state: ModelState, images: Array) -> Float[Array, "B classes"]:
+        variables, model = {"params": params, **model_state}, self.model
         count, captions, length = self.classes.shape
         text = model.apply(variables, jnp.asarray(self.classes.reshape(-1, length)), method="encode_text")
         directions = normalize(normalize(text).reshape(count, captions, -1).mean(axis=1))

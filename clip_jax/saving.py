@@ -2,19 +2,21 @@
 
 import functools
 import os
+import sys
 from typing import Any
 
 import jax
 from etils import epath
 
-from clip_jax.config import ClipConfig, Loss, TextTower, VisionTower
+from clip_jax.config import ClipConfig, Loss, TextTower, VisionConfig, VisionTower
 from clip_jax.handle import Clip
 from clip_jax.tokenizers import CaptionTokenizer
 from clip_jax.weights_hf import config_to_hf, hf_names, preprocessor_to_hf
 from clip_jax.weights_open_clip import CONFIG as OPEN_CLIP_CONFIG
-from clip_jax.weights_open_clip import config_to_open_clip
+from clip_jax.weights_open_clip import config_to_open_clip, has_custom_text
 from clip_jax.weights_openai import openai_names
 from clip_jax.weights_siglip import config_to_siglip, preprocessor_to_siglip, siglip_names
+from clip_jax.weights_timm import other_activation
 from dalle_jax.config import write_json
 from dalle_jax.errors import UserError, closest
 from dalle_jax.weights import write_safetensors, write_tensors
@@ -64,12 +66,25 @@ def _write_hf(clip: Clip, dtype: str) -> dict[str, Any]:
 
 def _write_open_clip(clip: Clip, dtype: str) -> dict[str, Any]:
     del dtype  # open_clip converts
-    if _has_parts_of_siglip(clip.config):
-        raise UserError("SigLIP is written for transformers, not for open_clip: save with format='hf'")
+    config = clip.config
+    settings = config_to_open_clip(config)
+    _tell_activation(config.vision)
+    names = openai_names(config, text_prefix="text." if has_custom_text(config) else "")
     return {
-        OPEN_CLIP_CONFIG: config_to_open_clip(clip.config),
-        "open_clip_model.safetensors": functools.partial(write_tensors, openai_names(clip.config), clip.variables),
+        OPEN_CLIP_CONFIG: settings,
+        "open_clip_model.safetensors": functools.partial(write_tensors, names, clip.variables),
     }
+
+
+def _tell_activation(vision: VisionConfig) -> None:
+    theirs = other_activation(vision) if vision.tower is VisionTower.SIGLIP else None
+    if theirs is not None:
+        print(
+            f"note: the image tower has the activation '{vision.vit.activation.value}' and open_clip's of the same "
+            f"sizes '{theirs.value}': its features will be close and not equal; clip_jax.load keeps what is here",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _has_parts_of_siglip(config: ClipConfig) -> bool:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from clip_jax import initializers
 from clip_jax.config import TextConfig, VisionConfig
 from clip_jax.text import TokenEmbedding
-from clip_jax.vision import patches
+from clip_jax.vision import drop_patches, patches
 from dalle_jax.nn.attention import dense_attention
 from dalle_jax.nn.transformer import (
     BlockInit,
@@ -32,16 +32,18 @@ class SiglipVision(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "B height width 3"], *, train: bool = False) -> Float[Array, "B D"]:
-        """Args: images: normalised pixels, `image_size` a side; train: nothing here.
+        """Args: images: normalised pixels, `image_size` a side; train: drop patches, by the stream `dropout`.
 
         Returns: features, which are the embedding, float32.
         """
-        del train
         config, sizes = self.config, self.config.vit
         dtype = jnp.dtype(sizes.dtype)
         embed = Dense(sizes.embed_dim, (None, "embed"), lecun_normal(), dtype=dtype, name="patch_embedding")
-        x = embed(patches(images, config.patch_size)).astype(jnp.float32)
-        x += _positions(self, config.num_patches, sizes.embed_dim)
+        x, kept = patches(images, config.patch_size), None
+        if train and config.patch_dropout:
+            x, kept = drop_patches(self, x, config)
+        positions = _positions(self, config.num_patches, sizes.embed_dim)
+        x = embed(x).astype(jnp.float32) + (positions if kept is None else positions[kept])
         x = _encoder(sizes)(x)[0]
         x = layer_norm(sizes.norm_epsilon, "norm_post")(x)
         return AttentionPooling(sizes, initializers.siglip_blocks(sizes), name="pooling")(x)

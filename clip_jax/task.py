@@ -35,7 +35,7 @@ class ClipTask(Task):
         check_accumulation(stage, stage.train.micro_batches)
         self.stage, self.config = stage, stage.model
         self.model = ClipModel(self.config)
-        self._evaluate_batch = jax.jit(self._evaluate)
+        self._evaluate_batch = jax.jit(self.evaluate_batch)
         self._matches = jax.jit(self._match)
 
     def init(self, key: jax.Array) -> tuple[Params, ModelState]:
@@ -151,7 +151,8 @@ class ClipTask(Task):
             metrics["logit_bias"] = params["logit_bias"]
         return result.loss, metrics
 
-    def _evaluate(self, params: Params, model_state: ModelState, batch: Batch) -> Metrics:
+    def evaluate_batch(self, params: Params, model_state: ModelState, batch: Batch) -> Metrics:
+        """What `evaluate` reports, of one batch; to be jitted."""
         features, _ = self._encode(params, model_state, batch)
         result = self._contrast(params, features)
         ids = batch["text"]

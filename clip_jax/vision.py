@@ -40,6 +40,14 @@ def draw_patches(key: jax.Array, shape: tuple[int, int], count: int) -> Int[Arra
     return jnp.sort(jnp.argsort(jax.random.uniform(key, shape), axis=1)[:, :count], axis=1)
 
 
+def drop_patches(
+    module: nn.Module, x: Float[Array, "B T P"], config: VisionConfig
+) -> tuple[Float[Array, "B N P"], Int[Array, "B N"]]:
+    """The patches that a tower reads in training, drawn by its stream `dropout`, and which they are."""
+    kept = draw_patches(module.make_rng("dropout"), (x.shape[0], x.shape[1]), config.kept_patches)
+    return jnp.take_along_axis(x, kept[..., None], axis=1), kept
+
+
 class VisionTransformer(nn.Module):
     """Patches, a class token, learned positions and a norm before the first block; the class token's feature.
 
@@ -59,8 +67,7 @@ class VisionTransformer(nn.Module):
         x = patches(images, config.patch_size)
         kept = None
         if train and config.patch_dropout:
-            kept = draw_patches(self.make_rng("dropout"), (x.shape[0], x.shape[1]), config.kept_patches)
-            x = jnp.take_along_axis(x, kept[..., None], axis=1)
+            x, kept = drop_patches(self, x, config)
         embed_init = initializers.torch_linear(x.shape[-1])
         dtype = jnp.dtype(sizes.dtype)
         x = Dense(width, (None, "embed"), embed_init, use_bias=False, dtype=dtype, name="patch_embedding")(x)

@@ -17,7 +17,7 @@ from clip_jax.weights_open_clip import CONFIG as OPEN_CLIP_CONFIG
 from clip_jax.weights_open_clip import FILES as OPEN_CLIP_FILES
 from clip_jax.weights_open_clip import config_from_open_clip
 from clip_jax.weights_openai import IGNORED as OPENAI_IGNORED
-from clip_jax.weights_openai import check_official, deduce_config, openai_names, text_prefix
+from clip_jax.weights_openai import check_official, deduce_config, default_activation, openai_names, text_prefix
 from clip_jax.weights_siglip import config_from_siglip, siglip_names
 from dalle_jax.errors import UserError, closest
 from dalle_jax.nn.transformer import Activation
@@ -143,13 +143,13 @@ def _bare_file(path: str, activation: Activation | None) -> Published:
         raise UserError(f"{path} is no folder of Hugging Face's or open_clip's: give a file in it, or a work directory")
     check_official(path)
     tensors = read_tensors(path)
-    config = deduce_config(tensors, path, activation or Activation.QUICK_GELU)
+    usual, why = default_activation(tensors)
+    config = deduce_config(tensors, path, activation or usual)
     names = openai_names(config, text_prefix=text_prefix(tensors))
     published = _checked(config, path, None, names, tensors, OPENAI_IGNORED)
     if activation is None and not is_torchscript(path):
         print(
-            f"note: {path} cannot tell its activation, and QuickGELU is taken, as OpenAI's models have it; open_clip's "
-            "have activation='gelu' where '-quickgelu' is not in their name",
+            f"note: {path} cannot tell its activation, and {why}",
             file=sys.stderr,
             flush=True,
         )

@@ -1,10 +1,22 @@
-"""open_clip's folders: its `open_clip_config.json`. Its parameters have OpenAI's names (`weights_openai`)."""
+"""open_clip's folders: its `open_clip_config.json`. Its parameters have OpenAI's names (`weights_openai`), those of
+SigLIP's image tower timm's (`weights_timm`)."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clip_jax.config import ClipConfig, TextConfig, TextTower, VisionConfig, resnet_config, tower_config
+from clip_jax.config import (
+    ClipConfig,
+    Loss,
+    TextConfig,
+    TextTower,
+    VisionConfig,
+    VisionTower,
+    resnet_config,
+    tower_config,
+)
+from clip_jax.weights_siglip import LOGITS, SIGLIP_END
+from clip_jax.weights_timm import TOWERS, timm_from_open_clip, timm_to_open_clip
 from dalle_jax.data.config import Augment
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation, TransformerConfig
@@ -25,6 +37,11 @@ _TEXT = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "l
 
 # Settings that change the model, with the values under which it is the one that is built here.
 _NEUTRAL = {"pool_type": ("tok", "argmax", "eos"), "pos_embed_type": ("learnable",), "proj_type": ("linear",)}
+
+# Of SigLIP's towers, which are told by all of these together.
+_SIGLIP_VISION = {"timm_pool": "map", "timm_proj": "none"}
+_SIGLIP_TEXT = {"pool_type": "last", "no_causal_mask": True, "proj_bias": True}
+_SIGLIP_TOKENS = {"hf_tokenizer_name": "timm/ViT-B-16-SigLIP", "tokenizer_kwargs": {"clean": "canonicalize"}}
 
 _RESIZE = {"shortest": Augment.CLIP_INFERENCE, "squash": Augment.SQUARE}
 
@@ -55,51 +72,82 @@ def config_from_open_clip(settings: Mapping[str, Any], where: str) -> ClipConfig
     model = settings.get("model_cfg")
     if not isinstance(model, dict) or "embed_dim" not in model:
         raise UserError(f"{where}/{CONFIG} has no 'model_cfg' with an 'embed_dim'")
-    vision, text = _section(model, "vision_cfg", _VISION, where), _section(model, "text_cfg", _TEXT, where)
-    preprocess = _object(settings, "preprocess_cfg", where)
-    quick = bool(model.get("quick_gelu"))
     try:
-        normalization: dict[str, Any] = {
-            ours: tuple(preprocess[theirs])
-            for ours, theirs in (("pixel_mean", "mean"), ("pixel_std", "std"))
-            if preprocess.get(theirs)
-        }
-        resize = preprocess.get("resize_mode") or "shortest"
-        if resize not in _RESIZE:
-            raise UserError(f"{where}/{CONFIG}: preprocess_cfg.resize_mode='{resize}' is not built here")
-        normalization["preprocessing"] = _RESIZE[resize]
-        if (preprocess.get("interpolation") or "bicubic") != "bicubic":
-            filter_ = preprocess["interpolation"]
-            raise UserError(f"{where}/{CONFIG}: preprocess_cfg.interpolation='{filter_}' is not built here")
-        end_id = text["eos_id"] if text.get("pool_type") == "eos" else text["vocab_size"] - 1
-        size = vision["image_size"]
-        side, *other = size if isinstance(size, list | tuple) else (size,)
-        if any(length != side for length in other):
-            raise ValueError(f"pictures of {size} are not square")
-        return ClipConfig(
-            model["embed_dim"],
-            dataclasses.replace(_vision(side, vision, quick), **normalization),
-            TextConfig(
-                text["vocab_size"], text["context_length"], end_id, _tower(text, text["width"] // text["heads"], quick)
-            ),
-        )
+        vision, text = _vision(model, where), _text(model, where)
+        vision = dataclasses.replace(vision, **_pictures(_object(settings, "preprocess_cfg", where), where))
+        logits: dict[str, Any] = {}
+        if model.get("init_logit_bias") is not None:
+            logits = LOGITS | {"init_logit_bias": float(model["init_logit_bias"])}
+        return ClipConfig(model["embed_dim"], vision, text, **logits)
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{where}/{CONFIG} describes no model: {error}") from error
 
 
-def _vision(image_size: int, sizes: Mapping[str, Any], quick: bool) -> VisionConfig:
+def _pictures(preprocess: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The fields of `VisionConfig` that `preprocess_cfg` has a word for."""
+    resize = preprocess.get("resize_mode") or "shortest"
+    if resize not in _RESIZE:
+        raise UserError(f"{where}/{CONFIG}: preprocess_cfg.resize_mode='{resize}' is not built here")
+    if (preprocess.get("interpolation") or "bicubic") != "bicubic":
+        filter_ = preprocess["interpolation"]
+        raise UserError(f"{where}/{CONFIG}: preprocess_cfg.interpolation='{filter_}' is not built here")
+    normalization = {
+        ours: tuple(preprocess[theirs])
+        for ours, theirs in (("pixel_mean", "mean"), ("pixel_std", "std"))
+        if preprocess.get(theirs)
+    }
+    return {"preprocessing": _RESIZE[resize], **normalization}
+
+
+def _vision(model: Mapping[str, Any], where: str) -> VisionConfig:
     """A list of layers means a ResNet."""
-    layers = sizes["layers"]
+    if _object(model, "vision_cfg", where).get("timm_model_name") in tuple(TOWERS):
+        neutral = {name: (value,) for name, value in _SIGLIP_VISION.items()} | {"timm_model_name": tuple(TOWERS)}
+        sizes = _section(model, "vision_cfg", {"image_size": 224}, neutral, where)
+        if not _has(model, "vision_cfg", _SIGLIP_VISION, where):
+            raise ValueError("its 'vision_cfg' leaves timm_pool or timm_proj out, and SigLIP's are 'map' and 'none'")
+        return timm_from_open_clip(sizes)
+    sizes = _section(model, "vision_cfg", _VISION, _NEUTRAL, where)
+    size, layers = sizes["image_size"], sizes["layers"]
+    side, *other = size if isinstance(size, list | tuple) else (size,)
+    if any(length != side for length in other):
+        raise ValueError(f"pictures of {size} are not square")
     if isinstance(layers, list | tuple):
         first, second, third, fourth = layers
-        return resnet_config(image_size, (first, second, third, fourth), sizes["width"], head_dim=sizes["head_width"])
-    return VisionConfig(image_size, sizes["patch_size"], _tower(sizes, sizes["head_width"], quick))
+        return resnet_config(side, (first, second, third, fourth), sizes["width"], head_dim=sizes["head_width"])
+    return VisionConfig(side, sizes["patch_size"], _tower(sizes, sizes["head_width"], bool(model.get("quick_gelu"))))
 
 
-def _section(model: Mapping[str, Any], name: str, defaults: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _text(model: Mapping[str, Any], where: str) -> TextConfig:
+    siglip = _has(model, "text_cfg", _SIGLIP_TEXT, where)
+    neutral = {name: (value,) for name, value in _SIGLIP_TEXT.items()} if siglip else {}
+    sizes = _section(model, "text_cfg", _TEXT, _NEUTRAL | neutral, where)
+    name = sizes.get("hf_tokenizer_name") or ""
+    if "siglip2" in name.lower():
+        raise UserError(f"{where}/{CONFIG}: text_cfg.hf_tokenizer_name='{name}' is SigLIP 2's, which is not built here")
+    blocks = _tower(sizes, sizes["width"] // sizes["heads"], bool(model.get("quick_gelu")))
+    if siglip:
+        end_id = sizes.get("eos_id", SIGLIP_END)
+        return TextConfig(sizes["vocab_size"], sizes["context_length"], end_id, blocks, TextTower.SIGLIP)
+    end_id = sizes["eos_id"] if sizes.get("pool_type") == "eos" else sizes["vocab_size"] - 1
+    return TextConfig(sizes["vocab_size"], sizes["context_length"], end_id, blocks)
+
+
+def _has(model: Mapping[str, Any], name: str, parts: Mapping[str, Any], where: str) -> bool:
+    section = _object(model, name, where)
+    return all(section.get(key) == value for key, value in parts.items())
+
+
+def _section(
+    model: Mapping[str, Any],
+    name: str,
+    defaults: Mapping[str, Any],
+    neutral: Mapping[str, Sequence[Any]],
+    where: str,
+) -> dict[str, Any]:
     section = _object(model, name, where)
     for key, value in section.items():
-        known = key in defaults or key in _ASIDE or value in _NEUTRAL.get(key, ())
+        known = key in defaults or key in _ASIDE or value in neutral.get(key, ())
         if not known and value not in (None, False, 0, "", "default"):
             other = "; of a SigLIP, load Hugging Face's folder" if "siglip" in str(value) else ""
             raise UserError(f"{where}/{CONFIG}: {name}.{key}={value!r} is of a model that is not built here{other}")
@@ -133,30 +181,23 @@ def config_to_open_clip(config: ClipConfig) -> dict[str, Any]:
       UserError: open_clip has no such model.
     """
     text, vision = config.text, config.vision
-    if text.tower is not TextTower.TRANSFORMER:
+    if text.tower is TextTower.BAG_OF_WORDS:
         raise UserError(f"open_clip has no text tower of kind '{text.tower.value}': this model cannot be saved for it")
-    activations = {text.transformer.activation}
-    if vision.transformer is not None:
-        activations.add(vision.transformer.activation)
-    if len(activations & {Activation.QUICK_GELU, Activation.RELU}) and activations != {Activation.QUICK_GELU}:
-        found = " and ".join(sorted(activation.value for activation in activations))
-        raise UserError(f"open_clip has QuickGELU in both towers or GELU in both, not {found}")
-    # The end of a caption is its highest id, or an id that is told.
-    pool = {} if text.end_id == text.vocab_size - 1 else {"pool_type": "eos", "eos_id": text.end_id}
+    custom: dict[str, Any] = {"custom_text": True} if has_custom_text(config) else {}
+    if config.loss is Loss.SIGMOID:
+        custom["init_logit_bias"] = config.init_logit_bias
     return {
         "model_cfg": {
             "embed_dim": config.embed_dim,
-            "quick_gelu": activations == {Activation.QUICK_GELU},
-            "vision_cfg": {
-                "image_size": vision.image_size,
-                **_vision_sizes(vision),
-            },
+            "quick_gelu": _is_quick(config),
+            **custom,
+            "vision_cfg": _vision_sizes(vision),
             "text_cfg": {
                 "context_length": text.context_length,
                 "vocab_size": text.vocab_size,
                 **_sizes(text.transformer),
                 "heads": text.transformer.num_heads,
-                **pool,
+                **_reading(text),
             },
         },
         "preprocess_cfg": {
@@ -167,11 +208,39 @@ def config_to_open_clip(config: ClipConfig) -> dict[str, Any]:
     }
 
 
+def has_custom_text(config: ClipConfig) -> bool:
+    """Whether open_clip makes the model with a text tower of its own, whose names begin with `text.`."""
+    return config.text.tower is TextTower.SIGLIP or config.vision.tower is VisionTower.SIGLIP
+
+
+def _is_quick(config: ClipConfig) -> bool:
+    """Raises: UserError: open_clip has no such activations; those of timm's towers are looked at by `weights_timm`."""
+    activations = {config.text.transformer.activation}
+    if config.vision.tower is VisionTower.VIT:
+        activations.add(config.vision.vit.activation)
+    if len(activations & {Activation.QUICK_GELU, Activation.RELU}) and activations != {Activation.QUICK_GELU}:
+        found = " and ".join(sorted(activation.value for activation in activations))
+        raise UserError(f"open_clip has QuickGELU in both towers or GELU in both, not {found}")
+    return activations == {Activation.QUICK_GELU}
+
+
+def _reading(text: TextConfig) -> dict[str, Any]:
+    """How captions are read."""
+    if text.tower is TextTower.SIGLIP:
+        # The position that is read does not depend on the end; it is noted for `clip_jax.load`.
+        own = _SIGLIP_TOKENS if text.end_id == SIGLIP_END else {"eos_id": text.end_id}
+        return {**_SIGLIP_TEXT, **own}
+    # The end of a caption is its highest id, or an id that is told.
+    return {} if text.end_id == text.vocab_size - 1 else {"pool_type": "eos", "eos_id": text.end_id}
+
+
 def _vision_sizes(config: VisionConfig) -> dict[str, Any]:
-    resnet = config.resnet
+    if config.tower is VisionTower.SIGLIP:
+        return timm_to_open_clip(config)
+    sizes, resnet = {"image_size": config.image_size, "patch_size": None}, config.resnet
     if resnet is not None:
-        return {"layers": list(resnet.layers), "width": resnet.width, "head_width": resnet.head_dim, "patch_size": None}
-    return {"patch_size": config.patch_size, **_sizes(config.vit), "head_width": config.vit.head_dim}
+        return sizes | {"layers": list(resnet.layers), "width": resnet.width, "head_width": resnet.head_dim}
+    return sizes | {"patch_size": config.patch_size, **_sizes(config.vit), "head_width": config.vit.head_dim}
 
 
 def _sizes(config: TransformerConfig) -> dict[str, Any]:

@@ -1,13 +1,16 @@
-"""OpenAI's names of CLIP's parameters, which open_clip shares, and what a bare file of them says of the model."""
+"""OpenAI's names of CLIP's parameters, which open_clip shares and adds to, and what a bare file says of the model."""
 
+import dataclasses
 import functools
 import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 
-from clip_jax.config import ClipConfig, TextConfig, VisionConfig, tower_config
+from clip_jax.config import ClipConfig, Loss, TextConfig, TextTower, VisionConfig, VisionTower, tower_config
 from clip_jax.weights_resnet import deduce_resnet, is_resnet, resnet_names
+from clip_jax.weights_siglip import LOGITS, PIXELS, SIGLIP_END
+from clip_jax.weights_timm import NORM_EPSILON, deduce_timm, is_timm, siglip_head_dim, timm_names
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation, TransformerConfig
 from dalle_jax.weights import Names, Tensor
@@ -29,6 +32,9 @@ IGNORED = ("input_resolution", "context_length", "vocab_size", "*attn_mask", "*.
 """Tensors beside the parameters: sizes that the archives carry, constants, counters."""
 
 _HEAD_DIM = 64
+
+_Shape = Callable[[str, int], tuple[int, ...]]
+"""Of a tensor with a number of axes; raises `UserError` where there is none."""
 
 
 def check_official(path: str) -> None:
@@ -55,29 +61,40 @@ def _compare(path: str, size: int, changed: int) -> None:
 
 
 def openai_names(config: ClipConfig, *, text_prefix: str = "") -> Names:
-    """OpenAI's tensors of every variable of a model.
+    """OpenAI's tensors of every variable of a model; open_clip's of a SigLIP.
 
     Args:
       config: of the model.
       text_prefix: before the names of the text tower; open_clip has models with `text.`.
     """
-    names, text = Names(), config.text
-    width = text.transformer.embed_dim
+    names, vision = Names(), config.vision
     names.array("params/logit_scale", "logit_scale", ())
-    ours = "params/text"
-    names.array(f"{ours}/token_embedding/embedding", f"{text_prefix}token_embedding.weight", (text.vocab_size, width))
-    positions = f"{text_prefix}positional_embedding"
-    names.array(f"{ours}/position_embedding", positions, (text.context_length, width))
-    _transformer(names, f"{ours}/transformer", f"{text_prefix}transformer", text.transformer)
-    names.norm(f"{ours}/norm_final", f"{text_prefix}ln_final", width)
-    names.array("params/text_projection/kernel", f"{text_prefix}text_projection", (width, config.embed_dim))
-    if config.vision.resnet is not None:
-        resnet_names(names, config.vision)
-        names.linear("params/vision_projection", "visual.attnpool.c_proj", (config.vision.embed_dim, config.embed_dim))
-        return names
-    _vit(names, config.vision)
-    names.array("params/vision_projection/kernel", "visual.proj", (config.vision.embed_dim, config.embed_dim))
+    if config.loss is Loss.SIGMOID:
+        names.array("params/logit_bias", "logit_bias", ())
+    _text(names, config, text_prefix)
+    if vision.tower is VisionTower.SIGLIP:
+        timm_names(names, vision)
+    elif vision.tower is VisionTower.RESNET:
+        resnet_names(names, vision)
+        names.linear("params/vision_projection", "visual.attnpool.c_proj", (vision.embed_dim, config.embed_dim))
+    else:
+        _vit(names, vision)
+        names.array("params/vision_projection/kernel", "visual.proj", (vision.embed_dim, config.embed_dim))
     return names
+
+
+def _text(names: Names, config: ClipConfig, prefix: str) -> None:
+    ours, text = "params/text", config.text
+    width = text.transformer.embed_dim
+    names.array(f"{ours}/token_embedding/embedding", f"{prefix}token_embedding.weight", (text.vocab_size, width))
+    names.array(f"{ours}/position_embedding", f"{prefix}positional_embedding", (text.context_length, width))
+    _transformer(names, f"{ours}/transformer", f"{prefix}transformer", text.transformer)
+    names.norm(f"{ours}/norm_final", f"{prefix}ln_final", width)
+    ours, theirs = "params/text_projection", f"{prefix}text_projection"
+    if text.tower is TextTower.SIGLIP:
+        names.linear(ours, theirs, (width, config.embed_dim))
+    else:
+        names.array(f"{ours}/kernel", theirs, (width, config.embed_dim))
 
 
 def _vit(names: Names, config: VisionConfig) -> None:
@@ -106,6 +123,23 @@ def _transformer(names: Names, ours: str, theirs: str, config: TransformerConfig
         names.linear(f"{layer}/mlp/out", f"{block}.mlp.c_proj", (config.mlp_dim, width), at)
 
 
+_SIGLIP_TEXT = "text_projection.weight"
+"""There is SigLIP's text tower where this is, after the prefix."""
+
+
+def default_activation(tensors: Mapping[str, Tensor]) -> tuple[Activation, str]:
+    """What is taken of a bare file where nothing is said, and why."""
+    if is_timm(tensors):
+        return Activation.GELU, (
+            "GELU is taken, as open_clip's first SigLIPs have it; what was trained here and SigLIP 2 have "
+            "activation='gelu_tanh'"
+        )
+    return Activation.QUICK_GELU, (
+        "QuickGELU is taken, as OpenAI's models have it; open_clip's have activation='gelu' where '-quickgelu' is not "
+        "in their name"
+    )
+
+
 def text_prefix(tensors: Mapping[str, Tensor]) -> str:
     """What stands before the names of the text tower."""
     return "text." if "text.token_embedding.weight" in tensors else ""
@@ -115,12 +149,11 @@ def deduce_config(tensors: Mapping[str, Tensor], where: str, activation: Activat
     """The model that a bare state dict is of, from shapes, as OpenAI's code deduces it.
 
     Heads are 64 wide, as in all of OpenAI's models, and a sixteenth of the width in open_clip's wider image towers. The
-    end-of-text token is the last of the vocabulary.
+    end-of-text token is the last of the vocabulary, of a SigLIP 1.
 
     Raises:
       UserError: the names that tell the sizes are not there, or their shapes are those of no model.
     """
-    prefix = text_prefix(tensors)
 
     def shape(name: str, rank: int) -> tuple[int, ...]:
         if name not in tensors:
@@ -135,21 +168,46 @@ def deduce_config(tensors: Mapping[str, Tensor], where: str, activation: Activat
             )
         return tensors[name].shape
 
-    vocab_size, width = shape(f"{prefix}token_embedding.weight", 2)
-    context_length, _ = shape(f"{prefix}positional_embedding", 2)
-    _, embed_dim = shape(f"{prefix}text_projection", 2)
     try:
-        text = _deduce_tower(tensors, f"{prefix}transformer", width, activation, shape, where)
-        if is_resnet(tensors):
-            vision = deduce_resnet(tensors, shape)
-        else:
-            vision_width, _, patch_size, _ = shape("visual.conv1.weight", 4)
-            positions, _ = shape("visual.positional_embedding", 2)
-            transformer = _deduce_tower(tensors, "visual.transformer", vision_width, activation, shape, where)
-            vision = VisionConfig(patch_size * round((positions - 1) ** 0.5), patch_size, transformer)
-        return ClipConfig(embed_dim, vision, TextConfig(vocab_size, context_length, vocab_size - 1, text))
+        text, embed_dim = _deduce_text(tensors, activation, shape, where)
+        vision = _deduce_vision(tensors, activation, shape, where)
+        return ClipConfig(embed_dim, vision, text, **(LOGITS if "logit_bias" in tensors else {}))
     except ValueError as error:
         raise UserError(f"{where} describes no model: {error}") from error
+
+
+def _deduce_vision(tensors: Mapping[str, Tensor], activation: Activation, shape: _Shape, where: str) -> VisionConfig:
+    if is_timm(tensors):
+        return dataclasses.replace(deduce_timm(tensors, activation, shape), **PIXELS)
+    if is_resnet(tensors):
+        return deduce_resnet(tensors, shape)
+    width, _, patch_size, _ = shape("visual.conv1.weight", 4)
+    positions, _ = shape("visual.positional_embedding", 2)
+    transformer = _deduce_tower(tensors, "visual.transformer", width, activation, shape, where)
+    return VisionConfig(patch_size * round((positions - 1) ** 0.5), patch_size, transformer)
+
+
+def _deduce_text(
+    tensors: Mapping[str, Tensor], activation: Activation, shape: _Shape, where: str
+) -> tuple[TextConfig, int]:
+    """The text tower, and the width of the shared space."""
+    prefix = text_prefix(tensors)
+    vocab_size, width = shape(f"{prefix}token_embedding.weight", 2)
+    context_length, _ = shape(f"{prefix}positional_embedding", 2)
+    blocks = _deduce_tower(tensors, f"{prefix}transformer", width, activation, shape, where)
+    if f"{prefix}{_SIGLIP_TEXT}" not in tensors:
+        _, embed_dim = shape(f"{prefix}text_projection", 2)
+        return TextConfig(vocab_size, context_length, vocab_size - 1, blocks), embed_dim
+    embed_dim, _ = shape(f"{prefix}{_SIGLIP_TEXT}", 2)
+    blocks = tower_config(
+        blocks.num_layers,
+        width,
+        siglip_head_dim(width),
+        mlp_dim=blocks.mlp_dim,
+        activation=activation,
+        norm_epsilon=NORM_EPSILON,
+    )
+    return TextConfig(vocab_size, context_length, SIGLIP_END, blocks, TextTower.SIGLIP), embed_dim
 
 
 def _deduce_tower(
@@ -157,7 +215,7 @@ def _deduce_tower(
     theirs: str,
     width: int,
     activation: Activation,
-    shape: Callable[[str, int], tuple[int, ...]],
+    shape: _Shape,
     where: str,
 ) -> TransformerConfig:
     prefix, suffix = f"{theirs}.resblocks.", ".mlp.c_fc.weight"

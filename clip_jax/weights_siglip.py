@@ -39,8 +39,11 @@ _VISION_DEFAULTS: dict[str, Any] = _TOWER_DEFAULTS | {
     "num_channels": 3,
     "vision_use_head": True,
 }
-_END, _NOT_THE_END = 1, 49407
-"""The tokenizer's end, and CLIP's, which `SiglipTextConfig` names by mistake."""
+SIGLIP_END = 1
+"""The published tokenizer's end."""
+
+_NOT_THE_END = 49407
+"""CLIP's, which `SiglipTextConfig` names by mistake."""
 
 
 def siglip_names(config: ClipConfig) -> Names:
@@ -90,7 +93,7 @@ def config_from_siglip(settings: Mapping[str, Any], preprocessor: Mapping[str, A
     if not vision["vision_use_head"]:
         raise UserError(f"{where}: its image tower has no attention pooling (vision_use_head), and SigLIP's has")
     end = text.get("eos_token_id")
-    end_id = _END if end in (None, _NOT_THE_END) else end
+    end_id = SIGLIP_END if end in (None, _NOT_THE_END) else end
     try:
         return ClipConfig(
             text.get("projection_size") or text["hidden_size"],
@@ -128,7 +131,7 @@ def config_to_siglip(config: ClipConfig, dtype: str) -> dict[str, Any]:
             f"'{parts[1]}' and '{parts[2]}': this model cannot be saved for it"
         )
     if text.end_id == _NOT_THE_END:
-        raise UserError(f"SiglipModel's folders name {_NOT_THE_END} as the end-of-text token where it is {_END}")
+        raise UserError(f"SiglipModel's folders name {_NOT_THE_END} as the end-of-text token where it is {SIGLIP_END}")
     return {
         "architectures": ["SiglipModel"],
         "model_type": "siglip",

@@ -4,7 +4,8 @@
 
 Source: Radford et al. 2021, Tables 18 to 20; the text tower is the transformer of §2.4. 32 epochs of 400 million pairs
 in batches of 32,768; the largest ViT took 12 days on 256 V100 GPUs, the largest ResNet 18 days on 592. `vit_l14_336` is
-one more epoch of `vit_l14` at a higher resolution and a lower rate. The families differ in Adam's second decay and its
+one more epoch of `vit_l14` at a higher resolution and a lower rate: `--config.init_from=` names the run of `vit_l14`
+(its work directory), whose positions are interpolated. The families differ in Adam's second decay and its
 epsilon. ResNets normalise by the statistics of the whole batch, however many devices hold it. Where the paper is
 silent: the cosine ends at zero, the logit scale is clipped on the parameter after each update. Captions are read by the
 published tokenizer; a run's own is `--config.tokenizer.kind=trained --config.clip.model.text.end_id=3`. Differences:

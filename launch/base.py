@@ -4,7 +4,7 @@ import functools
 
 from etils import epath
 
-from clip_jax.fine_tuning import open_base, read_base
+from clip_jax.fine_tuning import open_base, read_base, read_run
 from clip_jax.loading import published_tokenizer
 from clip_jax.run_tokenizer import TrainedTokenizer, has_tokenizer, read_tokenizer
 from clip_jax.tokenizers import CaptionTokenizer, load_tokenizer
@@ -23,10 +23,11 @@ def initial_params(run: RunConfig, name: str) -> InitFrom | None:
     """The parameters that a stage begins with; None: fresh ones."""
     if not run.init_from:
         return None
-    if not is_published(run.init_from):
+    if name != "clip" and not is_published(run.init_from):
         return epath.Path(run.init_from) / name
     assert run.clip is not None
-    return functools.partial(read_base, run.clip.model, run.init_from)
+    read = read_base if is_published(run.init_from) else read_run
+    return functools.partial(read, run.clip.model, run.init_from)
 
 
 def check_base(run: RunConfig, workdir: epath.Path, stages: list[str]) -> None:

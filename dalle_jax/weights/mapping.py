@@ -24,6 +24,10 @@ Index = tuple[slice, ...]
 Part = Callable[[Index], np.ndarray]
 """Gives a part of a parameter."""
 
+Place = tuple[int | slice | None, ...]
+"""Of a tensor in a parameter, by its first axes: at one position (the tensor lacks that axis), at several, with start
+and stop, or, with None and where nothing is said, all along."""
+
 HOST_BYTES = 1 << 26
 """The most of a parameter that the host holds at once, where a row is not more."""
 
@@ -37,8 +41,8 @@ class Piece:
     """In the file."""
     axes: tuple[int, ...] | None = None
     """Its axes in our order, None: as they are. What they then span is reshaped, where ours has other axes."""
-    at: tuple[int | None, ...] = ()
-    """Where it lies along our first axes; None, and whatever is not said: all along that axis."""
+    at: Place = ()
+    """Where it lies along our first axes."""
 
     @property
     def turned(self) -> tuple[int, ...]:
@@ -46,37 +50,40 @@ class Piece:
         return tuple(self.shape[axis] for axis in self._order)
 
     def to_ours(self, tensor: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-        """What a tensor of the file is in ours, of which it is a part or all."""
-        kept = tuple(size for axis, size in enumerate(shape) if self._free(axis))
-        return tensor.reshape(self.shape).transpose(self._order).reshape(kept)
+        """What a tensor of the file is in ours, of which it is a part or all, with all of our axes."""
+        sizes = tuple(span.stop - span.start for span in self._spans(shape))
+        return tensor.reshape(self.shape).transpose(self._order).reshape(sizes)
 
     def to_theirs(self, param: np.ndarray) -> np.ndarray:
         """The tensor for a file, contiguous."""
-        part = param[tuple(slice(None) if self._free(axis) else self.at[axis] for axis in range(param.ndim))]
+        part = param[tuple(slice(None) if place is None else place for place in self.at)]
         back = tuple(np.argsort(self._order))
         return np.ascontiguousarray(part.reshape(self.turned).transpose(back)).reshape(self.shape)
 
     def fill(self, out: np.ndarray, index: Index, tensor: Tensor, shape: Sequence[int]) -> None:
         """Writes what lies inside `index` of our parameter of `shape` into `out`, which is that part of it."""
-        place: list[int | slice] = []
-        for axis, span in enumerate(index):
-            if self._free(axis):
-                place.append(slice(None))
-                continue
-            position = self.at[axis]
-            assert position is not None
-            if not span.start <= position < span.stop:
-                return
-            place.append(position - span.start)
-        kept = tuple(span for axis, span in enumerate(index) if self._free(axis))
-        out[tuple(place)] = self.to_ours(tensor.read(), shape)[kept]
+        spans = self._spans(shape)
+        first = [max(wanted.start, span.start) for wanted, span in zip(index, spans, strict=True)]
+        last = [min(wanted.stop, span.stop) for wanted, span in zip(index, spans, strict=True)]
+        if all(start < stop for start, stop in zip(first, last, strict=True)):
+            out[_within(index, first, last)] = self.to_ours(tensor.read(), shape)[_within(spans, first, last)]
 
     @property
     def _order(self) -> tuple[int, ...]:
         return tuple(range(len(self.shape))) if self.axes is None else self.axes
 
-    def _free(self, axis: int) -> bool:
-        return axis >= len(self.at) or self.at[axis] is None
+    def _spans(self, shape: Sequence[int]) -> Index:
+        """What it covers of our parameter of `shape`."""
+        places = (*self.at, *[None] * (len(shape) - len(self.at)))
+        return tuple(
+            slice(0, size) if place is None else slice(place, place + 1) if isinstance(place, int) else place
+            for place, size in zip(places, shape, strict=True)
+        )
+
+
+def _within(index: Sequence[slice], first: Sequence[int], last: Sequence[int]) -> Index:
+    """The part from `first` to `last`, counted from where `index` begins."""
+    return tuple(slice(i - span.start, j - span.start) for span, i, j in zip(index, first, last, strict=True))
 
 
 class Names(dict[str, list[Piece]]):
@@ -91,18 +98,18 @@ class Names(dict[str, list[Piece]]):
         theirs: str,
         shape: Sequence[int],
         axes: tuple[int, ...] | None = None,
-        at: tuple[int | None, ...] = (),
+        at: Place = (),
     ) -> None:
         """One tensor."""
         self.setdefault(ours, []).append(Piece(theirs, tuple(shape), axes, at))
 
-    def linear(self, ours: str, theirs: str, sizes: tuple[int, int], at: tuple[int | None, ...] = ()) -> None:
+    def linear(self, ours: str, theirs: str, sizes: tuple[int, int], at: Place = ()) -> None:
         """A dense layer of `(in, out)` features, with a bias."""
         features_in, features_out = sizes
         self.array(f"{ours}/kernel", f"{theirs}.weight", (features_out, features_in), (1, 0), at)
         self.array(f"{ours}/bias", f"{theirs}.bias", (features_out,), at=at)
 
-    def norm(self, ours: str, theirs: str, width: int, at: tuple[int | None, ...] = ()) -> None:
+    def norm(self, ours: str, theirs: str, width: int, at: Place = ()) -> None:
         """Gain and bias of a normalisation."""
         self.array(f"{ours}/scale", f"{theirs}.weight", (width,), at=at)
         self.array(f"{ours}/bias", f"{theirs}.bias", (width,), at=at)

@@ -9,9 +9,13 @@ import numpy as np
 import optax
 import pytest
 
-from clip_jax import ClipConfig, ClipStage, TextConfig, VisionConfig, tower_config
+from clip_jax import ClipConfig, ClipStage, TextConfig, VisionConfig, resnet_config, tower_config
 from clip_jax.objectives import TASKS, Objective, word_targets
+from dalle_jax.errors import UserError
 from dalle_jax.training.config import OptimizerConfig, TrainConfig
+from dalle_jax.training.optimizer import make_optimizer
+from dalle_jax.training.state import TrainState
+from dalle_jax.training.step import make_train_step
 
 START, END, T = 2, 3, 6
 CONFIG = ClipConfig(
@@ -75,7 +79,7 @@ def test_bag_of_words_prediction_by_hand():
     expected = -np.mean([found[i, w].mean() for i, w in enumerate(words)])
     np.testing.assert_allclose(task.loss(params, {}, images, **STEP)[0], expected, rtol=1e-5)
     scores = [[found[i, w].mean() for w in words] for i in range(3)]
-    np.testing.assert_allclose(task.scores(params, images["image"]), scores, rtol=1e-5)
+    np.testing.assert_allclose(task.scores(params, {}, images["image"]), scores, rtol=1e-5)
 
 
 def test_caption_model_by_hand_and_causality():
@@ -103,7 +107,7 @@ def test_caption_model_by_hand_and_causality():
     assert (np.exp(every).sum(axis=0) < 1).all()
     end = np.where(np.arange(T) == 2, END, images["text"])
     np.testing.assert_allclose(np.exp([*every, np.asarray(likelihoods(end)[0])[:, 1]]).sum(axis=0), 1, rtol=1e-4)
-    scores = np.asarray(task.scores(params, images["image"]))
+    scores = np.asarray(task.scores(params, {}, images["image"]))
     for c in range(3):
         own, _ = likelihoods(np.repeat(CAPTIONS[c : c + 1], 3, axis=0))
         np.testing.assert_allclose(scores[:, c], np.sum(own, axis=-1), rtol=1e-4)
@@ -114,14 +118,59 @@ def test_several_captions_of_a_class_are_averaged():
     for objective in (Objective.CAPTION, Objective.WORDS):
         one, two = task_of(objective), TASKS[objective](STAGE, twice)
         params, images = init(one), batch(np.random.default_rng(0), 3)["image"]
-        single = np.asarray(one.scores(params, images))
-        np.testing.assert_allclose(two.scores(params, images), (single + single[:, [1, 2, 0]]) / 2, rtol=1e-4)
+        single = np.asarray(one.scores(params, {}, images))
+        np.testing.assert_allclose(two.scores(params, {}, images), (single + single[:, [1, 2, 0]]) / 2, rtol=1e-4)
 
 
 def test_contrastive_scores_are_cosines():
     task = task_of(Objective.CONTRASTIVE)
     assert task.config.text.tower.value == "bag_of_words"
-    scores = np.asarray(task.scores(init(task), batch(np.random.default_rng(0))["image"]))
+    scores = np.asarray(task.scores(init(task), {}, batch(np.random.default_rng(0))["image"]))
     assert scores.shape == (12, 3) and np.abs(scores).max() <= 1 + 1e-6
     other = dataclasses.replace(STAGE, model=task.config)
     assert TASKS[Objective.CONTRASTIVE](other, CAPTIONS[:, None]).config == task.config
+
+
+@pytest.mark.parametrize("objective", Objective)
+def test_a_step_in_micro_batches(objective):
+    """Every picture is contrasted with all captions of the batch, not with those of its part alone."""
+    rows = batch(np.random.default_rng(0))
+    if objective is Objective.CAPTION:  # whose mean is over tokens: equally many in every part
+        rows["text"] = jnp.asarray(CAPTIONS[np.arange(12) % 2])
+    found = []
+    for micro_batches in (1, 4):
+        stage = dataclasses.replace(STAGE, train=dataclasses.replace(STAGE.train, micro_batches=micro_batches))
+        found.append(one_step(TASKS[objective](stage, CAPTIONS[:, None]), stage, rows))
+    (whole, whole_metrics), (parts, metrics) = found
+    assert metrics["loss"] == pytest.approx(float(whole_metrics["loss"]), rel=1e-5)
+    assert metrics["grad_norm"] == pytest.approx(float(whole_metrics["grad_norm"]), rel=1e-4)
+
+
+def one_step(task, stage, rows):
+    """The state after a step of training, and its metrics."""
+    params, model_state = nn.meta.unbox(jax.jit(task.init)(jax.random.key(0)))
+    optimizer = make_optimizer(stage.train.optimizer, 1)
+    state = TrainState(jnp.int32(0), params, optimizer.init(params), model_state, None, jax.random.key(0))
+    return jax.jit(make_train_step(task, stage.train, optimizer))(state, rows)
+
+
+# A ResNet, as the paper's figure has it
+
+
+@pytest.mark.parametrize("objective", Objective)
+def test_a_resnets_statistics_move_in_training_and_are_read_in_evaluation(objective):
+    vision = resnet_config(32, (1, 1, 1, 1), 4, head_dim=32)
+    stage = dataclasses.replace(STAGE, model=dataclasses.replace(CONFIG, vision=vision))
+    task = TASKS[objective](stage, CAPTIONS[:, None])
+    rows = batch(np.random.default_rng(0))
+    rows["image"] = jnp.repeat(jnp.repeat(rows["image"], 2, axis=1), 2, axis=2)
+    before = nn.meta.unbox(jax.jit(task.init)(jax.random.key(0)))[1]
+    state, metrics = one_step(task, stage, rows)
+    assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
+    moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), before, state.model_state)
+    assert before["batch_stats"]["vision"] and all(jax.tree.leaves(moved))
+    trained, untouched = (task.evaluate(state.params, stats, [rows]) for stats in (state.model_state, before))
+    assert trained["loss"] != untouched["loss"]  # and not the batch's own
+    cut = dataclasses.replace(stage, train=dataclasses.replace(stage.train, micro_batches=2))
+    with pytest.raises(UserError, match="statistics of its whole batch"):
+        TASKS[objective](cut, CAPTIONS[:, None])

@@ -87,6 +87,22 @@ def stage(**changes):
     return ClipStage(TINY, TrainConfig(batch_size=16, num_steps=10, optimizer=optimizer), Augment.SQUARE, **changes)
 
 
+def test_dropped_patches_are_not_read_in_training(params, images):
+    config = dataclasses.replace(TINY, vision=dataclasses.replace(TINY.vision, patch_dropout=0.5))
+    pixels = jnp.asarray(images[:4], jnp.float32) / 255
+
+    def features(pixels, **options):
+        return ClipModel(config).apply({"params": params}, pixels, method="encode_image", **options)
+
+    def trained(pixels):
+        return features(pixels, train=True, rngs={"dropout": jax.random.key(3)}).sum()
+
+    read = jnp.abs(jax.jit(jax.grad(trained))(pixels))[:, :16, :16].reshape(4, 2, 8, 2, 8, 3).sum(axis=(2, 4, 5)) > 0
+    assert read.sum(axis=(1, 2)).tolist() == [2] * 4 and len({str(row) for row in read.tolist()}) > 1
+    whole = ClipModel(TINY).apply({"params": params}, pixels, method="encode_image")
+    np.testing.assert_array_equal(features(pixels), whole)
+
+
 @pytest.mark.parametrize(
     "name, count",
     [("siglip_b16", 203_155_970), ("siglip_so400m14", 877_360_306), ("siglip_so400m14_384", 877_960_498)],

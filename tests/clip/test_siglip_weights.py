@@ -12,7 +12,9 @@ import clip_jax
 from clip_jax import Clip, ClipConfig, Loss, TextConfig, TextTower, VisionConfig, VisionTower, tower_config
 from clip_jax.tokenizers import load_tokenizer
 from clip_jax.weights import abstract_variables, open_published
+from clip_jax.weights_openai import openai_names
 from clip_jax.weights_siglip import LOGITS, PIXELS, siglip_names
+from clip_jax.weights_timm import TOWERS
 from dalle_jax.data.config import Augment
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation
@@ -20,7 +22,7 @@ from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.mesh import make_mesh
 from dalle_jax.training.sharding import ShardingRules, param_shardings
 from dalle_jax.training.trees import named_leaves, unbox
-from dalle_jax.weights import write_safetensors, write_tensors
+from dalle_jax.weights import Names, read_params, read_tensors, write_safetensors, write_tensors
 from tests.weights import pickled
 
 
@@ -174,7 +176,7 @@ def test_what_the_others_do_not_have_is_refused(clip, tmp_path):
     cropped = dataclasses.replace(CONFIG.vision, preprocessing=Augment.CLIP_INFERENCE)
     softmax = {name: leaf for name, leaf in params.items() if name != "logit_bias"}
     for other, format, message in (
-        (clip, "open_clip", "save with format='hf'"),
+        (clip, "open_clip", "timm, which has none of 3 layers, width 64.*save with format='hf'"),
         (Clip(dataclasses.replace(CONFIG, text=text), params, tokenize), "hf", "not with 'siglip', 'transformer'"),
         (Clip(dataclasses.replace(CONFIG, loss=Loss.SOFTMAX), softmax, tokenize), "hf", "and 'softmax'"),
         (Clip(dataclasses.replace(CONFIG, vision=cropped), params, tokenize), "hf", "squeezed into a square"),
@@ -207,12 +209,101 @@ def test_clips_whose_pictures_are_squeezed(tmp_path, format):
 
 def test_an_open_clip_folder_says_where_to_go(clip, tmp_path):
     clip_jax.save(clip, tmp_path)
-    settings = {"embed_dim": 64, "vision_cfg": {"timm_model_name": "vit_base_patch16_siglip_224"}, "text_cfg": {}}
+    settings = {"embed_dim": 64, "vision_cfg": {"timm_model_name": "vit_base_patch16_siglip_gap_224"}, "text_cfg": {}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": settings}))
     assert open_published(tmp_path).config == clip.config  # as Hugging Face's, whose weights are there
     (tmp_path / "config.json").unlink()
-    with pytest.raises(UserError, match=r"vit_base_patch16_siglip_224.*Hugging Face's folder"):
+    with pytest.raises(UserError, match=r"vit_base_patch16_siglip_gap_224.*Hugging Face's folder"):
         clip_jax.load(tmp_path)
+
+
+# For open_clip
+
+
+@pytest.fixture
+def named(monkeypatch):
+    """timm's table with a name for the small tower, whose activation is the other one."""
+    blocks = dataclasses.replace(CONFIG.vision.vit, activation=Activation.GELU)
+    tower = VisionConfig(32, 16, blocks, VisionTower.SIGLIP)
+    monkeypatch.setitem(TOWERS, "vit_small_patch16_siglip_32", tower)
+
+
+def test_a_tensor_of_several_places_is_read_in_parts(tmp_path):
+    """Keys and values lie in one tensor of timm's, and each device has another of them here."""
+    ours, names = np.arange(18, dtype=np.float32).reshape(3, 3, 2), Names()
+    names.array("x", "q", (2, 3), (1, 0), (None, slice(0, 1)))
+    names.array("x", "kv", (4, 3), (1, 0), (None, slice(1, 3)))
+    tensors = write_tensors(names, {"x": ours})
+    np.testing.assert_array_equal(tensors["kv"], ours[:, 1:].reshape(3, 4).T)
+    write_safetensors(tmp_path / "a.safetensors", tensors)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:3]), ("a",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "a"))
+    shapes = {"x": jax.ShapeDtypeStruct(ours.shape, ours.dtype)}
+    found = read_params(names, shapes, read_tensors(tmp_path / "a.safetensors"), shardings=sharding)["x"]
+    np.testing.assert_array_equal(found, ours)
+    assert {shard.data.shape for shard in found.addressable_shards} == {(3, 1, 2)}
+
+
+@pytest.mark.parametrize("end_id", [1, 3])
+def test_for_open_clip_out_and_in_again(variables, named, tmp_path, capsys, end_id):
+    config = dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, end_id=end_id))
+    clip_jax.save(Clip(config, variables["params"], tokenize), tmp_path / "out", format="open_clip")
+    assert "'gelu_tanh' and open_clip's of the same sizes 'gelu'" in capsys.readouterr().err
+    again = clip_jax.load(tmp_path / "out", tokenize=tokenize)
+    assert again.config == config
+    same(again, variables)
+    clip_jax.save(again, tmp_path / "more", format="open_clip")
+    for file in (tmp_path / "out").iterdir():
+        assert file.read_bytes() == (tmp_path / "more" / file.name).read_bytes(), file.name
+
+
+def test_open_clips_names_without_a_config(tmp_path, capsys):
+    """Heads are not in the file: those of published towers are 64 wide, and 72 in the So400m."""
+    one_head = tower_config(2, 64, mlp_dim=40, activation=Activation.GELU_TANH, norm_epsilon=1e-6)
+    vision, text = (dataclasses.replace(side, transformer=one_head) for side in (CONFIG.vision, CONFIG.text))
+    config = dataclasses.replace(CONFIG, vision=vision, text=text)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), unbox(abstract_variables(config)))
+    write_safetensors(tmp_path / "a.safetensors", write_tensors(openai_names(config, text_prefix="text."), variables))
+    bare = clip_jax.load(tmp_path / "a.safetensors", activation="gelu_tanh", tokenize=tokenize)
+    assert bare.config == config
+    same(bare, variables)
+    assert "note" not in capsys.readouterr().err
+    exact = clip_jax.load(tmp_path / "a.safetensors", tokenize=tokenize).config
+    assert exact.vision.vit.activation is exact.text.transformer.activation is Activation.GELU
+    assert "GELU is taken, as open_clip's first SigLIPs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda m: m["vision_cfg"].update(timm_pool="avg"), "timm_pool='avg' is of a model that is not built here"),
+        (lambda m: m["vision_cfg"].update(timm_proj="linear"), "timm_proj='linear' is of a model"),
+        (lambda m: m["vision_cfg"].pop("timm_pool"), "leaves timm_pool or timm_proj out"),
+        (lambda m: m["vision_cfg"].update(image_size=64), "pictures of 64, and timm's .* reads 32"),
+        (lambda m: m["text_cfg"].update(pool_type="first"), "no_causal_mask=True"),
+        (lambda m: m["text_cfg"].update(no_causal_mask=False), "pool_type='last'"),
+        (lambda m: m["text_cfg"].update(hf_tokenizer_name="timm/ViT-B-16-SigLIP2"), "SigLIP 2's"),
+        (lambda m: m.pop("init_logit_bias"), "unknown: logit_bias"),
+    ],
+)
+def test_an_open_clip_folder_of_another_model(clip, named, tmp_path, change, message):
+    clip_jax.save(clip, tmp_path, format="open_clip")
+    file = tmp_path / "open_clip_config.json"
+    settings = json.loads(file.read_text())
+    change(settings["model_cfg"])
+    file.write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=message):
+        clip_jax.load(tmp_path)
+
+
+def test_a_clip_trained_by_the_sigmoid_loss_keeps_its_bias(tmp_path):
+    vision = VisionConfig(32, 16, tower_config(1, 64))
+    config = ClipConfig(8, vision, TextConfig(100, 12, 99, tower_config(1, 64)), **LOGITS)
+    ones = jax.tree.map(lambda x: np.ones(x.shape, np.float32), unbox(abstract_variables(config)))
+    clip_jax.save(Clip(config, ones["params"], tokenize), tmp_path, format="open_clip")
+    assert open_published(tmp_path).config == config
+    same(clip_jax.load(tmp_path, tokenize=tokenize), ones)
 
 
 def test_the_tokenizer_beside_the_weights_is_used(clip, tmp_path):

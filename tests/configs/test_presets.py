@@ -55,7 +55,7 @@ def test_every_config_is_listed():
     assert files == {name for name, _ in PRESETS} | {"efficiency"}
 
 
-@pytest.mark.parametrize("arg", ["", "gpu", "tiny"])
+@pytest.mark.parametrize("arg", ["", "gpu", "resnet", "tiny"])
 def test_the_experiment_of_several_runs_becomes_dataclasses_and_back(arg):
     experiment = from_config_dict(EfficiencyConfig, load("efficiency", arg))
     assert from_config_dict(EfficiencyConfig, to_config_dict(experiment)) == experiment

@@ -22,7 +22,7 @@ from clip_jax import (
     resnet_config,
     tower_config,
 )
-from clip_jax.fine_tuning import open_base, read_base
+from clip_jax.fine_tuning import open_base, read_base, read_run
 from clip_jax.run_tokenizer import read_tokenizer
 from clip_jax.tokenizers import CaptionTokenizer, load_tokenizer
 from clip_jax.weights import abstract_variables
@@ -149,7 +149,9 @@ def run_config(weights: Path | str | None, **changes) -> RunConfig:
 def test_a_run_of_a_run_reads_captions_as_the_first_one(tuned, weights, tmp_path):
     run = dataclasses.replace(run_config(weights), init_from=str(tuned))
     assert find_tokenizer(run, epath.Path(tmp_path)).fingerprint == load_tokenizer().fingerprint
-    assert initial_params(run, "clip") == epath.Path(tuned) / "clip"
+    assert initial_params(run, "decoder") == epath.Path(tuned) / "decoder"
+    begin = initial_params(run, "clip")
+    assert begin is not None and begin.func is read_run and begin.args[1] == str(tuned)
 
 
 def test_batches_hold_the_published_ids(pictures):
