@@ -126,11 +126,14 @@ def test_captions_that_are_not_text(write_tar, png):
         "d.png": png(), "d.json": b"{broken",
         "e.png": png(), "e.txt": b"\xff\xfe", "e.json": b'{"caption": "readable"}',
         "f.png": png(), "f.json": b'["a list"]',
+        "g.png": png(), "g.json": b'{"width": ' + b"9" * 5000 + b', "caption": "a dog"}',  # Python reads 4,300 digits
+        "h.png": png(), "h.json": b"[" * 200_000,
+        "i.png": png(), "i.json": b'{"caption": ' + b"[" * 800 + b'"a dog"' + b"]" * 800 + b"}",
     }  # fmt: skip
     source = WebDataset([write_tar("0.tar", members)])
     found = [(source[i].captions, source[i].captions_fault) for i in range(len(source))]
     encoding = ((), BadReason.CAPTION_ENCODING)
-    assert found == [encoding, ((), None), encoding, ((), None), (("readable",), None), ((), None)]
+    assert found == [encoding, ((), None), encoding, ((), None), (("readable",), None), *[((), None)] * 4]
 
 
 def test_labels_and_what_is_no_sample(write_tar, png):
