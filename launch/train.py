@@ -22,7 +22,7 @@ from dalle_jax.training.program import build_step
 from dalle_jax.training.sharding import ShardingRules, check_batch
 from dalle_jax.training.starts import read_starts
 from dalle_jax.training.workdir import open_workdir
-from launch.base import check_base, find_tokenizer
+from launch.base import check_base, check_base_run, find_tokenizer
 from launch.flags import define_config, start
 from launch.run_config import RunConfig, with_absolute_paths
 from launch.stages import PLANS, StagePlan, Watch, check_source, choose_stages, make_batches, train_stage
@@ -79,7 +79,9 @@ def _check(run: RunConfig, workdir: epath.Path, stages: list[str]) -> tuple[dict
     for source in sources:
         for plan in plans.values():
             check_source(source, plan)
-    return plans, find_tokenizer(run, workdir)
+    tokenizer = find_tokenizer(run, workdir)
+    check_base_run(run, workdir, {name: plan.task for name, plan in plans.items()})
+    return plans, tokenizer
 
 
 def _profile_steps() -> tuple[int, int] | None:
