@@ -78,6 +78,17 @@ def from_config_dict(cls: type[T], mapping: Mapping[str, Any] | ConfigDict, path
         raise UserError(f"{path}: {error}") from error
 
 
+def check_at_least(smallest: int, config: Any, *names: str) -> None:
+    """Refuses sizes and counts that are too small; for the `__post_init__` of configs.
+
+    Raises:
+      ValueError: naming the first.
+    """
+    for name in names:
+        if getattr(config, name) < smallest:
+            raise ValueError(f"{name} must be at least {smallest}, not {getattr(config, name)}")
+
+
 def to_json(value: Any) -> str:
     """Canonical JSON of a config: keys sorted, so that equal configs give equal text."""
     return json.dumps(_plain(value), indent=2, sort_keys=True, default=_json_value)

@@ -7,7 +7,6 @@ was whole once; what was damaged later is found when it is read.
 """
 
 import contextlib
-import errno
 import itertools
 import math
 import os
@@ -21,7 +20,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from dalle_jax.errors import UserError
+from dalle_jax.errors import DISK_FULL, UserError
 from dalle_jax.training.checksums import changed, checksums
 from dalle_jax.training.config import TrainConfig
 from dalle_jax.training.distributed import gather
@@ -425,7 +424,7 @@ def _full_disk(directory: epath.Path) -> Generator[None, None, None]:
     try:
         yield
     except Exception as error:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = isinstance(error, OSError) and error.errno in DISK_FULL
         if not full and "No space left on device" not in str(error):
             raise
         steps = saved_steps(directory.parent)
