@@ -60,6 +60,14 @@ def test_a_tar_cut_in_half_is_an_error(write_tar, png):
         WebDataset([write_tar("whole.tar", {"a.png": png()}), path])
 
 
+def test_a_tar_cut_between_two_members_is_told(write_tar, png, caplog):
+    path = write_tar("cut.tar", {f"{i}.png": png(i) for i in range(3)}, tarfile.USTAR_FORMAT)
+    assert len(list(tar.scan(path))) == 3 and not caplog.records
+    os.truncate(path, list(tar.scan(path))[2].offset - 512)
+    assert len(list(tar.scan(path))) == 2
+    assert "cut.tar ends without the empty blocks that close a tar: it may be cut short" in caplog.text
+
+
 def test_compressed_and_damaged_tars_are_named(tmp_path, write_tar, png):
     path = write_tar("x.tar", {"a.png": png(), "b.png": png(1)}, tarfile.USTAR_FORMAT)
     data = Path(path).read_bytes()
