@@ -26,6 +26,7 @@ from launch.base import check_base, check_base_run, find_tokenizer
 from launch.flags import define_config, start
 from launch.run_config import RunConfig, with_absolute_paths
 from launch.stages import PLANS, StagePlan, Watch, check_source, choose_stages, make_batches, train_stage
+from launch.starting import starting
 from launch.together import AnyTokenizer, begin, check_processes
 
 CONFIG = define_config(optional=["init_from"])
@@ -50,16 +51,19 @@ def main() -> None:
     if any(getattr(run, name).train.deterministic for name in stages):
         set_deterministic()
     check_processes(config=run)
-    plans, tokenizer = _check(run, workdir, stages)
     if DRY_RUN.value:
+        plans, tokenizer = _check(run, workdir, stages)
         for name, plan in plans.items():
             _describe(name, run, plan, tokenizer)
         return
-    begin(run, run, workdir, tokenizer)
-    began = process_began()
-    for name in stages:
-        train_stage(name, run, workdir, tokenizer, watch, began)
-        began = max([began, *(start.beat for start in read_starts(workdir / name))])
+    with starting(workdir) as ready:
+        _, tokenizer = _check(run, workdir, stages)
+        begin(run, run, workdir, tokenizer)
+        ready()
+        began = process_began()
+        for name in stages:
+            train_stage(name, run, workdir, tokenizer, watch, began)
+            began = max([began, *(start.beat for start in read_starts(workdir / name))])
 
 
 def _check(run: RunConfig, workdir: epath.Path, stages: list[str]) -> tuple[dict[str, StagePlan], AnyTokenizer | None]:
