@@ -4,6 +4,7 @@ import dataclasses
 import enum
 from typing import Any
 
+from dalle_jax.config import check_at_least
 from dalle_jax.data.config import Augment
 from dalle_jax.nn.transformer import Activation, Remat, TransformerConfig, check_dtype
 from dalle_jax.training.config import TrainConfig
@@ -63,6 +64,7 @@ class ResNetConfig:
 
     def __post_init__(self):
         check_dtype(self.dtype)
+        check_at_least(1, self, "width", "head_dim")
         if min(self.layers) < 1:
             raise ValueError(f"layers {self.layers}: a stage has one block at least")
         if self.width % 2 or self.embed_dim % self.head_dim:
@@ -104,6 +106,7 @@ class VisionConfig:
     """How a picture of any size becomes a square at inference: `clip_inference` or `square` (SigLIP's)."""
 
     def __post_init__(self):
+        check_at_least(1, self, "image_size", "patch_size")
         if not 0 <= self.patch_dropout < 1:
             raise ValueError(f"patch_dropout must be in [0, 1), not {self.patch_dropout}")
         if len(self.pixel_mean) != 3 or len(self.pixel_std) != 3 or min(self.pixel_std) <= 0:
@@ -157,6 +160,7 @@ class TextConfig:
     tower: TextTower = TextTower.TRANSFORMER
 
     def __post_init__(self):
+        check_at_least(1, self, "context_length")
         if not 0 <= self.end_id < self.vocab_size:
             raise ValueError(f"end_id {self.end_id} is no id of a vocabulary of {self.vocab_size}")
 

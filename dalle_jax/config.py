@@ -78,6 +78,17 @@ def from_config_dict(cls: type[T], mapping: Mapping[str, Any] | ConfigDict, path
         raise UserError(f"{path}: {error}") from error
 
 
+def check_at_least(smallest: int, config: Any, *names: str) -> None:
+    """Refuses sizes and counts that are too small; for the `__post_init__` of configs.
+
+    Raises:
+      ValueError: naming the first.
+    """
+    for name in names:
+        if getattr(config, name) < smallest:
+            raise ValueError(f"{name} must be at least {smallest}, not {getattr(config, name)}")
+
+
 def to_json(value: Any) -> str:
     """Canonical JSON of a config: keys sorted, so that equal configs give equal text."""
     return json.dumps(_plain(value), indent=2, sort_keys=True, default=_json_value)
@@ -97,11 +108,23 @@ def read_json(path: epath.PathLike) -> Any:
     """Reads JSON; a missing or broken file is a `UserError`."""
     path = epath.Path(path)
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
+        return parse_json(path.read_bytes().decode())
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} is missing: is this a work directory of launch.train?") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # what is not UTF-8 too
         raise UserError(f"{path} is not valid JSON ({error})") from error
+
+
+def parse_json(text: str) -> Any:
+    """Reads JSON from wherever it comes.
+
+    Raises:
+      ValueError: it is none, or holds what Python refuses: a number of thousands of digits, lists in lists without end.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _plain(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """Expected mistakes: one exception type, printed as one line."""
 
+import errno
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -12,6 +13,10 @@ PREEMPTED_VARIABLE = "DALLE_JAX_PREEMPTED_CODE"
 
 STALLED = 76
 """Exit code of a process that made no step for too long (`dalle_jax.training.watchdog`)."""
+
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of the system where a disk has no room, or a person no more of it."""
 
 
 class UserError(Exception):
@@ -31,7 +36,8 @@ def closest(name: str, candidates: Iterable[str]) -> str:
 def run_main(main: Callable[..., int | None], *args) -> None:
     """Runs a script's `main(*args)` and ends the process: 2 and one line on a `UserError`.
 
-    A full disk and a missing library for `gs://` are expected mistakes too, wherever they surface.
+    A full disk, a file in the place of a folder and a missing library for `gs://` are expected mistakes too, wherever
+    they surface.
     """
     try:
         code = main(*args) or 0
@@ -48,12 +54,19 @@ def run_main(main: Callable[..., int | None], *args) -> None:
         print('error: paths at gs:// need gcsfs: pip install "dalle-jax[gcs]"', file=sys.stderr, flush=True)
         code = 2
     except OSError as error:
-        import errno
-
-        if error.errno != errno.ENOSPC:
+        message = _mistake(error)
+        if message is None:
             raise
-        where = f" while writing {error.filename}" if error.filename else ""
-        message = f"the disk is full{where}: free some space and start again; what was saved before is intact"
         print(f"error: {message}", file=sys.stderr, flush=True)
         code = 2
     sys.exit(code)
+
+
+def _mistake(error: OSError) -> str | None:
+    """What a person can mend of what the system refused; None: it is a fault of the program."""
+    if error.errno in DISK_FULL:
+        where = f" while writing {error.filename}" if error.filename else ""
+        return f"the disk is full{where}: free some space and start again; what was saved before is intact"
+    if isinstance(error, NotADirectoryError):
+        return f"{error.filename} cannot be reached: a file stands where a folder should be; name another place"
+    return None

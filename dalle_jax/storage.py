@@ -3,6 +3,7 @@
 `gs://` needs the extra `gcs`. Local paths go past fsspec, which would cost more than a small read.
 """
 
+import errno
 import glob
 import os
 import time
@@ -165,12 +166,19 @@ def glob_files(pattern: str) -> list[str]:
 
 
 def write_whole(path: epath.PathLike, data: bytes) -> None:
-    """Writes a file so that a reader sees either the old one or all of the new one; folders are made."""
+    """Writes a file so that a reader sees either the old one or all of the new one; folders are made.
+
+    Raises:
+      OSError: it cannot be written; `NotADirectoryError` where a file stands in the place of one of its folders.
+    """
     path = epath.Path(path)
     if is_remote(path):
         path.write_bytes(data)  # An object appears when all of it is there.
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:  # a file; where it stands higher up, the system says so itself
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(path.parent)) from error
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another process may write the same
     try:
         temporary.write_bytes(data)

@@ -1,7 +1,9 @@
 """What a run begins with: its tokenizer, and the weights of the model that it is tuned from."""
 
 import functools
+from collections.abc import Mapping
 
+import jax
 from etils import epath
 
 from clip_jax.fine_tuning import open_base, read_base, read_run
@@ -14,8 +16,10 @@ from dalle_jax.data.config import TokenizerKind
 from dalle_jax.data.sources import TRAIN, open_source
 from dalle_jax.data.tokenizer import Tokenizer, train_tokenizer
 from dalle_jax.errors import UserError
-from dalle_jax.training.checkpoint import saved_steps
+from dalle_jax.training.checkpoint import check_model, saved_steps
 from dalle_jax.training.loop import InitFrom
+from dalle_jax.training.task import Task
+from dalle_jax.training.trees import unbox
 from launch.run_config import RunConfig
 
 
@@ -46,6 +50,27 @@ def check_base(run: RunConfig, workdir: epath.Path, stages: list[str]) -> None:
         )
     if run.clip is not None and not saved_steps(workdir / "clip"):
         open_base(run.clip.model, run.init_from)
+
+
+def check_base_run(run: RunConfig, workdir: epath.Path, tasks: Mapping[str, Task]) -> None:
+    """Compares the models of a trained run with all stages that are to begin with them, by their shapes.
+
+    Raises:
+      UserError: the base lacks a stage, or its model is another.
+    """
+    if not run.init_from or is_published(run.init_from):
+        return
+    for name, task in tasks.items():
+        base = epath.Path(run.init_from) / name
+        if saved_steps(workdir / name):
+            continue  # it goes on with its own
+        if not saved_steps(base):
+            raise UserError(
+                f"config.init_from={run.init_from} holds no trained {name}, and the config trains one: name a run that "
+                f"does, or leave the section {name} out of the config"
+            )
+        params, model_state = jax.eval_shape(lambda task=task: task.init(jax.random.key(0)))
+        check_model(base, unbox(params), unbox(model_state))
 
 
 def find_tokenizer(run: RunConfig, workdir: epath.Path) -> Tokenizer | CaptionTokenizer | None:

@@ -16,7 +16,6 @@ noted there and on the terminal; the others are measured all the same, and the e
 """
 
 import functools
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -138,20 +137,19 @@ def run_shapes(workdir: str, out: epath.Path) -> dict:
         raise UserError(f"--suite=shapes measures runs on the drawn scenes; {workdir} was trained on other data")
     dalle, clip = dalle_jax.load(workdir), load_clip()
     report = shapes.evaluate(dalle, clip, out, run["data"]["shapes"]["max_objects"])
-    began = epath.Path(workdir, "tokenizer.model").stat().mtime
-    return report | {"seconds": round(time.time() - began, 1), "commit": code_version(), "workdir": workdir}
+    seconds = round(shapes.seconds_until_now(workdir), 1)
+    return report | {"seconds": seconds, "commit": code_version(), "workdir": workdir}
 
 
 def print_shapes(report: dict) -> None:
     """A line a figure; those by attribute under one heading."""
-    attributes = list(report["chance"])
+    attributes = [name for name in report["chance"] if name != "mean"]
     print(f"{'':32}{'mean':>8}  {'95% interval':16}" + "".join(f"{name:>12}" for name in attributes))
     for name, value in report.items():
-        if isinstance(value, dict) and "mean" in value:
-            low, high = value["interval_95"]
+        if isinstance(value, dict):
+            interval = "{:.3f} to {:.3f}".format(*value["interval_95"]) if "interval_95" in value else ""
             cells = "".join(f"{value[attribute]:12.3f}" for attribute in attributes)
-            print(f"{name:32}{value['mean']:8.3f}  {f'{low:.3f} to {high:.3f}':16}{cells}")
-    print(f"{'chance':32}{'':8}  {'':16}" + "".join(f"{report['chance'][name]:12.3f}" for name in attributes))
+            print(f"{name:32}{value['mean']:8.3f}  {interval:16}{cells}")
     for name, value in report.items():
         if not isinstance(value, dict):
             print(f"{name:32}{value if value is not None else '-':>8}")

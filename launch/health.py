@@ -36,6 +36,7 @@ WINDOWS = 10
 class Verdict(enum.Enum):
     """What a person wants to know first."""
 
+    STARTING = "starting"
     HEALTHY = "healthy"
     SLOW_INPUT = "slow input"
     STALLED = "stalled"

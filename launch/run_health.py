@@ -9,6 +9,7 @@ from dalle_jax.errors import UserError
 from dalle_jax.training.starts import duration
 from dalle_jax.training.workdir import read_workdir
 from launch.health import DEAD_AFTER, Health, Verdict, look
+from launch.starting import Starting, read_starting
 
 STAGES = ("codec", "decoder", "clip")
 """Sections of a config that are trained, in order."""
@@ -17,28 +18,33 @@ BETWEEN = 10 * DEAD_AFTER
 """Seconds that a run may take from the end of a stage to the first sign of life of the next."""
 
 
-def find(workdir: epath.Path, now: float) -> tuple[list[Health], list[str]]:
-    """The stages that have begun, in order, and those that the config names and have not.
+def find(workdir: epath.Path, now: float) -> tuple[list[Health], list[str], Starting | None]:
+    """The stages that have begun, in order, those that the config names and have not, and a start before any stage.
 
     Raises:
       UserError: the folder is not there, or is none of a run.
     """
     if (workdir / "starts").exists():
         found = look(workdir, now)
-        return ([found] if found else []), []
+        return ([found] if found else []), [], None
+    start = read_starting(workdir)
+    if start is not None and not (workdir / "config.json").exists():
+        return [], [], start
     config = read_workdir(workdir)
     if runs := sorted(path.parent for objective in Objective for path in workdir.glob(f"{objective.value}/*/starts")):
         raise UserError(f"{workdir} is of launch.efficiency: name one of its {len(runs)} runs ({runs[0]}, say)")
     wanted = [name for name in STAGES if config.get(name)]
     looked = {name: look(workdir / name, now) for name in wanted}
     stages = [health for health in looked.values() if health is not None]
-    return stages, [name for name, health in looked.items() if health is None]
+    return stages, [name for name, health in looked.items() if health is None], start
 
 
-def whole(stages: Sequence[Health], waiting: Sequence[str]) -> tuple[Verdict, str]:
-    """The verdict on a run: that of the stage that works, or worked last."""
+def whole(stages: Sequence[Health], waiting: Sequence[str], start: Starting | None, now: float) -> tuple[Verdict, str]:
+    """The verdict on a run: that of the stage that works, or worked last, unless a start is under way before it."""
+    if start is not None and not start.ready and now - start.beat <= DEAD_AFTER:
+        return Verdict.STARTING, f"reading data and captions for {duration(now - start.began)}; no stage works yet"
     if not stages:
-        return Verdict.STOPPED, f"{', '.join(waiting)} not begun: it is starting, or failed before its first stage"
+        return _before_the_first(waiting, start, now)
     open_ones = [stage for stage in stages if stage.verdict is not Verdict.FINISHED]
     if open_ones:
         stage = open_ones[-1]
@@ -52,6 +58,16 @@ def whole(stages: Sequence[Health], waiting: Sequence[str]) -> tuple[Verdict, st
     return Verdict.STOPPED, (
         f"{stages[-1].stage} was done {duration(since)} ago and {waiting[0]} has not begun: start again to go on"
     )
+
+
+def _before_the_first(waiting: Sequence[str], start: Starting | None, now: float) -> tuple[Verdict, str]:
+    """The verdict on a run of which no stage has begun."""
+    if start is None:
+        return Verdict.STOPPED, f"{', '.join(waiting)} not begun: it failed before its first stage; start again"
+    if start.ready and now - start.beat <= BETWEEN:
+        return Verdict.STARTING, f"{waiting[0] if waiting else 'the first stage'} is about to begin"
+    since = duration(now - start.beat)
+    return Verdict.STOPPED, f"no sign of life for {since} before its first stage: killed, or failed; start again"
 
 
 def describe(stage: Health) -> list[str]:

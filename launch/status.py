@@ -4,8 +4,8 @@
     python -m launch.status W --json
 
 reads the folder alone: nothing of the run is touched, and it may be running, dead or done. The first line is the
-answer: `healthy`, `slow input`, `stalled`, `diverging`, `stopped` or `finished`, and why. The exit code is 0 for
-healthy, slow input and finished, and 3 for what needs a person.
+answer: `starting`, `healthy`, `slow input`, `stalled`, `diverging`, `stopped` or `finished`, and why. The exit code is
+3 for stalled, diverging and stopped, which need a person, and 0 for the others.
 """
 
 import dataclasses
@@ -31,8 +31,9 @@ def main(folders: Sequence[str]) -> int:
     """Looks, and says what it saw."""
     if len(folders) != 1:
         raise UserError("name one work directory: python -m launch.status W")
-    stages, waiting = find(epath.Path(folders[0]), time.time())
-    verdict, reason = whole(stages, waiting)
+    now = time.time()
+    stages, waiting, start = find(epath.Path(folders[0]), now)
+    verdict, reason = whole(stages, waiting, start, now)
     if JSON.value:
         report: dict[str, Any] = {"verdict": verdict.value, "reason": reason, "waiting": waiting}
         report["stages"] = [dataclasses.asdict(stage) | {"verdict": stage.verdict.value} for stage in stages]

@@ -22,10 +22,11 @@ from dalle_jax.training.program import build_step
 from dalle_jax.training.sharding import ShardingRules, check_batch
 from dalle_jax.training.starts import read_starts
 from dalle_jax.training.workdir import open_workdir
-from launch.base import check_base, find_tokenizer
+from launch.base import check_base, check_base_run, find_tokenizer
 from launch.flags import define_config, start
 from launch.run_config import RunConfig, with_absolute_paths
 from launch.stages import PLANS, StagePlan, Watch, check_source, choose_stages, make_batches, train_stage
+from launch.starting import starting
 from launch.together import AnyTokenizer, begin, check_processes
 
 CONFIG = define_config(optional=["init_from"])
@@ -50,16 +51,19 @@ def main() -> None:
     if any(getattr(run, name).train.deterministic for name in stages):
         set_deterministic()
     check_processes(config=run)
-    plans, tokenizer = _check(run, workdir, stages)
     if DRY_RUN.value:
+        plans, tokenizer = _check(run, workdir, stages)
         for name, plan in plans.items():
             _describe(name, run, plan, tokenizer)
         return
-    begin(run, run, workdir, tokenizer)
-    began = process_began()
-    for name in stages:
-        train_stage(name, run, workdir, tokenizer, watch, began)
-        began = max([began, *(start.beat for start in read_starts(workdir / name))])
+    with starting(workdir) as ready:
+        _, tokenizer = _check(run, workdir, stages)
+        begin(run, run, workdir, tokenizer)
+        ready()
+        began = process_began()
+        for name in stages:
+            train_stage(name, run, workdir, tokenizer, watch, began)
+            began = max([began, *(start.beat for start in read_starts(workdir / name))])
 
 
 def _check(run: RunConfig, workdir: epath.Path, stages: list[str]) -> tuple[dict[str, StagePlan], AnyTokenizer | None]:
@@ -79,7 +83,9 @@ def _check(run: RunConfig, workdir: epath.Path, stages: list[str]) -> tuple[dict
     for source in sources:
         for plan in plans.values():
             check_source(source, plan)
-    return plans, find_tokenizer(run, workdir)
+    tokenizer = find_tokenizer(run, workdir)
+    check_base_run(run, workdir, {name: plan.task for name, plan in plans.items()})
+    return plans, tokenizer
 
 
 def _profile_steps() -> tuple[int, int] | None:

@@ -1,9 +1,9 @@
 """Captions as people store them: text files, JSON objects, columns of a table."""
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dalle_jax.config import parse_json
 from dalle_jax.data.records import BadReason, BadSample, Source
 
 CAPTION_FIELDS = ("caption", "captions", "text")
@@ -24,10 +24,10 @@ def captions_from_text(data: bytes) -> Captions:
 def captions_from_json(data: bytes, field: str = "") -> Captions:
     """Reads the captions in a JSON object; see `captions_from_mapping`. Anything else has none."""
     try:
-        value = json.loads(data.decode("utf-8-sig"))
+        value = parse_json(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
         return (), BadReason.CAPTION_ENCODING
-    except json.JSONDecodeError:
+    except ValueError:
         return (), None
     return captions_from_mapping(value, field) if isinstance(value, dict) else ((), None)
 
@@ -38,7 +38,10 @@ def captions_from_mapping(mapping: Mapping[str, Any], field: str = "") -> Captio
     The value may be one caption, a list of them, or a list of objects with a caption each (COCO in TFDS).
     """
     for name in (field,) if field else CAPTION_FIELDS:
-        captions, fault = clean(_strings(mapping.get(name)))
+        try:
+            captions, fault = clean(_strings(mapping.get(name)))
+        except RecursionError:  # lists in lists in lists, which hold no caption
+            continue
         if captions or fault:
             return captions, fault
     return (), None

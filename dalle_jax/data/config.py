@@ -4,6 +4,11 @@ import dataclasses
 import enum
 import math
 
+from dalle_jax.config import check_at_least
+
+MAX_PIXELS = 178_956_970
+"""Pillow opens no picture of more, whatever is asked for: its guard is one for the whole process, and stays."""
+
 
 class SourceKind(enum.Enum):
     """Where pictures and captions come from."""
@@ -121,11 +126,12 @@ class DataConfig(SourceConfig):
         super().__post_init__()
         if not 0.0 <= self.max_bad_fraction <= 1.0:
             raise ValueError(f"max_bad_fraction must be between 0 and 1, not {self.max_bad_fraction}")
-        for name in ("image_size", "max_pixels", "prefetch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.workers < 0:
-            raise ValueError(f"workers must be 0 or more, not {self.workers}")
+        check_at_least(1, self, "image_size", "max_pixels", "prefetch")
+        check_at_least(0, self, "workers")
+        if self.max_pixels > MAX_PIXELS:
+            raise ValueError(
+                f"max_pixels must be at most {MAX_PIXELS:,}, not {self.max_pixels:,}: Pillow reads no more"
+            )
         names = [part.name for part in self.mixture]
         for name in names:
             if names.count(name) > 1:
@@ -160,8 +166,7 @@ class TokenizerConfig:
             raise ValueError("bpe_dropout must be 0 where kind is 'published': its merges are never left out")
         if not 0.0 <= self.bpe_dropout < 1.0:
             raise ValueError(f"bpe_dropout must be in [0, 1), not {self.bpe_dropout}")
-        if self.text_length < 2:
-            raise ValueError(f"text_length must be at least 2, not {self.text_length}")
+        check_at_least(2, self, "text_length")
 
 
 @dataclasses.dataclass(frozen=True)

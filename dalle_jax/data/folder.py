@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from etils import epath
 
 from dalle_jax import storage
+from dalle_jax.config import parse_json
 from dalle_jax.data.captions import Captions, captions_from_mapping, captions_from_text
 from dalle_jax.data.records import BadReason, BadSample, Record, Source
 from dalle_jax.data.tar_index import IMAGE_SUFFIXES
@@ -110,16 +110,22 @@ def _rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     with io.TextIOWrapper(data, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         if path.endswith(".csv"):
             reader = csv.DictReader(file)
-            for row in reader:
-                yield reader.line_num, row
+            try:
+                for row in reader:
+                    yield reader.line_num, row
+            except csv.Error as error:
+                raise UserError(
+                    f"{path}, line {reader.line_num} is not CSV ({error}): is a quote not closed?"
+                ) from error
             return
         for line, text in enumerate(file, 1):
             if not text.strip():
                 continue
             try:
-                row = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {line} is not JSON ({error.msg}): mend or delete the line") from error
+                row = parse_json(text)
+            except ValueError as error:
+                reason = getattr(error, "msg", error)  # JSON's own message counts lines within this one
+                raise UserError(f"{path}, line {line} is not JSON ({reason}): mend or delete the line") from error
             if not isinstance(row, dict):
                 raise UserError(f"{path}, line {line} is not a JSON object: write one object a line")
             yield line, row

@@ -8,6 +8,8 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from absl import logging
+
 from dalle_jax import storage
 from dalle_jax.errors import UserError
 
@@ -27,6 +29,8 @@ class Member(NamedTuple):
 
 def scan(path: str) -> Iterator[Member]:
     """Yields the plain files of an uncompressed tar (ustar, pax or GNU), reading headers only.
+
+    A warning is logged where nothing closes the tar: of one that was cut at the end of a member there is no other sign.
 
     Raises:
       UserError: naming the tar and the offset, where it is compressed, ends inside a member, or is no tar.
@@ -62,6 +66,10 @@ def scan(path: str) -> Iterator[Member]:
                 yield Member(name.removeprefix("./"), start, size)
         if override:
             raise _cut(path, offset, total)  # the member that an extension announced is not there
+        # Some writers leave them out, so that this is no proof.
+        logging.warning(
+            "%s ends without the empty blocks that close a tar: it may be cut short between two members", path
+        )
 
 
 def _name(header: bytes) -> str:

@@ -20,6 +20,8 @@ from dalle_jax.storage import write_whole
 
 PAD, UNKNOWN, START, END = range(4)
 
+_NO_CAPTIONS = "there are no captions to train a tokenizer on: check the data's captions"
+
 
 @runtime_checkable
 class RowTokenizer(Protocol):
@@ -180,7 +182,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out: epath.PathLike |
     """
     texts = [text for text in texts if text.strip()]
     if not texts:
-        raise UserError("there are no captions to train a tokenizer on: check the data's captions")
+        raise UserError(_NO_CAPTIONS)
+    if vocab_size <= END:
+        raise UserError(
+            f"a vocabulary of {vocab_size} does not hold its {END + 1} special entries and the characters of the "
+            "captions: set vocab_size to thousands, or hundreds for few captions"
+        )
     model = _train(texts, vocab_size)
     trained = Tokenizer(model).vocab_size
     if trained < vocab_size:
@@ -218,6 +225,8 @@ def _train(texts: list[str], vocab_size: int) -> bytes:
         )
     except RuntimeError as error:
         smallest = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
+        if "all_chars_count" in str(error):  # it found none: zero-width spaces, say, which it takes out first
+            raise UserError(_NO_CAPTIONS) from error
         if smallest is None:
             raise
         raise UserError(

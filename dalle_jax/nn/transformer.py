@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dalle_jax.config import check_at_least
+
 
 class Activation(enum.Enum):
     """Non-linearity of the MLP."""
@@ -93,6 +95,7 @@ class TransformerConfig:
     """Of matrix products: `float32` or `bfloat16`. Parameters, norms, softmax and the residual stream are float32."""
 
     def __post_init__(self):
+        check_at_least(1, self, "num_layers", "embed_dim", "num_heads", "head_dim", "mlp_dim")
         check_dtype(self.dtype)
 
 

@@ -7,7 +7,6 @@ was whole once; what was damaged later is found when it is read.
 """
 
 import contextlib
-import errno
 import itertools
 import math
 import os
@@ -21,7 +20,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from dalle_jax.errors import UserError
+from dalle_jax.errors import DISK_FULL, UserError
 from dalle_jax.training.checksums import changed, checksums
 from dalle_jax.training.config import TrainConfig
 from dalle_jax.training.distributed import gather
@@ -234,19 +233,43 @@ def load_params(stage_dir: epath.PathLike, step: int | None = None, *, shardings
       UserError: there is no such checkpoint, it cannot be read, or it is of another model.
     """
     quiet_orbax()
-    directory, steps = _folder(stage_dir), saved_steps(stage_dir)
-    if not steps or (step is not None and step not in steps):
-        which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-        has = f"; it has {', '.join(map(str, steps))}" if steps else "; train that stage first"
-        raise UserError(f"there is {which} in {directory}{has}")
-    failure = ""
-    for candidate in reversed(steps) if step is None else [step]:
+    directory, failure = _folder(stage_dir), ""
+    for candidate in _candidates(stage_dir, step):
         result = _load(directory / str(candidate), candidate, shardings)
         if not isinstance(result, str):
             return result
         failure = result
         if jax.process_index() == 0:
             print(f"warning: checkpoint {candidate} in {directory} is damaged ({failure})", file=sys.stderr, flush=True)
+    raise UserError(f"no checkpoint in {directory} can be read ({failure})")
+
+
+def check_model(stage_dir: epath.PathLike, params: Any, model_state: Any) -> None:
+    """Compares the model that `load_params` would read with the one that is to begin with it; no array is read.
+
+    Args:
+      stage_dir: the stage's folder in a work directory.
+      params: a tree like the parameters, of anything with a shape.
+      model_state: likewise; looked at where the checkpoint holds any.
+
+    Raises:
+      UserError: there is no checkpoint, or it is of another model.
+    """
+    quiet_orbax()
+    directory, failure = _folder(stage_dir), ""
+    for step in _candidates(stage_dir):
+        checkpoint = directory / str(step)
+        wanted = {_model_item(checkpoint): params}
+        if (checkpoint / "model_state").exists():
+            wanted["model_state"] = model_state
+        try:
+            found = {name: _metadata(checkpoint, name) for name in wanted}
+        except Exception as error:  # As in `Checkpoints.restore`; it will be passed over by `load_params` too.
+            failure = _one_line(error)
+            continue
+        for name in wanted:
+            check_same(wanted[name], found[name], f"{checkpoint}/{name}")
+        return
     raise UserError(f"no checkpoint in {directory} can be read ({failure})")
 
 
@@ -283,6 +306,25 @@ def _folder(stage_dir: epath.PathLike) -> epath.Path:
     return epath.Path(path if "://" in path else os.path.abspath(path)) / "checkpoints"
 
 
+def _candidates(stage_dir: epath.PathLike, step: int | None = None) -> list[int]:
+    """The steps to read a model from, the best first.
+
+    Raises:
+      UserError: there is none.
+    """
+    steps = saved_steps(stage_dir)
+    if not steps or (step is not None and step not in steps):
+        which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+        has = f"; it has {', '.join(map(str, steps))}" if steps else "; train that stage first"
+        raise UserError(f"there is {which} in {_folder(stage_dir)}{has}")
+    return steps[::-1] if step is None else [step]
+
+
+def _model_item(directory: epath.Path) -> str:
+    """Which item of a checkpoint holds what inference needs: the average where one is kept."""
+    return "ema" if (directory / "ema").exists() else "params"
+
+
 def _load(directory: epath.Path, step: int, shardings: Any) -> LoadedParams | str:
     """A model, or why it cannot be read: by this process, or by another."""
     result: tuple[str, dict[str, Any], dict[str, Any]] | str
@@ -302,7 +344,7 @@ def _load(directory: epath.Path, step: int, shardings: Any) -> LoadedParams | st
 
 def _read_model(directory: epath.Path, shardings: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Which item holds the parameters, the items, and the progress."""
-    name = "ema" if (directory / "ema").exists() else "params"
+    name = _model_item(directory)
     found = _metadata(directory, name)
     if shardings is None or isinstance(shardings, jax.sharding.Sharding):
         elsewhere, wanted = shardings, {name: _place(found, shardings)}
@@ -382,7 +424,7 @@ def _full_disk(directory: epath.Path) -> Generator[None, None, None]:
     try:
         yield
     except Exception as error:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = isinstance(error, OSError) and error.errno in DISK_FULL
         if not full and "No space left on device" not in str(error):
             raise
         steps = saved_steps(directory.parent)

@@ -3,6 +3,8 @@
 import dataclasses
 import enum
 
+from dalle_jax.config import check_at_least
+
 
 class Schedule(enum.Enum):
     """Learning rate after the warm-up."""
@@ -91,6 +93,11 @@ class TrainConfig:
     thread's stack and ends with code 76; 0: it waits for ever."""
     deterministic: bool = True
     """On a GPU, ask XLA for deterministic operations, so that a resumed run is the same run bit for bit."""
+
+    def __post_init__(self):
+        check_at_least(1, self, "batch_size", "micro_batches", "ema_every")
+        intervals = ("log_every", "eval_every", "preview_every", "checkpoint_every", "keep_every")
+        check_at_least(0, self, "num_steps", "eval_batches", "keep_last", "keep_best", "watchdog_seconds", *intervals)
 
     @property
     def initial_share(self) -> float:

@@ -68,7 +68,7 @@ def open_workdir(path: epath.PathLike, config: Mapping[str, Any]) -> Workdir:
         if jax.process_index() == 0:
             try:
                 write_json(file, record)
-            except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            except (NotADirectoryError, PermissionError) as error:
                 raise UserError(f"cannot write into the work directory {path}: {error.strerror}") from error
         return Workdir(path, plain, resumed=False)
     old = read_workdir(path)
@@ -99,6 +99,8 @@ def read_workdir(path: epath.PathLike) -> dict[str, Any]:
             f"{file} has format version {version!r} and this version reads {FORMAT_VERSION}: "
             f"use the code that wrote it ({record.get('commit', 'unknown') if isinstance(record, dict) else 'unknown'})"
         )
+    if not isinstance(record.get("config"), dict):
+        raise UserError(f"{file} holds no config: it is damaged, or not of launch.train")
     return record["config"]
 
 

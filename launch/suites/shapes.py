@@ -4,6 +4,7 @@ A judge that looks at pixels alone (`dalle_jax.data.shapes.judge`) reads every a
 `seen` ones use colour-shape pairs of the training set, `unseen` ones the pairs that no training picture holds.
 """
 
+import time
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,10 @@ from dalle_jax.data.grid import picture_grid, save_png
 from dalle_jax.data.shapes.judge import ATTRIBUTES, CHANCE, accuracy
 from dalle_jax.data.shapes.scenes import Scene, captions, draw, random_scene
 from dalle_jax.pipeline import Dalle
+from dalle_jax.training.clock import process_began
 from dalle_jax.training.distributed import is_primary
+from dalle_jax.training.starts import account, read_starts
+from launch.run_health import STAGES
 
 NUM_CAPTIONS = 200
 CANDIDATES = 8
@@ -37,16 +41,19 @@ def evaluate(dalle: Dalle, clip: Clip, out: epath.Path, max_objects: int = 1) ->
 
     Returns:
       What `report.json` holds; accuracies are shares in [0, 1], means over captions and attributes.
+      Those without `_seen` or `_unseen` in their names are of both splits' captions together.
     """
-    report: dict[str, Any] = {"captions": NUM_CAPTIONS, "candidates": CANDIDATES, "chance": _by_attribute(CHANCE)}
+    chance = {"mean": round(float(np.mean(list(CHANCE.values()))), 4), **_by_attribute(CHANCE)}
+    report: dict[str, Any] = {"captions": NUM_CAPTIONS, "candidates": CANDIDATES, "chance": chance}
+    both = []
     for split in ("seen", "unseen"):
         scenes, texts, _ = _scenes(split, dalle.codec.image_size, max_objects)
         results = _accuracies(dalle, clip, scenes, texts)
         report[f"attribute_accuracy_{split}"] = _summary(results[:, 0])
-        report[f"mean_of_8_{split}"] = _summary(results.mean(1))
-        best = results[np.arange(len(results)), results.mean(-1).argmax(1)]
-        report[f"best_of_8_by_judge_{split}"] = _summary(best)
+        report |= _spread(results, f"_{split}")
+        both.append(results)
         report[f"clip_gap_closed_{split}"] = gap_closed(results)
+    report |= _spread(np.concatenate(both))
     scenes, texts, pictures = _scenes("seen", dalle.codec.image_size, max_objects)
     report |= _codec_figures(dalle, scenes, pictures, out)
     report["clip_retrieval_at_1"] = retrieval_at_1(clip, scenes, texts, pictures)
@@ -75,6 +82,12 @@ def _accuracies(dalle: Dalle, clip: Clip, scenes: list[Scene], texts: list[str])
     return accuracy(flat, repeated).reshape(len(scenes), CANDIDATES, -1)
 
 
+def _spread(results: np.ndarray, suffix: str = "") -> dict[str, Any]:
+    """Of [captions, candidates, attributes]: the mean candidate, and each caption's best by the judge."""
+    best = results[np.arange(len(results)), results.mean(-1).argmax(1)]
+    return {f"mean_of_8{suffix}": _summary(results.mean(1)), f"best_of_8_by_judge{suffix}": _summary(best)}
+
+
 def _summary(results: np.ndarray) -> dict[str, Any]:
     """Mean of [captions, attributes], its 95% interval over captions (bootstrap), and the mean of each attribute."""
     means = results.mean(-1)
@@ -82,6 +95,12 @@ def _summary(results: np.ndarray) -> dict[str, Any]:
     low, high = np.percentile(means[picks].mean(1), [2.5, 97.5])
     by_attribute = _by_attribute(dict(zip(ATTRIBUTES, results.mean(0), strict=True)))
     return {"mean": round(float(means.mean()), 4), "interval_95": [round(low, 4), round(high, 4)], **by_attribute}
+
+
+def seconds_until_now(workdir: epath.PathLike) -> float:
+    """What a run took: the wall time of its stages, restarts included, and of this process, which evaluates it."""
+    stages = [account(read_starts(epath.Path(workdir) / name)) for name in STAGES]
+    return sum(sum(spent.values()) for spent in stages) + time.time() - process_began()
 
 
 def _by_attribute(values: dict[str, float]) -> dict[str, float]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dalle_jax.data.config import MAX_PIXELS, DataConfig
 from dalle_jax.data.decode import decode
 from dalle_jax.data.records import BadReason, BadSample
 
@@ -152,6 +153,13 @@ def test_decompression_bombs_are_refused_before_they_unpack():
     header = enormous[12:29]
     enormous = enormous[:29] + struct.pack(">I", zlib.crc32(header)) + enormous[33:]
     assert reason_of(enormous, max_pixels=1 << 40) == BadReason.TOO_LARGE  # Pillow's own limit
+
+
+def test_the_limit_of_the_config_is_one_that_holds():
+    assert MAX_PIXELS == 2 * Image.MAX_IMAGE_PIXELS  # above the number itself Pillow only warns
+    assert DataConfig(max_pixels=MAX_PIXELS).max_pixels == MAX_PIXELS
+    with pytest.raises(ValueError, match="max_pixels must be at most 178,956,970, not 1,000,000,000"):
+        DataConfig(max_pixels=10**9)
 
 
 def test_a_jpeg_may_be_decoded_smaller_but_never_below_what_is_needed():

@@ -61,10 +61,24 @@ def test_named_fields(folder):
         Folder(str(folder), image_field="picture", caption_field="tilte")
 
 
-@pytest.mark.parametrize(("line", "message"), [("{nope", "line 2 is not JSON"), ("[1]", "line 2 is not a JSON object")])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{nope", "line 2 is not JSON"),
+        ("[1]", "line 2 is not a JSON object"),
+        ("9" * 5000, r"line 2 is not JSON \(Exceeds the limit"),
+        ("[" * 200_000, r"line 2 is not JSON \(nested too deeply\)"),
+    ],
+)
 def test_broken_jsonl_lines_are_named(folder, line, message):
     (folder / "captions.jsonl").write_text('{"file": "b.png"}\n' + line)
     with pytest.raises(UserError, match=message):
+        Folder(str(folder))
+
+
+def test_a_csv_with_a_quote_that_is_not_closed(folder):
+    (folder / "captions.csv").write_text('file_name,caption\na.JPG,"one\n' + "b.png,two\n" * 20_000)
+    with pytest.raises(UserError, match=r"captions.csv, line \d+ is not CSV .*: is a quote not closed\?"):
         Folder(str(folder))
 
 

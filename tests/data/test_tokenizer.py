@@ -130,6 +130,17 @@ def test_a_vocabulary_smaller_than_the_alphabet():
         train_tokenizer(TEXTS, smallest - 1)
 
 
+@pytest.mark.parametrize("vocab_size", [3, 0, -5])
+def test_a_vocabulary_without_room_for_anything(vocab_size):
+    with pytest.raises(UserError, match=rf"a vocabulary of {vocab_size} does not hold its 4 special entries"):
+        train_tokenizer(["a dog"], vocab_size)
+
+
+def test_captions_of_which_nothing_is_left():
+    with pytest.raises(UserError, match="there are no captions to train a tokenizer on"):
+        train_tokenizer(["\u200b"], 100)  # a zero-width space, which no white space is
+
+
 def test_no_captions_and_no_model(tmp_path):
     with pytest.raises(UserError, match="no captions to train a tokenizer on"):
         train_tokenizer(["", "  "], 100)

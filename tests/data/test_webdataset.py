@@ -60,6 +60,14 @@ def test_a_tar_cut_in_half_is_an_error(write_tar, png):
         WebDataset([write_tar("whole.tar", {"a.png": png()}), path])
 
 
+def test_a_tar_cut_between_two_members_is_told(write_tar, png, caplog):
+    path = write_tar("cut.tar", {f"{i}.png": png(i) for i in range(3)}, tarfile.USTAR_FORMAT)
+    assert len(list(tar.scan(path))) == 3 and not caplog.records
+    os.truncate(path, list(tar.scan(path))[2].offset - 512)
+    assert len(list(tar.scan(path))) == 2
+    assert "cut.tar ends without the empty blocks that close a tar: it may be cut short" in caplog.text
+
+
 def test_compressed_and_damaged_tars_are_named(tmp_path, write_tar, png):
     path = write_tar("x.tar", {"a.png": png(), "b.png": png(1)}, tarfile.USTAR_FORMAT)
     data = Path(path).read_bytes()
@@ -126,11 +134,14 @@ def test_captions_that_are_not_text(write_tar, png):
         "d.png": png(), "d.json": b"{broken",
         "e.png": png(), "e.txt": b"\xff\xfe", "e.json": b'{"caption": "readable"}',
         "f.png": png(), "f.json": b'["a list"]',
+        "g.png": png(), "g.json": b'{"width": ' + b"9" * 5000 + b', "caption": "a dog"}',  # Python reads 4,300 digits
+        "h.png": png(), "h.json": b"[" * 200_000,
+        "i.png": png(), "i.json": b'{"caption": ' + b"[" * 800 + b'"a dog"' + b"]" * 800 + b"}",
     }  # fmt: skip
     source = WebDataset([write_tar("0.tar", members)])
     found = [(source[i].captions, source[i].captions_fault) for i in range(len(source))]
     encoding = ((), BadReason.CAPTION_ENCODING)
-    assert found == [encoding, ((), None), encoding, ((), None), (("readable",), None), ((), None)]
+    assert found == [encoding, ((), None), encoding, ((), None), (("readable",), None), *[((), None)] * 4]
 
 
 def test_labels_and_what_is_no_sample(write_tar, png):

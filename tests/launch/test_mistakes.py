@@ -90,6 +90,9 @@ def test_missing_config_preset_or_workdir(scripts, tmp_path):
     [
         ("TrainConfig(batch_size=8, num_step=2)", [", line 4: ", "num_step"]),
         ("TokenizerConfig(text_length=1)", [", line 4: ", "text_length must be at least 2"]),
+        ("config.codec.train.ema_every = 0", ["config.codec.train: ema_every must be at least 1, not 0"]),
+        ("config.decoder.model.num_layers = 0", ["config.decoder.model: num_layers must be at least 1, not 0"]),
+        ("config.clip.model.vision.patch_size = 0", ["config.clip.model.vision: patch_size must be at least 1, not 0"]),
         ("config.unlock(); config.codec.train.num_step = 2", ["'config.codec.train.num_step'", "'num_steps'"]),
         ("config.unlock(); config.codc = config.codec", ["'config.codc'", "'codec'"]),
         ("config.unlock(); config.codec.train = {'num_steps': 2}", ["missing", "config.codec.train.batch_size"]),
@@ -195,6 +198,8 @@ def generate(scripts, workdir, out, *arguments, prompt="--prompt=a small red cir
         (["--prime=no/such.png", "--prime_rows=1"], ["--prime=no/such.png"]),
         (["--prime_rows=1"], ["prime and prime_rows go together"]),
         (["--clip=no/where"], ["no/where/config.json is missing"]),
+        (["--workdir=README.md"], ["README.md/config.json is missing"]),
+        (["--out=README.md"], ["README.md", "a file stands where a folder should be"]),
     ],
 )
 def test_drawing(scripts, kept, tmp_path, arguments, parts):

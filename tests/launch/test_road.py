@@ -202,8 +202,15 @@ def test_codec_of_a_run_tuned_from_a_tuned_one(tmp_path, decoder_run, tuned_run,
         assert codec_workdir(tmp_path / name) == tiny_run
 
 
-def test_base_must_fit(scripts, tiny_run, tmp_path):
-    ended = scripts.train(
-        TINY, tmp_path / "run", f"--config.init_from={tiny_run}", "--config.codec.model.patch.blocks=1"
-    )
-    assert ended.code == 2 and ended.err.splitlines()[-1].startswith("error: "), ended
+@pytest.mark.parametrize("dry_run", [[], ["--dry_run"]])
+def test_base_must_fit_before_the_first_stage_trains(scripts, tiny_run, tmp_path, dry_run):
+    """A folder that was begun would refuse the corrected command."""
+    run, base = tmp_path / "run", tmp_path / "base"
+    ended = scripts.train(TINY, run, f"--config.init_from={tiny_run}", "--config.clip.model.embed_dim=64", *dry_run)
+    assert ended.code == 2 and "/clip/checkpoints/2/params does not fit the model: 'text" in ended.err, ended
+    base.mkdir()
+    for name in ("config.json", "tokenizer.model", "codec", "decoder"):
+        (base / name).symlink_to(tiny_run / name)
+    ended = scripts.train(TINY, run, f"--config.init_from={base}", *dry_run)
+    assert ended.code == 2 and "base holds no trained clip, and the config trains one" in ended.err, ended
+    assert len(ended.err.splitlines()) == 1 and not run.exists()

@@ -1,6 +1,8 @@
 """The figures of the shapes suite on arrays worked out by hand, and the whole suite once."""
 
+import dataclasses
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +10,11 @@ import pytest
 
 import clip_jax
 import dalle_jax
-from dalle_jax.data.shapes.judge import ATTRIBUTES
+from dalle_jax.config import write_json
+from dalle_jax.data.shapes.judge import ATTRIBUTES, CHANCE
 from dalle_jax.data.shapes.scenes import captions, random_scene
+from dalle_jax.training.clock import Kind
+from dalle_jax.training.starts import Start
 from launch.suites import shapes
 
 
@@ -40,6 +45,29 @@ def test_summary():
     low, high = summary["interval_95"]
     half = 1.96 * 0.3 / 200**0.5  # a caption's mean is 0.8 or 0.2
     assert low == pytest.approx(0.5 - half, abs=0.006) and high == pytest.approx(0.5 + half, abs=0.006)
+
+
+def test_spread_is_of_all_captions_that_it_is_given():
+    # Two captions of two candidates each, of which one is wholly right.
+    results = np.broadcast_to(np.asarray([[0, 0], [1, 0]], float)[..., None], (2, 2, len(ATTRIBUTES)))
+    found = shapes._spread(results, "_seen")
+    assert found.keys() == {"mean_of_8_seen", "best_of_8_by_judge_seen"}
+    assert (found["mean_of_8_seen"]["mean"], found["best_of_8_by_judge_seen"]["mean"]) == (0.25, 0.5)
+
+
+def test_seconds_are_those_of_the_stages_and_of_the_evaluation(tmp_path, monkeypatch):
+    """However long ago the run was trained."""
+    for stage, spent in (("codec", [30.0, 50.0]), ("clip", [20.0])):
+        began = 1_000.0
+        for number, seconds in enumerate(spent, 1):
+            kinds = dict.fromkeys([kind.value for kind in Kind], 0.0) | {"step": seconds}
+            found = Start(number=number, stage=stage, began=began, beat=began + seconds, moved=began, doing="step",
+                          first_step=100 * (number - 1), step=100 * number, num_steps=200, batch_size=8,
+                          seconds=kinds)  # fmt: skip
+            write_json(tmp_path / stage / "starts" / f"{number:04d}.json", dataclasses.asdict(found))
+            began += seconds + 5.0  # until the next start
+    monkeypatch.setattr(shapes, "process_began", lambda: time.time() - 7.0)
+    assert shapes.seconds_until_now(tmp_path) == pytest.approx(30 + 5 + 50 + 20 + 7, abs=1.0)
 
 
 class FakeClip:
@@ -90,6 +118,11 @@ def test_whole_suite(tiny_run, tmp_path, monkeypatch):
         accuracy, best = (report[f"{name}_{split}"]["mean"] for name in ("attribute_accuracy", "best_of_8_by_judge"))
         assert 0 <= accuracy <= best <= 1 and report[f"mean_of_8_{split}"]["mean"] <= best
         assert set(report[f"attribute_accuracy_{split}"]) == {"mean", "interval_95", *ATTRIBUTES}
-    assert report["judge_on_originals"]["mean"] > 0.9 and set(report["chance"]) == set(ATTRIBUTES)
+    for name in ("mean_of_8", "best_of_8_by_judge"):  # as many captions of both splits
+        seen, unseen, both = (report[name + suffix] for suffix in ("_seen", "_unseen", ""))
+        assert both["mean"] == pytest.approx((seen["mean"] + unseen["mean"]) / 2, abs=2e-4)
+        assert set(both) == {"mean", "interval_95", *ATTRIBUTES}
+    assert report["judge_on_originals"]["mean"] > 0.9 and set(report["chance"]) == {"mean", *ATTRIBUTES}
+    assert report["chance"]["mean"] == pytest.approx(np.mean([CHANCE[name] for name in ATTRIBUTES]), abs=1e-4)
     assert 0 < report["codec_psnr"] < 60 and 0 < report["codebook_usage"] <= 1
     assert {path.name for path in Path(tmp_path).iterdir()} == {"grid.png", "reconstructions.png"}

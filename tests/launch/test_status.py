@@ -11,6 +11,7 @@ import time
 import pytest
 from etils import epath
 
+import launch.starting
 from clip_jax.objectives import Objective
 from dalle_jax.config import FORMAT_VERSION, write_json
 from dalle_jax.errors import UserError
@@ -18,6 +19,7 @@ from dalle_jax.training.clock import Kind
 from dalle_jax.training.starts import FAILED, FINISHED, STOPPED, Save, Start
 from launch import run_health
 from launch.health import Verdict, diverging, judge, look
+from launch.starting import FILE, Starting, read_starting, starting
 from tests.launch.conftest import ROOT, environment
 
 NOW = 1_000_000.0
@@ -145,9 +147,10 @@ def test_a_run_of_several_stages(tmp_path):
     write_run(run, "codec", "decoder")
 
     def answer(now=NOW):
-        return run_health.whole(*run_health.find(run, now))
+        return run_health.whole(*run_health.find(run, now), now)
 
-    assert answer() == (Verdict.STOPPED, "codec, decoder not begun: it is starting, or failed before its first stage")
+    failed = "codec, decoder not begun: it failed before its first stage; start again"
+    assert answer() == (Verdict.STOPPED, failed)
     write(run / "codec", start(stage="codec", state=FINISHED, step=1000))
     assert answer() == (Verdict.HEALTHY, "codec is done and decoder is about to begin")
     assert answer(NOW + 3600)[0] is Verdict.STOPPED
@@ -156,6 +159,65 @@ def test_a_run_of_several_stages(tmp_path):
     assert found is Verdict.HEALTHY and words.startswith("decoder at step 500 of 1,000, ") and " left: " in words
     write(run / "decoder", start(state=FINISHED))
     assert answer() == (Verdict.FINISHED, "all of codec, decoder is trained")
+
+
+def test_a_run_before_its_first_stage(tmp_path):
+    """Whether the folder holds a config yet or not."""
+    run = epath.Path(tmp_path / "run")
+
+    def answer(ready, now=NOW):
+        write_json(run / FILE, Starting(began=NOW - 300, beat=NOW - 9, ready=ready))
+        return run_health.whole(*run_health.find(run, now), now)
+
+    reading = (Verdict.STARTING, "reading data and captions for 5m00s; no stage works yet")
+    killed = (Verdict.STOPPED, "no sign of life for 1m49s before its first stage: killed, or failed; start again")
+    assert answer(False) == reading and answer(False, NOW + 100) == killed
+    run.rmtree()
+    write_run(run, "codec", "decoder")
+    assert answer(False) == reading and answer(False, NOW + 100) == killed
+    assert answer(True, NOW + 100) == (Verdict.STARTING, "codec is about to begin")
+    assert answer(True, NOW + 3600)[0] is Verdict.STOPPED
+    write(run / "codec", start(stage="codec", beat=NOW - 5000))  # an earlier start, which died
+    assert answer(False) == reading
+    assert answer(False, NOW + 100)[1].startswith("codec at step 500 of 1,000")
+    write(run / "codec", start(stage="codec"))
+    assert answer(True)[0] is Verdict.HEALTHY
+
+
+def test_a_start_says_that_it_lives(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch.starting, "BEAT_EVERY", 0.02)
+    run, deadline = epath.Path(tmp_path / "runs" / "mine"), time.time() + 60
+
+    def next_beat(after):
+        while (found := read_starting(run)) is None or found.beat <= after:
+            assert time.time() < deadline
+        assert not found.ready
+        return found.beat
+
+    with pytest.raises(UserError), starting(run):
+        next_beat(next_beat(0.0))
+        raise UserError("no such data")
+    assert not (tmp_path / "runs").exists()  # refused: as it was found
+    with starting(run) as ready:
+        ready()
+        assert read_starting(run).ready
+        write_run(epath.Path(run / "kept"))
+    assert [path.name for path in run.iterdir()] == ["kept"]
+
+
+def test_a_start_in_a_file_leaves_it_to_others_to_say_so(tmp_path):
+    (tmp_path / "file").touch()
+    with starting(epath.Path(tmp_path / "file")) as ready:
+        ready()
+
+
+@pytest.mark.entry
+def test_of_a_starting_run(scripts, tmp_path):
+    now = time.time()
+    write_json(tmp_path / FILE, Starting(now - 65, now + 600, ready=False))  # the script may take its time to start
+    ended = scripts("status", tmp_path)
+    assert (ended.code, ended.err) == (0, "") and ended.out.startswith("starting: reading data and captions for ")
+    assert json.loads(scripts("status", tmp_path, "--json").out)["verdict"] == "starting"
 
 
 @pytest.mark.entry

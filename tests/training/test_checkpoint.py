@@ -10,7 +10,7 @@ import pytest
 
 from dalle_jax.errors import UserError
 from dalle_jax.training import checkpoint
-from dalle_jax.training.checkpoint import Checkpoints, load_params, saved_steps
+from dalle_jax.training.checkpoint import Checkpoints, check_model, load_params, saved_steps
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
 from dalle_jax.training.mesh import make_mesh
 from dalle_jax.training.sharding import replicated
@@ -224,3 +224,25 @@ def test_load_params(tmp_path):
         load_params(tmp_path, 7)
     with pytest.raises(UserError, match="'v' is missing; 'w' is unknown to the model"):
         load_params(tmp_path, shardings={"v": spread})
+
+
+def test_check_model_looks_at_shapes_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_read", lambda *args, **kwargs: pytest.fail("an array is read"))
+    wanted = {"w": jax.ShapeDtypeStruct((8, 4), jnp.float32)}
+    with pytest.raises(UserError, match="there is no checkpoint in .*; train that stage first"):
+        check_model(tmp_path, wanted, {})
+    checkpoints = open_checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, make_state(step).replace(model_state={"codes": jnp.zeros((16, 2))}), {})
+    checkpoints.close()
+    codes = {"codes": jax.ShapeDtypeStruct((16, 2), jnp.float32)}
+    check_model(tmp_path, wanted, codes)
+    with pytest.raises(UserError, match=r"/2/params does not fit the model: 'w' is \(8, 4\) and should be \(8, 5\)"):
+        check_model(tmp_path, {"w": jax.ShapeDtypeStruct((8, 5), jnp.float32)}, codes)
+    with pytest.raises(UserError, match=r"/2/model_state does not fit the model: 'codes' is unknown"):
+        check_model(tmp_path, wanted, {})
+    damage(tmp_path, 2)  # arrays of this size lie beside their shapes
+    check_model(tmp_path, wanted, codes)  # the one before is what would be loaded
+    damage(tmp_path, 1)
+    with pytest.raises(UserError, match="no checkpoint in .* can be read"):
+        check_model(tmp_path, wanted, codes)

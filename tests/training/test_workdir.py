@@ -50,6 +50,36 @@ def test_another_config_is_refused_by_key(tmp_path):
     assert (tmp_path / "config.json").read_text() == before
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"caf\xe9", "is not valid JSON .*utf-8"),
+        (b"[" * 200_000, "is not valid JSON .nested too deeply"),
+        (b'{"format_version": %d}' % FORMAT_VERSION, "holds no config: it is damaged"),
+        (b'{"format_version": %d, "config": 5}' % FORMAT_VERSION, "holds no config: it is damaged"),
+    ],
+)
+def test_a_damaged_config_is_named(tmp_path, content, message):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=f"config.json {message}"):
+        read_workdir(tmp_path)
+
+
+def test_a_file_is_no_work_directory(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file/config.json is missing: is this a work directory"):
+        read_workdir(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("batch_size", 0), ("micro_batches", 0), ("ema_every", 0), ("log_every", -1), ("num_steps", -2)],
+)
+def test_sizes_and_intervals_of_training(name, value):
+    with pytest.raises(ValueError, match=rf"{name} must be at least \d, not {value}"):
+        config(**{name: value})
+
+
 def test_unknown_format_is_refused(tmp_path):
     open_workdir(tmp_path, config())
     record = json.loads((tmp_path / "config.json").read_text()) | {"format_version": FORMAT_VERSION + 1}
