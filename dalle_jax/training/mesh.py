@@ -6,7 +6,7 @@ them once a step; the other axes, whose weights and activations travel all the t
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -50,21 +50,32 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def fit_mesh(config: MeshConfig, num_devices: int, slices: int) -> MeshConfig:
-    """`config`, or the nearest arrangement that so many devices of so many slices allow.
+def fit_mesh(config: MeshConfig, num_devices: int, slices: int, given: Collection[str] = ()) -> MeshConfig:
+    """The mesh that is wanted, or the nearest one that so many devices of so many slices allow.
 
-    Where the fixed axes ask for more devices than there are, or do not divide them, the largest one is halved until
+    Where its fixed axes ask for more devices than there are, or do not divide them, the largest one is halved until
     they do, and one axis takes what is left. The data axis spans the slices.
+
+    Args:
+      config: the mesh that is wanted.
+      num_devices: of all slices.
+      slices: parts with slow links between them.
+      given: axes that stay as they are, so that the result may not fit; `make_mesh` refuses it then.
     """
     sizes = {axis: getattr(config, axis) for axis in AXES}
+    if any(size < 1 and size != -1 for size in sizes.values()):
+        return config  # of no devices at all
     fixed = {axis: size for axis, size in sizes.items() if size != -1}
-    if len(fixed) == len(sizes) and math.prod(fixed.values()) != num_devices:
-        del fixed["data"]
     if "data" in fixed:
-        fixed["data"] = -(-fixed["data"] // slices) * slices
-    while num_devices % math.prod(fixed.values()):
-        largest = max(fixed, key=lambda axis: fixed[axis] // (slices if axis == "data" else 1))
-        fixed[largest] //= 2
+        fixed["data"] = -(-fixed["data"] // slices)  # of one slice, as the others are
+    count = num_devices // slices
+    own = [axis for axis in fixed if axis not in given]
+    if own and len(fixed) == len(sizes) and math.prod(fixed.values()) != count:
+        del fixed[own.pop(0)]
+    while count % math.prod(fixed.values()) and any(fixed[axis] > 1 for axis in own):
+        fixed[max(own, key=lambda axis: fixed[axis])] //= 2
+    if "data" in fixed:
+        fixed["data"] *= slices
     return dataclasses.replace(config, slices=slices, **{axis: fixed.get(axis, -1) for axis in AXES})
 
 

@@ -16,7 +16,7 @@ from launch.planning.programs import Target, sampling_targets, training_target
 from launch.planning.proposals import Proposal, propose, propose_sampling
 from launch.planning.record import CacheRow, Change, Plan
 from launch.planning.roofline import Roofline, days, roofline
-from launch.planning.topologies import Topology, fit_mesh, mesh_flags
+from launch.planning.topologies import Topology, fit_topology, mesh_flags
 from launch.run_config import RunConfig
 
 
@@ -28,7 +28,7 @@ def plan_training(config: str, run: RunConfig, stage: str, topology: Topology, g
       run: the config.
       stage: `codec`, `decoder` or `clip`.
       topology: where it is to run.
-      given: see `fit_mesh`.
+      given: see `fit_topology`.
 
     Raises:
       UserError: the chips do not allow the mesh that is given; batch or parameters do not divide over the mesh; the
@@ -123,7 +123,7 @@ def cache_rows(config: DecoderConfig) -> tuple[CacheRow, ...]:
 
 
 def _mesh(config: MeshConfig, topology: Topology, given: Collection[str]) -> tuple[MeshConfig, tuple[str, ...]]:
-    mesh = fit_mesh(config, topology, given)
+    mesh = fit_topology(config, topology, given)
     flags = " ".join(mesh_flags(config, mesh))
     return mesh, (f"the config's mesh does not fit these chips; planned with {flags}",) if flags else ()
 

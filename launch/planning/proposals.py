@@ -72,7 +72,8 @@ def propose(
         changed = run if remat is None else with_remat(run, stage, remat)
         saved = _difference(run, changed, stage, mesh, target, traced, devices) // parts
         for finer, state in _meshes(mesh, target, state_of):
-            for micro_batches in _doublings(train.micro_batches, train.batch_size // parts):
+            most = train.batch_size // parts if _divides(run, stage) else train.micro_batches
+            for micro_batches in _doublings(train.micro_batches, most):
                 sums = 4 * target.parameters // target.mesh.size if micro_batches > 1 else 0
                 needed = state + (temporary - saved) * train.micro_batches // micro_batches + sums
                 if needed <= SHARE * memory:
@@ -161,6 +162,11 @@ def _meshes(
         except UserError:
             continue
         yield finer, state
+
+
+def _divides(run: RunConfig, stage: str) -> bool:
+    """Whether a stage takes micro-batches: a ResNet wants the statistics of its whole batch."""
+    return stage != "clip" or run.clip is None or run.clip.model.vision.resnet is None
 
 
 def _doublings(first: int, most: int) -> Iterator[int]:

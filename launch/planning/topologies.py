@@ -6,7 +6,6 @@ import math
 import os
 import re
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +14,7 @@ from jax.sharding import Mesh
 from dalle_jax.errors import UserError, closest
 from dalle_jax.training.chips import Chip
 from dalle_jax.training.config import MeshConfig
-from dalle_jax.training.mesh import AXES
+from dalle_jax.training.mesh import AXES, fit_mesh
 from launch.planning.families import FAMILIES, Family
 
 _NAME = re.compile(r"(?:(\d+)x)?([a-z]\w*?)-(\d+)$")
@@ -138,11 +137,8 @@ def find_topology(name: str) -> Topology:
     return Topology(name, family, family.sizes[size], slices)
 
 
-def fit_mesh(config: MeshConfig, topology: Topology, given: Collection[str] = ()) -> MeshConfig:
-    """The config's mesh, or the nearest one that the devices allow.
-
-    Where its fixed axes ask for more devices than there are, or do not divide them, the largest one is halved until
-    they do, and one axis takes what is left. The data axis spans the slices.
+def fit_topology(config: MeshConfig, topology: Topology, given: Collection[str] = ()) -> MeshConfig:
+    """`fit_mesh` to the chips of a topology.
 
     Args:
       config: the mesh that is wanted.
@@ -152,28 +148,18 @@ def fit_mesh(config: MeshConfig, topology: Topology, given: Collection[str] = ()
     Raises:
       UserError: the chips do not allow what is given.
     """
-    sizes = {name: getattr(config, name) for name in AXES}
-    if any(size < 1 and size != -1 for size in sizes.values()):
-        return config  # of no chips at all: whoever makes the mesh refuses it
-    fixed = {name: size for name, size in sizes.items() if size != -1}
-    if "data" in fixed:
-        fixed["data"] = -(-fixed["data"] // topology.slices)  # of one slice, as the others are
-    chips = topology.num_chips // topology.slices
-    own = [name for name in fixed if name not in given]
-    if own and len(fixed) == len(sizes) and math.prod(fixed.values()) != chips:
-        del fixed[own.pop(0)]
-    while chips % math.prod(fixed.values()) and any(fixed[name] > 1 for name in own):
-        fixed[max(own, key=lambda name: fixed[name])] //= 2
-    product = math.prod(fixed.values())
-    if "data" in fixed:
-        fixed["data"] *= topology.slices
-    chosen: dict[str, Any] = {name: fixed.get(name, -1) for name in sizes}
-    mesh = dataclasses.replace(config, slices=topology.slices, **chosen)
-    fits = chips % product == 0 if len(fixed) < len(sizes) else product == chips
+    chips, slices = topology.num_chips, topology.slices
+    mesh = fit_mesh(config, chips, slices, given)
+    sizes = [getattr(mesh, axis) for axis in AXES]
+    if any(size < 1 and size != -1 for size in sizes):
+        return mesh  # whoever makes it refuses it
+    known = math.prod(size for size in sizes if size != -1)
+    data = chips // known if mesh.data == -1 else mesh.data
+    fits = (chips % known == 0 if -1 in sizes else chips == known) and data % slices == 0
     if not fits or any(getattr(mesh, name) != getattr(config, name) for name in given):
         raise UserError(
             f"{' '.join(_flags(config, given))} does not fit {topology.name}: data x fsdp x tensor must be its "
-            f"{topology.num_chips} chips, and data a multiple of its slices, {topology.slices}"
+            f"{chips} chips, and data a multiple of its slices, {slices}"
         )
     return mesh
 

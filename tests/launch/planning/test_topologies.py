@@ -10,7 +10,7 @@ from dalle_jax.training.config import MeshConfig
 from launch.planning.collectives import Collective
 from launch.planning.families import FAMILIES
 from launch.planning.roofline import days, roofline
-from launch.planning.topologies import find_topology, fit_mesh, mesh_flags
+from launch.planning.topologies import find_topology, fit_topology, mesh_flags
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_refusals_name_what_is_near(name, message):
 )
 def test_meshes_are_halved_until_they_fit(topology, asked, expected):
     topology = find_topology(topology)
-    mesh = fit_mesh(MeshConfig(*asked), topology)
+    mesh = fit_topology(MeshConfig(*asked), topology)
     assert (mesh.data, mesh.fsdp, mesh.tensor) == expected
     assert mesh.slices == topology.slices
 
@@ -80,7 +80,7 @@ def test_meshes_are_halved_until_they_fit(topology, asked, expected):
     ],
 )
 def test_what_a_person_chose_stays(topology, asked, given, expected):
-    mesh = fit_mesh(MeshConfig(*asked), find_topology(topology), given)
+    mesh = fit_topology(MeshConfig(*asked), find_topology(topology), given)
     assert (mesh.data, mesh.fsdp, mesh.tensor) == expected
 
 
@@ -96,7 +96,7 @@ def test_what_a_person_chose_stays(topology, asked, given, expected):
 )
 def test_what_a_person_chose_is_refused_where_it_does_not_fit(topology, asked, given, message):
     with pytest.raises(UserError, match=message):
-        fit_mesh(MeshConfig(*asked), find_topology(topology), given)
+        fit_topology(MeshConfig(*asked), find_topology(topology), given)
 
 
 def test_flags_of_a_mesh_name_all_that_differs():
