@@ -76,6 +76,9 @@ def tpu_vm(clone: Path, *arguments: str, **environment: str) -> subprocess.Compl
         (["run", *TPU, "--", "python", "--workdir=runs/x"], ["--workdir=runs/x", "gs://"]),
         (["run", *TPU, "--commit=nowhere", *TRAIN], ["--commit=nowhere"]),
         (["logs", *WHERE, "--slice=1"], ["--slice=1", "--slices=1"]),
+        (["logs", *WHERE, "--slice=08", "--slices=20"], ["--slice=08", "whole number"]),
+        (["logs", *WHERE, "--worker=010"], ["--worker=010", "whole number"]),
+        (["run", *TPU, "--restarts=08", *TRAIN], ["--restarts=08", "whole number"]),
     ],
 )
 def test_refusals(clone, arguments, parts):
