@@ -75,7 +75,9 @@ def test_dry_run():
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Iterator[SlurmCluster]:
     if absent := slurm_cluster.missing():
-        pytest.skip(f"Slurm is not installed (no {absent}); Debian: apt-get install slurmctld slurmd slurm-client")
+        pytest.skip(
+            f"Slurm is not installed (no {absent}); Debian: apt-get install slurmctld slurmd slurm-client munge"
+        )
     with SlurmCluster(tmp_path_factory.mktemp("slurm")) as cluster:
         yield cluster
 
