@@ -48,8 +48,13 @@ check_option() {
   [[ "$2" =~ ^($3)$ ]] || refuse "--$1=$2: $4"
 }
 
+# Numbers begin with no 0: bash would read 010 as 8, and 08 not at all.
 check_count() {
   check_option "$1" "$2" '[1-9][0-9]{0,4}' "give a whole number above 0"
+}
+
+check_number() {
+  check_option "$1" "$2" '0|[1-9][0-9]{0,4}' "give a whole number"
 }
 
 # Words as a shell would read them back, on one line.

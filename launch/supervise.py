@@ -11,6 +11,7 @@ from etils import epath
 from dalle_jax import storage
 from dalle_jax.errors import PREEMPTED
 from dalle_jax.training.workdir import saved_steps
+from launch.commands import option
 
 FINAL = (0, 2, 130)
 """Exit codes after which a run is not started again: done, a mistake that it would repeat, Ctrl-C."""
@@ -82,25 +83,15 @@ def progress_of(command: Sequence[str]) -> str:
       How many files the folder of results holds, where there is one: a work directory named beside it is what the
       command reads. Else the newest checkpoint of every stage under the work directory.
     """
-    if out := _option(command, "out"):
+    if out := option(command, "out"):
         files = len(storage.walk(storage.expanduser(out)))
         return f"{files} files" if files else ""
-    if workdir := _option(command, "workdir"):
+    if workdir := option(command, "workdir"):
         folder = epath.Path(workdir)
         found = sorted([*folder.glob("*/checkpoints"), *folder.glob("*/*/checkpoints")])
         newest = {str(path.parent.relative_to(folder)): max(saved_steps(path.parent), default=0) for path in found}
         return ", ".join(f"{stage} {step}" for stage, step in newest.items())
     return ""
-
-
-def _option(command: Sequence[str], name: str) -> str | None:
-    """The value of `--name=VALUE` or `--name VALUE`, the last one given."""
-    found = None
-    for argument, following in zip(command, [*command[1:], ""], strict=True):
-        option, equals, value = argument.partition("=")
-        if option in (f"--{name}", f"-{name}"):
-            found = value if equals else following
-    return found
 
 
 def _say(text: str) -> None:

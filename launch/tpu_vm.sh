@@ -9,7 +9,7 @@ usage() {
 Runs a command on all workers of a Cloud TPU, or of several slices, and starts it again after preemptions.
 
   bash launch/tpu_vm.sh run --name=N --zone=Z --accelerator=v5e-256 [--slices=2] [--spot] -- \
-      python -m launch.train --config=configs/decoder_12b.py --workdir=gs://BUCKET/RUN
+      python -m launch.train --config=configs/decoder_12b.py --workdir=gs://BUCKET/RUN [--config.mesh.slices=2]
 
   run      everything below in order: creates what is missing, sets up, starts, and watches until the command has
            finished. After a preemption it creates the TPU anew and starts again; after a crash it starts again. It may
@@ -28,7 +28,7 @@ Where:
   --project=P         default: gcloud's
 What (create, run):
   --accelerator=A     v4-N, v5e-N, v5p-N or v6e-N, as in v5e-256; `python -m launch.plan` tells what a config needs
-  --slices=1          how many of them; more are joined over the data centre's network
+  --slices=1          how many of them, joined over the data centre's network; training: --config.mesh.slices too
   --spot              cheaper, may be taken away at any time
   --reserved          from a reservation
   --runtime-version=  software of the machines; default: what Google names for the accelerator
@@ -68,9 +68,9 @@ check_count slices "$slices"
 check_count grace "$grace"
 check_count lines "$lines"
 check_option poll "$poll" '[0-9]+([.][0-9]+)?' "give seconds"
-check_option restarts "$restarts" '[0-9]+' "give a whole number"
-check_option slice "$slice" '[0-9]+' "give a whole number"
-check_option worker "$worker" '[0-9]+' "give a whole number"
+check_number restarts "$restarts"
+check_number slice "$slice"
+check_number worker "$worker"
 ((slice < slices)) || refuse "--slice=$slice: there are --slices=$slices, the first is 0"
 ! { $spot && $reserved; } || refuse "--spot and --reserved exclude each other"
 case "$action" in
@@ -83,12 +83,7 @@ esac
 case "$action" in
   run | start)
     check_command
-    for argument in "${COMMAND[@]}"; do
-      case "$argument" in
-        --workdir=gs://?* | --out=gs://?* | --workdir=/mnt/?* | --out=/mnt/?*) ;;
-        --workdir=* | --out=*) refuse "$argument is on the worker and lost with it: write to gs://BUCKET/..., or under /mnt where all workers mount it" ;;
-      esac
-    done
+    python3 -m launch.commands "$slices" "${COMMAND[@]}" || exit
     ;;
 esac
 case "$action" in

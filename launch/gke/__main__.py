@@ -13,10 +13,11 @@ from typing import Any, NoReturn
 
 from dalle_jax.errors import UserError, closest, run_main
 from launch.accelerators import GPUS, Slice, parse_slice
+from launch.commands import check_folders, check_slices
 
 EXAMPLE = """example:
   python -m launch.gke --name=dalle --accelerator=v5e-256 --slices=2 --spot --image=REGISTRY/dalle-jax:tpu \\
-      -- python -m launch.train --config=configs/decoder_12b.py --workdir=gs://BUCKET/RUN
+      -- python -m launch.train --config=configs/decoder_12b.py --workdir=gs://BUCKET/RUN --config.mesh.slices=2
   python -m launch.gke --name=dalle --accelerator=h100 --nodes=4 --gpus=8 --image=REGISTRY/dalle-jax:cuda \\
       -- python -m launch.train --config=configs/decoder_1b.py --workdir=gs://BUCKET/RUN
 
@@ -44,7 +45,7 @@ def make_parser() -> Parser:
     add = parser.add_argument
     add("--name", required=True, type=_matching(r"[a-z]([a-z0-9-]{0,30}[a-z0-9])?", "small letters, digits and dashes"))
     add("--accelerator", required=True, help="v4-N, v5e-N, v5p-N, v6e-N, or a GPU: " + ", ".join(GPUS))
-    add("--slices", type=_count, default=1, help="of TPUs, joined over the data centre's network")
+    add("--slices", type=_count, default=1, help="of TPUs, joined by the network; training: --config.mesh.slices too")
     add("--nodes", type=_count, default=1, help="of GPUs; one process each")
     add("--gpus", type=_count, default=8, help="of a node")
     add("--image", required=True, type=_matching(r"[\w.:/@-]+", "an image's name"), help="built from launch/Dockerfile")
@@ -161,9 +162,9 @@ def main() -> int:
     options, command = make_parser().parse_args(arguments[:cut]), arguments[cut + 1 :]
     if not command:
         raise UserError("no command given: put it last, as in -- python -m launch.train --config=configs/X.py ...")
-    lost = [a for a in command if re.match("--(workdir|out)=(?!gs://.|/mnt/.)", a)]
-    if lost:
-        raise UserError(f"{lost[0]} is in the pod and lost with it: write to gs://BUCKET/..., or under /mnt")
+    check_folders(command)
+    if options.accelerator not in GPUS:
+        check_slices(command, options.slices)
     manifest = fill_in(options, command)
     if options.dry_run:
         print(manifest, end="")

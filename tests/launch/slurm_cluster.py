@@ -1,4 +1,7 @@
-"""A Slurm of two nodes on this machine, from the system's packages (Debian: slurmctld slurmd slurm-client)."""
+"""A Slurm of two nodes on this machine, from the system's packages (Debian: slurmctld slurmd slurm-client munge).
+
+Its daemons and commands know each other by munge, as those of a real cluster do, where munge is installed.
+"""
 
 import getpass
 import os
@@ -16,9 +19,7 @@ CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
-AuthType=auth/none
-CredType=cred/none
-AuthInfo=cred_expire=5
+{authentication}
 SlurmUser={user}
 SlurmdUser={user}
 StateSaveLocation={folder}/state
@@ -41,10 +42,22 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
 
+BY_MUNGE = """
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket={socket},cred_expire=5
+"""
+UNSEEN = """
+AuthType=auth/none
+CredType=cred/none
+AuthInfo=cred_expire=5
+"""
+SEARCH = os.environ["PATH"] + ":/usr/sbin:/usr/local/sbin"
+
+
 def missing() -> str:
     """Which daemons or commands are not here, or an empty string."""
-    search = os.environ["PATH"] + ":/usr/sbin:/usr/local/sbin"
-    return ", ".join(name for name in NEEDED if shutil.which(name, path=search) is None)
+    return ", ".join(name for name in NEEDED if shutil.which(name, path=SEARCH) is None)
 
 
 class SlurmCluster:
@@ -55,16 +68,17 @@ class SlurmCluster:
         self._daemons: list[subprocess.Popen] = []
         self.environment = os.environ | {
             "SLURM_CONF": str(folder / "slurm.conf"),
-            "PATH": os.environ["PATH"] + ":/usr/sbin:/usr/local/sbin",
+            "PATH": SEARCH,
         }
 
     def __enter__(self) -> "SlurmCluster":
         (self.folder / "state").mkdir(parents=True)
-        user = getpass.getuser()
-        text = CONFIG.format(host=socket.gethostname(), ports=_free_ports(), user=user, folder=self.folder)
-        (self.folder / "slurm.conf").write_text(text)
         (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null,/dev/zero\n")  # two devices that are there
         try:
+            by = self._start_munge() if shutil.which("munged", path=SEARCH) else UNSEEN
+            names = {"host": socket.gethostname(), "user": getpass.getuser(), "folder": self.folder}
+            text = CONFIG.format(**names, ports=_free_ports(), authentication=by.strip())
+            (self.folder / "slurm.conf").write_text(text)
             self._start("slurmctld", "-D", "-c")
             for node in ("n1", "n2"):
                 self._start("slurmd", "-D", "-N", node)
@@ -87,6 +101,17 @@ class SlurmCluster:
                 daemon.wait(20)
             except subprocess.TimeoutExpired:
                 os.killpg(daemon.pid, signal.SIGKILL)
+
+    def _start_munge(self) -> str:
+        """A munge with a key of its own; returns what Slurm's configuration says of it."""
+        places = {name: self.folder / f"munge.{name}" for name in ("key", "socket", "pid", "seed", "log")}
+        places["key"].write_bytes(os.urandom(128))
+        places["key"].chmod(0o600)
+        files = [f"--{name}-file={places[name]}" for name in ("key", "pid", "seed", "log")]
+        # Forced: the folders above are those of a test, which a system's daemon would not trust.
+        self._start("munged", "--foreground", "--force", f"--socket={places['socket']}", *files)
+        self.wait(places["socket"].exists, "munge", 60)
+        return BY_MUNGE.format(socket=places["socket"])
 
     def _start(self, *command: str) -> None:
         with open(self.folder / f"{command[0]}-{len(self._daemons)}.log", "w") as log:

@@ -6,7 +6,9 @@ import sys
 import pytest
 import yaml
 
+from dalle_jax.errors import UserError
 from launch.accelerators import GENERATIONS, parse_slice
+from launch.commands import check_slices
 from tests.launch.starters import ROOT, assert_golden, assert_refused, run, script
 
 pytestmark = pytest.mark.entry
@@ -46,10 +48,25 @@ def manifest(name: str) -> str:
         ([*NAMED, "--accelerator=v4-8", "--spt", *TRAIN], ["--spt", "--help"]),
         ([*NAMED, "--accelerator=v4-8"], ["no command given"]),
         ([*NAMED, "--accelerator=v4-8", "--", "python", "--workdir=runs/x"], ["--workdir=runs/x", "gs://"]),
+        ([*NAMED, "--accelerator=h100", "--", "python", "--workdir", "runs/x"], ["--workdir=runs/x", "gs://"]),
+        ([*NAMED, "--accelerator=v4-8", "--slices=2", *TRAIN], ["--slices=2", "add --config.mesh.slices=2"]),
     ],
 )
 def test_refusals(arguments, parts):
     assert_refused(gke(*arguments), *parts)
+
+
+def test_slices_of_the_mesh():
+    """Training says how many slices it is laid over; what takes those that are there need not, nor do GPUs."""
+    check_slices([*TRAIN, "--config.mesh.slices=4", "--config.mesh.slices", "2"], 2)
+    check_slices(TRAIN, 1)
+    check_slices(GENERATE, 2)
+    for words in (["-m", "launch.efficiency"], ["launch/train.py"], ["launch.local", "--", "-m", "launch.train"]):
+        with pytest.raises(UserError, match="add --config.mesh.slices=2"):
+            check_slices(["python", *words], 2)
+    with pytest.raises(UserError, match="--slices=1, but the command says --config.mesh.slices=2"):
+        check_slices([*TRAIN, "--config.mesh.slices=2"], 1)
+    assert gke(*NAMED, "--accelerator=h100", "--dry-run", *TRAIN, "--config.mesh.slices=2").returncode == 0
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
@@ -91,7 +108,7 @@ def test_slices():
 
 def test_starters_need_nothing_installed():
     """They run on a laptop with Python alone."""
-    for file in ("launch/accelerators.py", "launch/gke/__main__.py"):
+    for file in ("launch/accelerators.py", "launch/commands.py", "launch/gke/__main__.py"):
         nodes = list(ast.walk(ast.parse((ROOT / file).read_text())))
         names = [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
         names += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]

@@ -29,9 +29,11 @@ def slurm(*arguments: str, **environment: str):
         (["--nodes", *TRAIN], ["--nodes=VALUE"]),
         (["--nodes=0", *TRAIN], ["--nodes=0", "above 0"]),
         (["--gpus=all", *TRAIN], ["--gpus=all", "0 for CPUs"]),
+        (["--gpus=08", *TRAIN], ["--gpus=08", "0 for CPUs"]),
         (["--time=1day", *TRAIN], ["--time=1day", "D-HH:MM:SS"]),
         (["--grace=2m", *TRAIN], ["--grace=2m"]),
         (["--restarts=-1", *TRAIN], ["--restarts=-1"]),
+        (["--restarts=08", *TRAIN], ["--restarts=08", "whole number"]),
         (["--mem=lots", *TRAIN], ["--mem=lots", "64G"]),
         (["--name=a b", *TRAIN], ["--name=a b"]),
         (["--nodes=2"], ["no command given"]),
@@ -73,7 +75,9 @@ def test_dry_run():
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Iterator[SlurmCluster]:
     if absent := slurm_cluster.missing():
-        pytest.skip(f"Slurm is not installed (no {absent}); Debian: apt-get install slurmctld slurmd slurm-client")
+        pytest.skip(
+            f"Slurm is not installed (no {absent}); Debian: apt-get install slurmctld slurmd slurm-client munge"
+        )
     with SlurmCluster(tmp_path_factory.mktemp("slurm")) as cluster:
         yield cluster
 

@@ -34,9 +34,9 @@ TRAIN = ["--", "python", "-m", "launch.train", "--config=configs/decoder_12b.py"
 def clone(tmp_path_factory) -> Path:
     """A clone of the starters alone, with one commit."""
     folder = tmp_path_factory.mktemp("clone")
-    files = [*(ROOT / "launch").glob("*.sh"), ROOT / "launch/accelerators.py", *ROOT.glob("dalle_jax/__init__.py"),
-             ROOT / "dalle_jax/errors.py", ROOT / "pyproject.toml", ROOT / "constraints.txt"]  # fmt: skip
-    for file in files:
+    names = ["launch/accelerators.py", "launch/commands.py", "dalle_jax/__init__.py", "dalle_jax/errors.py",
+             "pyproject.toml", "constraints.txt"]  # fmt: skip
+    for file in [*(ROOT / "launch").glob("*.sh"), *(ROOT / name for name in names)]:
         target = folder / file.relative_to(ROOT)
         target.parent.mkdir(exist_ok=True)
         shutil.copy(file, target)
@@ -74,8 +74,14 @@ def tpu_vm(clone: Path, *arguments: str, **environment: str) -> subprocess.Compl
         (["run", *TPU], ["no command given"]),
         (["run", *TPU, "--", "--config=x"], ["begins with '--config=x'"]),
         (["run", *TPU, "--", "python", "--workdir=runs/x"], ["--workdir=runs/x", "gs://"]),
+        (["start", *WHERE, "--", "python", "--out", "runs/x"], ["--out=runs/x", "gs://"]),
+        (["run", *TPU, "--slices=2", *TRAIN], ["--slices=2", "add --config.mesh.slices=2"]),
+        (["start", *WHERE, *TRAIN, "--config.mesh.slices", "2"], ["--slices=1", "--config.mesh.slices=2"]),
         (["run", *TPU, "--commit=nowhere", *TRAIN], ["--commit=nowhere"]),
         (["logs", *WHERE, "--slice=1"], ["--slice=1", "--slices=1"]),
+        (["logs", *WHERE, "--slice=08", "--slices=20"], ["--slice=08", "whole number"]),
+        (["logs", *WHERE, "--worker=010"], ["--worker=010", "whole number"]),
+        (["run", *TPU, "--restarts=08", *TRAIN], ["--restarts=08", "whole number"]),
     ],
 )
 def test_refusals(clone, arguments, parts):
@@ -118,7 +124,7 @@ def test_dry_run(clone, tmp_path):
     generate = ["--", "python", "-m", "launch.generate", "--workdir=gs://bucket/run", PROMPT]
     said = []
     for arguments in (
-        ["run", *pod, "--delete-at-end", *TRAIN],
+        ["run", *pod, "--delete-at-end", *TRAIN, "--config.mesh.slices=2"],
         ["create", *TPU, "--runtime-version=mine", "--reserved", "--network=n", "--subnetwork=s", "--internal-ips"],
         ["setup", *WHERE],
         ["start", *WHERE, "--internal-ips", *generate],
