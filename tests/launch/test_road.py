@@ -1,8 +1,9 @@
-"""Training as a person starts it: the tiny sibling of every config, a run gone on with, a run fine-tuned."""
+"""Training as a person starts it: every tiny preset that `launch.train` takes, a run gone on with, a run fine-tuned."""
 
 import json
 import re
 import shlex
+import unicodedata
 from pathlib import Path
 
 import jax
@@ -24,6 +25,8 @@ from dalle_jax.training.trees import unbox
 from dalle_jax.training.workdir import read_workdir
 from launch.run_config import RunConfig
 from launch.stages import make_batches, plan_decoder
+from launch.tar_shards import write_shard
+from tests.data.conftest import encode_picture
 from tests.launch.conftest import ROOT
 
 pytestmark = pytest.mark.entry
@@ -94,7 +97,10 @@ def test_deterministic_before_a_device_is_touched(scripts, tmp_path, asked):
     ("config", "stage", "arguments"),
     [
         ("codec_dalle.py:tiny", "codec", ["--config.data.shapes.num_train=64", "--config.data.shapes.num_eval=16"]),
-        ("clip.py:tiny", "clip", ["--config.data.shapes.num_train=256", "--config.data.shapes.num_eval=32"]),
+        *(
+            (f"clip.py:{name}", "clip", ["--config.data.shapes.num_train=256", "--config.data.shapes.num_eval=32"])
+            for name in ("tiny", "tiny_resnet", "siglip_tiny")
+        ),
     ],
 )
 def test_tiny_sibling_trains(scripts, tmp_path, config, stage, arguments):
@@ -103,6 +109,21 @@ def test_tiny_sibling_trains(scripts, tmp_path, config, stage, arguments):
     ended = scripts.train(config, tmp_path / "run", *arguments)
     assert ended.code == 0, ended
     assert_trained(tmp_path / "run", stage)
+
+
+def test_tiny_emoji_run_trains_every_stage(scripts, tmp_path):
+    """On the names of eighty emoji, under plain pictures: the font that draws them is not everywhere."""
+    names = [unicodedata.name(chr(code)).lower() for code in range(0x1F600, 0x1F650)]
+    shard = [
+        {"key": b"%d" % i, "png": encode_picture(np.full((64, 64, 3), 3 * i, np.uint8)), "txt": name.encode()}
+        for i, name in enumerate(names)
+    ]
+    write_shard(tmp_path / "train.tar", shard)
+    data = [f"--config.data.path={tmp_path}/*.tar", "--config.data.eval_fraction=0.3"]
+    ended = scripts.train("emoji.py:tiny", tmp_path / "run", *data)
+    assert ended.code == 0, ended
+    for stage in STAGES:
+        assert_trained(tmp_path / "run", stage)
 
 
 @pytest.fixture(scope="module")
