@@ -5,7 +5,8 @@ r"""Text to emoji: 3,421 glyphs of Noto Color Emoji and their Unicode names, 64x
     python -m launch.generate --workdir=runs/emoji --prompt="woman judge: light skin tone" \
         --num_samples=64 --keep=8 --out=out
 
-`emoji.py` is the full run, for one GPU; `emoji.py:cpu` is a reduced one for two cores (about 40 minutes).
+`emoji.py` is the full run, for one GPU; `emoji.py:cpu` is a reduced one for two cores (63 minutes of processor time,
+79 on the clock beside other programs); `emoji.py:tiny` takes two steps of everything, for tests.
 
 Data         flags, faces, people by profession and skin tone, animals, objects: small, but drawn and named by people,
              and compositional. 5% are held out by a hash of their keys.
@@ -15,6 +16,7 @@ Result       see docs/results.md
 import dataclasses
 
 from clip_jax import ClipConfig, ClipStage, TextConfig, VisionConfig, tower_config
+from configs.quickstart import two_steps
 from dalle_jax.codec import Body, CodecConfig, CodecStage, CosineRamp, PatchConfig, Reconstruction, Relaxation, VqConfig
 from dalle_jax.config import choose_preset, to_config_dict
 from dalle_jax.data.config import Augment, DataConfig, SourceKind, TokenizerConfig
@@ -22,12 +24,12 @@ from dalle_jax.decoder.config import DecoderConfig, DecoderStage
 from dalle_jax.nn.transformer import Remat
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
 
-IMAGE_SIZE, VOCAB_SIZE, TEXT_LENGTH = 64, 2048, 32
+IMAGE_SIZE, TEXT_LENGTH = 64, 32
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What differs between the full run and the reduced one."""
+    """What differs between the full run and the reduced ones."""
 
     codebook_size: int
     codec: PatchConfig
@@ -40,6 +42,7 @@ class Size:
     clip_steps: int
     dtype: str
     ema_decay: float
+    vocab_size: int = 2048
 
     @property
     def grid_size(self) -> int:
@@ -62,11 +65,19 @@ CPU = Size(
     dtype="float32",
     ema_decay=0.99,
 )
+TINY = dataclasses.replace(
+    CPU,
+    codebook_size=32,
+    codec=PatchConfig(fine_patch=8, merge=1, fine_dim=32, fine_blocks=0, token_dim=32),
+    embed_dim=64,
+    vocab_size=120,
+)
 
 
 def get_config(arg: str = ""):
-    """`""` for a GPU, `cpu` for two cores."""
-    size = choose_preset({"": FULL, "cpu": CPU}, arg, "configs/emoji.py")
+    """`""` for a GPU, `cpu` for two cores, or `tiny`."""
+    size = choose_preset({"": FULL, "cpu": CPU, "tiny": TINY}, arg, "configs/emoji.py")
+    stages = {"codec": codec(size), "decoder": decoder(size), "clip": clip(size)}
     return to_config_dict(
         {
             "seed": 0,
@@ -75,10 +86,8 @@ def get_config(arg: str = ""):
                 source=SourceKind.WEBDATASET, path="data/emoji/*.tar", image_size=IMAGE_SIZE, eval_fraction=0.05
             ),
             "mesh": MeshConfig(),
-            "tokenizer": TokenizerConfig(VOCAB_SIZE, TEXT_LENGTH, bpe_dropout=0.1),
-            "codec": codec(size),
-            "decoder": decoder(size),
-            "clip": clip(size),
+            "tokenizer": TokenizerConfig(size.vocab_size, TEXT_LENGTH, bpe_dropout=0.1),
+            **{name: two_steps(stage) if size is TINY else stage for name, stage in stages.items()},
         }
     )
 
@@ -107,7 +116,7 @@ def decoder(size: Size) -> DecoderStage:
         head_dim=64,
         embed_dim=size.embed_dim,
         mlp_dim=4 * size.embed_dim,
-        text_vocab_size=VOCAB_SIZE,
+        text_vocab_size=size.vocab_size,
         text_length=TEXT_LENGTH,
         codebook_size=size.codebook_size,
         grid_size=size.grid_size,
@@ -128,7 +137,7 @@ def clip(size: Size) -> ClipStage:
     """A small CLIP for ranking."""
     width = size.embed_dim // 2
     vision = VisionConfig(IMAGE_SIZE, patch_size=size.clip_patch, transformer=tower_config(4, width, head_dim=32))
-    text = TextConfig(VOCAB_SIZE, TEXT_LENGTH, end_id=3, transformer=tower_config(4, width, head_dim=32))
+    text = TextConfig(size.vocab_size, TEXT_LENGTH, end_id=3, transformer=tower_config(4, width, head_dim=32))
     optimizer = OptimizerConfig(
         learning_rate=1e-3, warmup_steps=100, final_learning_rate=1e-5, b2=0.98, weight_decay=0.2, clip_norm=1.0
     )

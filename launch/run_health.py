@@ -36,7 +36,10 @@ def find(workdir: epath.Path, now: float) -> tuple[list[Health], list[str], Star
     wanted = [name for name in STAGES if config.get(name)]
     looked = {name: look(workdir / name, now) for name in wanted}
     stages = [health for health in looked.values() if health is not None]
-    return stages, [name for name, health in looked.items() if health is None], start
+    # A decoder on a named codec does not wait for that of its config, which `--stages` may have left out.
+    named = (config.get("decoder") or {}).get("codec_from")
+    waiting = [name for name, health in looked.items() if health is None and not (named and name == "codec")]
+    return stages, waiting, start
 
 
 def whole(stages: Sequence[Health], waiting: Sequence[str], start: Starting | None, now: float) -> tuple[Verdict, str]:

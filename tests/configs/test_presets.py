@@ -29,6 +29,7 @@ PRESETS = [
     ("quickstart", "tiny"),
     ("emoji", ""),
     ("emoji", "cpu"),
+    ("emoji", "tiny"),
     ("clip", "vit_b32"),
     ("clip", "rn50"),
     ("clip", "tiny"),

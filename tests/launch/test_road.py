@@ -1,6 +1,9 @@
-"""Training as a person starts it: the tiny sibling of every config, a run gone on with, a run fine-tuned."""
+"""Training as a person starts it: every tiny preset that `launch.train` takes, a run gone on with, a run fine-tuned."""
 
 import json
+import re
+import shlex
+import unicodedata
 from pathlib import Path
 
 import jax
@@ -22,6 +25,9 @@ from dalle_jax.training.trees import unbox
 from dalle_jax.training.workdir import read_workdir
 from launch.run_config import RunConfig
 from launch.stages import make_batches, plan_decoder
+from launch.tar_shards import write_shard
+from tests.data.conftest import encode_picture
+from tests.launch.conftest import ROOT
 
 pytestmark = pytest.mark.entry
 
@@ -91,7 +97,10 @@ def test_deterministic_before_a_device_is_touched(scripts, tmp_path, asked):
     ("config", "stage", "arguments"),
     [
         ("codec_dalle.py:tiny", "codec", ["--config.data.shapes.num_train=64", "--config.data.shapes.num_eval=16"]),
-        ("clip.py:tiny", "clip", ["--config.data.shapes.num_train=256", "--config.data.shapes.num_eval=32"]),
+        *(
+            (f"clip.py:{name}", "clip", ["--config.data.shapes.num_train=256", "--config.data.shapes.num_eval=32"])
+            for name in ("tiny", "tiny_resnet", "siglip_tiny")
+        ),
     ],
 )
 def test_tiny_sibling_trains(scripts, tmp_path, config, stage, arguments):
@@ -100,6 +109,21 @@ def test_tiny_sibling_trains(scripts, tmp_path, config, stage, arguments):
     ended = scripts.train(config, tmp_path / "run", *arguments)
     assert ended.code == 0, ended
     assert_trained(tmp_path / "run", stage)
+
+
+def test_tiny_emoji_run_trains_every_stage(scripts, tmp_path):
+    """On the names of eighty emoji, under plain pictures: the font that draws them is not everywhere."""
+    names = [unicodedata.name(chr(code)).lower() for code in range(0x1F600, 0x1F650)]
+    shard = [
+        {"key": b"%d" % i, "png": encode_picture(np.full((64, 64, 3), 3 * i, np.uint8)), "txt": name.encode()}
+        for i, name in enumerate(names)
+    ]
+    write_shard(tmp_path / "train.tar", shard)
+    data = [f"--config.data.path={tmp_path}/*.tar", "--config.data.eval_fraction=0.3"]
+    ended = scripts.train("emoji.py:tiny", tmp_path / "run", *data)
+    assert ended.code == 0, ended
+    for stage in STAGES:
+        assert_trained(tmp_path / "run", stage)
 
 
 @pytest.fixture(scope="module")
@@ -155,18 +179,15 @@ def test_decoder_on_a_published_codec(scripts, tmp_path, kind):
 
 @pytest.fixture(scope="module")
 def tuned_run(scripts, tiny_run, tmp_path_factory) -> Path:
-    """Fine-tunes decoder and CLIP of the tiny run, without a codec of its own."""
-    folder = tmp_path_factory.mktemp("tuned")
-    config = folder / "tune.py"
-    config.write_text(
-        "from configs import quickstart\nfrom dalle_jax.config import to_config_dict\n"
-        "def get_config():\n"
-        "    config = quickstart.get_config('tiny').to_dict()\n"
-        "    del config['codec']\n    return to_config_dict(config)\n"
-    )
-    ended = scripts.train(config, folder / "run", f"--config.init_from={tiny_run}")
+    """Fine-tunes decoder and CLIP of the tiny run by the README's command, on the data of the tiny run."""
+    workdir = tmp_path_factory.mktemp("tuned") / "run"
+    (command,) = re.findall(r"python -m launch\.train .*--stages(?:.*\\\n)*.*", (ROOT / "README.md").read_text())
+    given = ("--config=", "--workdir=", "--config.data.")
+    flags = [word for word in shlex.split(command) if word.startswith("--") and not word.startswith(given)]
+    assert len(flags) == 4
+    ended = scripts.train(TINY, workdir, *(flag.replace("runs/quickstart", str(tiny_run)) for flag in flags))
     assert ended.code == 0, ended
-    return folder / "run"
+    return workdir
 
 
 def test_fine_tuning_begins_with_the_weights_of_the_base(tuned_run, tiny_run):
@@ -193,6 +214,19 @@ def test_fine_tuned_run_draws_with_the_codec_of_its_base(tuned_run, tiny_run):
     tuned, base = dalle_jax.load(tuned_run), dalle_jax.load(tiny_run)
     samples = tuned.generate("a red circle", num_samples=2, score_fn=clip_jax.load(tuned_run).score)
     np.testing.assert_array_equal(base.decode(samples.tokens), samples.images)
+
+
+def test_a_config_without_a_codec_is_tuned_on_that_of_its_base(scripts, tuned_run, tmp_path):
+    config = tmp_path / "tune.py"
+    config.write_text(
+        "from configs import quickstart\nfrom dalle_jax.config import to_config_dict\n"
+        "def get_config():\n"
+        "    config = quickstart.get_config('tiny').to_dict()\n"
+        "    del config['codec']\n    return to_config_dict(config)\n"
+    )
+    checked = scripts.train(config, tmp_path / "run", "--dry_run", f"--config.init_from={tuned_run}")
+    assert checked.code == 0, checked
+    assert [line.split(":")[0] for line in checked.out.splitlines()] == ["decoder", "clip"]
 
 
 def test_codec_of_a_run_tuned_from_a_tuned_one(tmp_path, decoder_run, tuned_run, tiny_run):

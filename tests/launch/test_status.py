@@ -220,6 +220,14 @@ def test_of_a_starting_run(scripts, tmp_path):
     assert json.loads(scripts("status", tmp_path, "--json").out)["verdict"] == "starting"
 
 
+def test_a_run_on_the_codec_of_another_does_not_wait_for_its_own(tmp_path):
+    sections = {"codec": {"train": {}}, "decoder": {"train": {}, "codec_from": "runs/base"}}
+    write_json(tmp_path / "config.json", {"format_version": FORMAT_VERSION, "commit": "", "config": sections})
+    write(epath.Path(tmp_path / "decoder"), start(state=FINISHED))
+    found = run_health.find(epath.Path(tmp_path), NOW)
+    assert run_health.whole(*found, NOW) == (Verdict.FINISHED, "all of decoder is trained")
+
+
 @pytest.mark.entry
 def test_of_a_finished_run(scripts, tiny_run):
     ended = scripts("status", tiny_run)
