@@ -114,7 +114,7 @@ def fit(data: Labelled, features: Float[np.ndarray, "n D"], num_classes: int, st
         from sklearn.linear_model import LogisticRegression
         from sklearn.multiclass import OneVsRestClassifier
     except ImportError:
-        raise UserError('linear probes need scikit-learn: pip install "dalle-jax[eval]"') from None
+        raise UserError('linear probes need scikit-learn: pip install ".[eval]" in the clone') from None
     if data.labels.ndim == 1 and len(np.unique(data.labels)) < 2:
         raise UserError("the pictures to fit a linear probe on are all of one class: it needs two at least")
     model: Any = LogisticRegression(C=1 / strength, max_iter=MAX_ITERATIONS)

@@ -100,5 +100,5 @@ def sklearn_metrics() -> ModuleType:
     try:
         import sklearn.metrics
     except ImportError:
-        raise UserError('evaluation needs scikit-learn: pip install "dalle-jax[eval]"') from None
+        raise UserError('evaluation needs scikit-learn: pip install ".[eval]" in the clone') from None
     return sklearn.metrics

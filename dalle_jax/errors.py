@@ -51,7 +51,7 @@ def run_main(main: Callable[..., int | None], *args) -> None:
     except ImportError as error:
         if "gcsfs" not in str(error):
             raise
-        print('error: paths at gs:// need gcsfs: pip install "dalle-jax[gcs]"', file=sys.stderr, flush=True)
+        print('error: paths at gs:// need gcsfs: pip install ".[gcs]" in the clone', file=sys.stderr, flush=True)
         code = 2
     except OSError as error:
         message = _mistake(error)

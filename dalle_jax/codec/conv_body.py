@@ -86,7 +86,7 @@ class Output(nn.Module):
 
     features: int
     dtype: Any
-    axes: tuple[str, str]
+    axes: tuple[str, str | None]
 
     @nn.compact
     def __call__(self, x: Float[Array, "B height width i"]) -> Float[Array, "B height width o"]:
@@ -138,7 +138,7 @@ class DecoderBlocks(nn.Module):
         for i in range(config.num_groups):
             features = config.hidden_dim * 2 ** (config.num_groups - 1 - i)
             x = Group(config, features, (1, 3, 3, 3), self.dtype, upsampled=i > 0, name=f"group_{i + 1}")(x)
-        return Output(6, self.dtype, ("conv_in", "conv_out"), name="output")(x).astype(jnp.float32)
+        return Output(6, self.dtype, ("conv_in", None), name="output")(x).astype(jnp.float32)
 
 
 class ConvDecoder(nn.Module):

@@ -18,7 +18,7 @@ class Conv(nn.Module):
     kernel_size: int
     in_features: int
     dtype: Any = jnp.float32
-    axes: tuple[str, str] = ("conv_in", "conv_out")
+    axes: tuple[str, str | None] = ("conv_in", "conv_out")
     stride: int = 1
 
     def setup(self):

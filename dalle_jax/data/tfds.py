@@ -38,7 +38,7 @@ class Tfds(Source):
             raise UserError(
                 f"the TFDS data set '{name}' is not prepared in {builder.data_path}: run python -c \"import "
                 f"tensorflow_datasets as tfds; tfds.builder('{name}', file_format='array_record')"
-                '.download_and_prepare()" (many data sets need the extra for that: pip install "dalle-jax[tfds]")'
+                '.download_and_prepare()" (many data sets need the extra for that: pip install ".[tfds]" in the clone)'
             )
         base = split.split("[")[0]
         if base not in info.splits:
@@ -121,7 +121,7 @@ def open_builder(path: str) -> tfds.core.DatasetBuilder:
     except ModuleNotFoundError as error:
         raise UserError(
             f"the code of the TFDS data set '{path}' needs {error.name}: pip install "
-            '"dalle-jax[tfds]", or name the directory of the prepared data set, which does not'
+            '".[tfds]" in the clone, or name the directory of the prepared data set, which does not'
         ) from error
     except tfds.core.dataset_info.DatasetInfoFileError:
         raise UserError(

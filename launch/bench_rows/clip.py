@@ -18,7 +18,7 @@ from configs import clip as clip_configs
 from dalle_jax.config import from_config_dict
 from dalle_jax.nn.transformer import Remat
 from launch.bench_rows.training import repeated_step
-from launch.bench_rows.workload import Row, Workload, import_torch, product_dtype
+from launch.bench_rows.workload import Row, Workload, import_torch, product_dtype, size_of
 
 PEERS = {"vit_b32": "ViT-B-32", "rn50": "RN50"}
 """open_clip's names."""
@@ -52,8 +52,7 @@ def _batch(config: ClipConfig, batch_size: int) -> dict[str, np.ndarray]:
 
 def step(preset: str, batch_size: int) -> Workload:
     task = ClipTask(published(preset))
-    run = repeated_step(task, _batch(task.config, batch_size), batch_size)
-    return Workload(run, flops=task.step_flops(batch_size), items=batch_size)
+    return repeated_step(task, _batch(task.config, batch_size), batch_size, items=batch_size)
 
 
 def _handle(preset: str, batch_size: int) -> tuple[Clip, dict[str, np.ndarray]]:
@@ -66,13 +65,18 @@ def _handle(preset: str, batch_size: int) -> tuple[Clip, dict[str, np.ndarray]]:
 def encode_image(preset: str, batch_size: int) -> Workload:
     clip, batch = _handle(preset, batch_size)
     flops = batch_size * image_flops(clip.config.vision, clip.config.embed_dim)
-    return Workload(functools.partial(clip.encode_image, jnp.asarray(batch["image"])), flops=flops, items=batch_size)
+    params = clip.variables["params"]
+    weights = size_of([params["vision"], params.get("vision_projection")])
+    return Workload(functools.partial(clip.encode_image, jnp.asarray(batch["image"])), flops, weights, items=batch_size)
 
 
 def encode_text(preset: str, batch_size: int) -> Workload:
     clip, _ = _handle(preset, batch_size)
     flops = batch_size * text_flops(clip.config.text, clip.config.embed_dim, CAPTION_LENGTH)
-    return Workload(functools.partial(clip.encode_text, ["a caption"] * batch_size), flops=flops, items=batch_size)
+    params = clip.variables["params"]
+    weights = size_of([params["text"], params["text_projection"]])
+    weights -= size_of(params["text"]["token_embedding"])  # of which rows are looked up
+    return Workload(functools.partial(clip.encode_text, ["a caption"] * batch_size), flops, weights, items=batch_size)
 
 
 def _peer(preset: str, batch_size: int) -> tuple[Any, Any, Any]:

@@ -16,7 +16,7 @@ from dalle_jax.codec.flops import decoder_flops, encoder_flops
 from dalle_jax.codec.frozen import FrozenCodec
 from dalle_jax.codec.model import Codec
 from dalle_jax.config import from_config_dict
-from launch.bench_rows.workload import Row, Workload, import_torch, product_dtype
+from launch.bench_rows.workload import Row, Workload, import_torch, product_dtype, size_of
 
 IMAGE_SIZE = 256
 
@@ -33,15 +33,17 @@ def published() -> tuple[FrozenCodec, CodecConfig]:
 def encode(batch_size: int) -> Workload:
     codec, config = published()
     images = np.random.default_rng(0).integers(0, 256, (batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    flops = batch_size * encoder_flops(config, IMAGE_SIZE)
-    return Workload(functools.partial(codec.encode, jnp.asarray(images)), flops=flops, items=batch_size)
+    flops, weights = batch_size * encoder_flops(config, IMAGE_SIZE), size_of(codec.weights[0]["encoder"])
+    return Workload(functools.partial(codec.encode, jnp.asarray(images)), flops, weights, items=batch_size)
 
 
 def decode(batch_size: int) -> Workload:
     codec, config = published()
     tokens = np.random.default_rng(0).integers(0, codec.codebook_size, (batch_size, codec.grid_size**2), np.int32)
+    weights = codec.weights[0]["decoder"]
+    read = size_of(weights) - size_of(weights["blocks"]["input"]["kernel"])  # of which rows are looked up
     flops = batch_size * decoder_flops(config, IMAGE_SIZE)
-    return Workload(functools.partial(codec.decode, jnp.asarray(tokens)), flops=flops, items=batch_size)
+    return Workload(functools.partial(codec.decode, jnp.asarray(tokens)), flops, read, items=batch_size)
 
 
 def _peer(name: str) -> Any:

@@ -18,7 +18,7 @@ class Workload:
     flops: float = 0.0
     """Useful floating-point operations of one run, by formula; 0: not the measure here."""
     bytes: float = 0.0
-    """What one run must read from memory at the least; 0: not the measure here."""
+    """What one run must read from memory and write to it at the least, by formula; 0: not the measure here."""
     items: float = 0.0
     """What comes out of one run, in the row's `unit`."""
     facts: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -42,6 +42,11 @@ class Row:
     """The ratio to the peer that is aimed at: of useful FLOP/s where both count them, else of items a second."""
     gpu: bool = False
     """Sized for a GPU and left out elsewhere, and the other way round."""
+
+
+def size_of(tree: Any) -> float:
+    """Bytes of all arrays of a tree."""
+    return float(sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
 
 
 def product_dtype() -> str:

@@ -104,5 +104,5 @@ def test_without_scikit_learn(monkeypatch):
     for name in ("sklearn", "sklearn.exceptions", "sklearn.linear_model", "sklearn.multiclass"):
         monkeypatch.setitem(sys.modules, name, None)
     data = blobs(np.random.default_rng(0), 6)
-    with pytest.raises(UserError, match=r'pip install "dalle-jax\[eval\]"'):
+    with pytest.raises(UserError, match=r'pip install "\.\[eval\]" in the clone'):
         fit(data, data.features, 3, 1.0)

@@ -78,7 +78,7 @@ def test_what_is_reported():
 def test_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
-    with pytest.raises(UserError, match=r'pip install "dalle-jax\[eval\]"'):
+    with pytest.raises(UserError, match=r'pip install "\.\[eval\]" in the clone'):
         accuracy(np.array([0]), np.ones((1, 2)))
 
 

@@ -92,23 +92,6 @@ def test_the_objective_is_divided_once_by_the_number_of_values():
     assert metrics["kl_weight"] == pytest.approx(3.3)
 
 
-def test_a_run_on_a_mesh_is_the_run_on_one_device(tmp_path):
-    task, states = CodecTask(CodecStage(VQ, TRAIN, Augment.NONE), 16), []
-    for devices in (1, 8):
-        state = train(
-            task,
-            dataclasses.replace(TRAIN, eval_every=0, preview_every=0, checkpoint_every=0),
-            mesh_config=MeshConfig(data=devices),
-            batches=RepeatedBatch(pictures()),
-            workdir=tmp_path / str(devices),
-            seed=0,
-            devices=jax.devices()[:devices],
-        )
-        states.append(jax.device_get((state.params, state.model_state)))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-4), *states)
-    assert (states[0][1]["counts"] > 0).any()
-
-
 def test_two_steps_of_the_tiny_preset(tmp_path):
     stage = from_config_dict(CodecStage, get_config("tiny")["codec"], "config.codec")
     assert (stage.model.body, stage.model.relaxation) == (Body.CONV, Relaxation.GUMBEL)

@@ -239,7 +239,7 @@ def test_without_gcsfs_it_says_so(capsys):
     with pytest.raises(SystemExit) as end:
         run_main(main)
     assert end.value.code == 2
-    assert capsys.readouterr().err == 'error: paths at gs:// need gcsfs: pip install "dalle-jax[gcs]"\n'
+    assert capsys.readouterr().err == 'error: paths at gs:// need gcsfs: pip install ".[gcs]" in the clone\n'
 
 
 def test_home(monkeypatch):

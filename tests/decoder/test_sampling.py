@@ -31,9 +31,9 @@ from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.mesh import make_mesh
 
 CONFIG = DecoderConfig(
-    num_layers=3, num_heads=2, head_dim=8, embed_dim=16, mlp_dim=32, text_vocab_size=20, text_length=5,
+    num_layers=4, num_heads=2, head_dim=8, embed_dim=16, mlp_dim=32, text_vocab_size=20, text_length=5,
     codebook_size=13, grid_size=4, conv_kernel=3, remat=Remat.NONE, dtype="float32",
-    patterns=(Pattern.ROW, Pattern.COLUMN, Pattern.CONV),
+    patterns=(Pattern.ROW, Pattern.COLUMN, Pattern.CONV, Pattern.FULL),
 )  # fmt: skip
 TEXT = jnp.array([[2, 5, 6, 0, 0], [2, 7, 8, 9, 3]])
 
@@ -107,7 +107,7 @@ def test_kernels_are_cast_once_and_heads_stay_float32(params):
 @pytest.mark.parametrize("apart", [False, True])
 def test_no_step_copies_a_cache(params, apart):
     """The loop writes into its caches in place; copies of a few megabytes a layer would take half of a step."""
-    config = dataclasses.replace(CONFIG, patterns=(Pattern.FULL,) * 3)
+    config = dataclasses.replace(CONFIG, num_layers=3, patterns=(Pattern.FULL,) * 3)
     params = nn.unbox(jax.jit(init_params, static_argnums=0)(config, jax.random.key(0)))
     params = drawing_params(config, params, one_device()) if apart else params
     text_kv, keys = prefill(config, params, TEXT), candidate_keys(0, jnp.arange(3))

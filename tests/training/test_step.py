@@ -36,11 +36,11 @@ def run(task, config, mesh_config=None, steps=3, devices=None):
     return state, history
 
 
-def assert_close(a, b, rtol):
+def assert_close(a, b, rtol, atol=1e-6):
     a, b = named_leaves(a), named_leaves(b)
     assert a.keys() == b.keys()
     for name in a:
-        np.testing.assert_allclose(np.asarray(a[name]), np.asarray(b[name]), rtol=rtol, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(np.asarray(a[name]), np.asarray(b[name]), rtol=rtol, atol=atol, err_msg=name)
 
 
 @pytest.fixture(scope="module")
