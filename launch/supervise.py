@@ -1,4 +1,7 @@
-"""When to start a run again that has ended, and when to give up."""
+"""When to start a run again that has ended, and when to give up.
+
+`python -m launch.supervise COMMAND...` tells how far a run has come, where a shell counts (launch/restarts.sh).
+"""
 
 import dataclasses
 import sys
@@ -9,7 +12,7 @@ from typing import Any
 from etils import epath
 
 from dalle_jax import storage
-from dalle_jax.errors import PREEMPTED
+from dalle_jax.errors import PREEMPTED, run_main
 from dalle_jax.training.workdir import saved_steps
 from launch.commands import option
 
@@ -96,3 +99,12 @@ def progress_of(command: Sequence[str]) -> str:
 
 def _say(text: str) -> None:
     print(f"supervisor: {text}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Prints the progress of the command that follows."""
+    print(f"dalle-jax saved: {progress_of(sys.argv[1:]) or 'nothing'}")
+
+
+if __name__ == "__main__":
+    run_main(main)

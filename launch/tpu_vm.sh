@@ -19,7 +19,7 @@ Runs a command on all workers of a Cloud TPU, or of several slices, and starts i
   start    starts the command on all workers; it goes on when this ends
   status   the queued resource's state, and the run's on every worker
   logs     follows the log of one worker (--slice=0 --worker=0 --lines=100)
-  stop     SIGTERM to the run, which saves; `run` or `start` goes on with it
+  stop     SIGTERM to the run, which saves, and to `run`, which ends; `run` or `start` goes on with it
   delete   gives the TPU back, running or not
 
 Where:
@@ -37,7 +37,7 @@ How:
   --commit=HEAD       code to run (setup, run); files that differ from it are refused
   --poll=60           seconds between two looks
   --grace=120         seconds that a stopped run gets to save
-  --restarts=20       crashes to start again after; preemptions do not count
+  --restarts=20       crashes in a row to start again after; preemptions do not count, new checkpoints let it count anew
   --delete-at-end     give the TPU back when `run` has finished
   --dry-run           print what would run
 
@@ -98,6 +98,8 @@ if ! $dry_run && ! command -v gcloud >/dev/null; then
   refuse "the command gcloud is not here: install the Google Cloud CLI and sign in (gcloud auth login)"
 fi
 source launch/tpu_steps.sh
+source launch/restarts.sh
+source launch/tpu_watch.sh
 
 case "$action" in
   run) bring_to_end ;;

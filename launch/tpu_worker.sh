@@ -2,8 +2,11 @@
 # What launch/tpu_vm.sh does on every worker of a TPU, over SSH; one run at a time, kept in ~/dalle-jax-run.
 #   setup              moves the code from ~/dalle-jax.new to ~/dalle-jax and installs what it needs
 #   start COMMAND...   starts a run that goes on when the connection ends
-#   state [COMMAND...] prints `HOST dalle-jax state: none|other|running|lost|exit CODE`; other: another command
-#   stop SECONDS       SIGTERM, so that training saves; what does not end in time is killed
+#   state [COMMAND...] prints `HOST dalle-jax state: none|other|running|lost|exit CODE`; other: another command;
+#                      `exit CODE after stop` where a person has stopped it
+#   saved COMMAND...   prints `dalle-jax saved: ` and how far the command has come
+#   end SECONDS        SIGTERM, so that training saves; what does not end in time is killed
+#   stop SECONDS       the same for a person: what watches the run does not start it again
 #   logs LINES         follows the log
 set -euo pipefail
 
@@ -46,7 +49,7 @@ start() {
     exit 2
   fi
   mkdir -p "$RUN"
-  rm -f "$RUN/exit" "$RUN/pid" "$RUN/holder"
+  rm -f "$RUN/exit" "$RUN/pid" "$RUN/holder" "$RUN/stopped"
   printf '%q ' "$@" >"$RUN/command"
   setsid nohup bash "${BASH_SOURCE[0]}" hold "$@" >>"$RUN/log" 2>&1 </dev/null &
   while [[ ! -f "$RUN/holder" ]]; do sleep 0.1; done
@@ -54,13 +57,22 @@ start() {
 
 # In a session of its own: runs the command and writes down how it ended. 75: told to stop, and saved.
 hold() {
-  local code=0
+  local code pid interrupted
+  # A machine that is taken away sends it to every process; how the command ends then is still to be written down.
+  trap 'interrupted=true' TERM
   cd "$CODE"
   echo "== $(date -u +%Y-%m-%dT%H:%M:%SZ) $(git describe --always --dirty 2>/dev/null || true): $(cat "$RUN/command")"
   PATH="$DALLE_JAX_VENV/bin:$PATH" DALLE_JAX_PREEMPTED_CODE=75 "$@" &
-  echo $! >"$RUN/pid"
+  pid=$!
+  echo "$pid" >"$RUN/pid"
   echo $$ >"$RUN/holder"
-  wait $! || code=$?
+  while :; do
+    interrupted=false
+    code=0
+    wait "$pid" || code=$?
+    # A signal in the very moment that the command ends makes bash's answer -1; asked again, it knows.
+    $interrupted || ((code < 0)) || break
+  done
   echo "== $(date -u +%Y-%m-%dT%H:%M:%SZ) ended with code $code"
   echo "$code" >"$RUN/exit.new"
   mv "$RUN/exit.new" "$RUN/exit"
@@ -72,17 +84,28 @@ state() {
     state=none
   elif (($#)) && [[ "$(cat "$RUN/command")" != "$(printf '%q ' "$@")" ]]; then
     if running; then state=other; else state=none; fi
-  elif [[ -f "$RUN/exit" ]]; then
-    state="exit $(cat "$RUN/exit")"
   elif running; then
     state=running
+  elif [[ -f "$RUN/exit" ]]; then # looked for after `running`, which is false from the moment that it is there
+    state="exit $(cat "$RUN/exit")"
+    [[ ! -f "$RUN/stopped" ]] || state+=" after stop"
   else
     state=lost
   fi
   echo "$(hostname) dalle-jax state: $state"
 }
 
+saved() {
+  cd "$CODE"
+  "$DALLE_JAX_VENV/bin/python" -m launch.supervise "$@"
+}
+
 stop() {
+  [[ ! -d "$RUN" ]] || touch "$RUN/stopped"
+  end "$1"
+}
+
+end() {
   running || return 0
   kill -TERM "$(cat "$RUN/pid")" 2>/dev/null || true
   for ((i = 0; i < $1; i++)); do
@@ -100,6 +123,6 @@ logs() {
 }
 
 case "${1:-}" in
-  setup | start | hold | state | stop | logs) "$@" ;;
-  *) echo "error: what is '${1:-}'? one of setup, start, state, stop, logs" >&2 && exit 2 ;;
+  setup | start | hold | state | saved | stop | end | logs) "$@" ;;
+  *) echo "error: what is '${1:-}'? one of setup, start, state, saved, stop, end, logs" >&2 && exit 2 ;;
 esac

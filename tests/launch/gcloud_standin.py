@@ -2,7 +2,8 @@
 
 Every worker of a TPU is a folder that is the HOME of what is run there over "SSH", so that launch/tpu_worker.sh does
 its real work. A queued resource goes one state further each time it is described. It is preempted once, at the look
-after the commands of all workers have begun for the first time. Its folder is $GCLOUD_STANDIN, the transcript
+after the commands of all workers have begun for the first time; where its folder has a file `warns`, that look sends
+SIGTERM to all that runs, and so many say ACTIVE before the machines go. Its folder is $GCLOUD_STANDIN, the transcript
 $GCLOUD_TRANSCRIPT.
 """
 
@@ -16,7 +17,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(os.environ["GCLOUD_STANDIN"])
-STATE, MACHINES = HERE / "resource.json", HERE / "machines"
+STATE, MACHINES, WARNS = HERE / "resource.json", HERE / "machines", HERE / "warns"
 WORKERS = 2
 NEXT = {
     "WAITING_FOR_RESOURCES": "PROVISIONING",
@@ -57,7 +58,7 @@ def describe(positional, flags) -> int:
             for worker in range(WORKERS):
                 (MACHINES / node / str(worker)).mkdir(parents=True)
     begun = len(list(MACHINES.glob("*/*/begun"))) == len(list(MACHINES.glob("*/*")))
-    if state == "ACTIVE" and begun and not (HERE / "preempted").exists():
+    if state == "ACTIVE" and begun and not (HERE / "preempted").exists() and not warned():
         (HERE / "preempted").write_text("")
         take_away()
         state = "SUSPENDING"
@@ -67,11 +68,25 @@ def describe(positional, flags) -> int:
     return 0
 
 
-def take_away() -> None:
-    """The machines and all that runs on them."""
+def warned() -> bool:
+    """Whether there is still time; tells all that runs."""
+    left = int(WARNS.read_text()) if WARNS.exists() else 0
+    if left:
+        send(signal.SIGTERM)
+        WARNS.write_text(str(left - 1))
+    return left > 0
+
+
+def send(number: signal.Signals) -> None:
+    """To every process of every run, the one that waits for its end too."""
     for holder in MACHINES.glob("*/*/dalle-jax-run/holder"):
         if not (holder.parent / "exit").exists():
-            os.killpg(int(holder.read_text()), signal.SIGKILL)
+            os.killpg(int(holder.read_text()), number)
+
+
+def take_away() -> None:
+    """The machines and all that runs on them."""
+    send(signal.SIGKILL)
     shutil.rmtree(MACHINES, ignore_errors=True)
 
 

@@ -12,6 +12,7 @@ from dalle_jax.errors import PREEMPTED, UserError
 from launch import processes
 from launch.processes import Group, forwarded
 from launch.supervise import Policy, progress_of, supervise
+from launch.supervise import main as print_progress
 
 
 def shell(script: str, count: int = 2, **options) -> Group:
@@ -170,7 +171,7 @@ def test_backoff_grows_without_progress(capsys):
     assert waits == ["0.002", "0.004", "0.001", "0.002"]
 
 
-def test_progress_of_a_command(tmp_path):
+def test_progress_of_a_command(tmp_path, monkeypatch, capsys):
     for stage, steps in (("decoder", (20, 40)), ("codec", (7,)), ("objective/rate_1", (3,))):
         for step in steps:
             (tmp_path / stage / "checkpoints" / str(step)).mkdir(parents=True)
@@ -184,6 +185,10 @@ def test_progress_of_a_command(tmp_path):
     drawing = ["generate", f"--workdir={tmp_path}", f"--out={tmp_path / 'out'}"]
     assert progress_of(drawing) == "1 files", "the work directory is what it reads"
     assert progress_of(["something"]) == ""
+    for command, said in (([f"--workdir={tmp_path}"], expected), (["something"], "nothing")):
+        monkeypatch.setattr(sys, "argv", ["supervise", "train", *command])
+        print_progress()
+        assert capsys.readouterr().out == f"dalle-jax saved: {said}\n"
 
 
 # The command line

@@ -52,6 +52,28 @@ def test_starters_ask_for_the_code_of_a_run_that_was_stopped():
         assert written in (ROOT / "launch" / name).read_text(), name
 
 
+RESTARTS = """
+restarts=3
+source launch/restarts.sh
+for answer in "warning
+dalle-jax saved: nothing" "dalle-jax saved: nothing" "" "dalle-jax saved: decoder 20" "" "" ""; do
+  hear_progress "$answer"
+  take_restart && echo "$restarts_left left, after $(pause_before_restart) s" || echo used up
+done
+restarts=9 restarts_left=3
+pause_before_restart
+"""
+
+
+def test_restarts_count_anew_after_progress():
+    done = lint("bash", "-c", f"set -euo pipefail\n{RESTARTS}")
+    assert done.returncode == 0 and done.stdout.splitlines() == [
+        *["2 left, after 5 s", "1 left, after 10 s", "0 left, after 20 s"],
+        *["2 left, after 5 s", "1 left, after 10 s", "0 left, after 20 s", "used up"],
+        "60",
+    ], done
+
+
 @pytest.mark.slow
 def test_dockerfile():
     done = lint(program("hadolint"), "launch/Dockerfile")

@@ -152,13 +152,20 @@ def test_processes_join(cluster, tmp_path):
 
 @pytest.mark.slow
 def test_crash_mistake_and_cancel(cluster, tmp_path):
-    """A crash is started again, a mistake is not, and what a person cancels stays away."""
+    """A crash is started again, as often as something was saved since; a mistake is not, nor what a person cancels."""
+    further = f"touch {tmp_path}/out/$(ls {tmp_path}/out | wc -l); test -e {tmp_path}/out/2 || exit 9"
+    (tmp_path / "out").mkdir()
+    saves_first = Submitted(
+        cluster, tmp_path / "further", "--restarts=1", "--", "bash", "-c", further, "sh", f"--out={tmp_path}/out"
+    )
     crash = f'echo "try on $SLURM_PROCID"; test -e {tmp_path}/was || {{ touch {tmp_path}/was; exit 9; }}'
     job = Submitted(cluster, tmp_path / "crash", "--restarts=1", "--", "bash", "-c", crash)
     mistake = Submitted(cluster, tmp_path / "mistake", "--", "bash", "-c", "echo error: no such config; exit 2")
     worn_out = Submitted(cluster, tmp_path / "worn_out", "--restarts=0", "--", "bash", "-c", "exit 9")
     assert job.ended() == ("COMPLETED", "0:0"), job.log
-    assert job.log.count("try on 0") == 2 and "died with code 9; starting again (0 more times)" in job.log
+    assert job.log.count("try on 0") == 2 and "died with code 9; starting again in 5 s (0 more times)" in job.log
+    assert saves_first.ended() == ("COMPLETED", "0:0"), saves_first.log
+    assert saves_first.log.count("starting again in 5 s (0 more times)") == 2, "something was saved in between"
     assert mistake.ended() == ("FAILED", "2:0") and "starting again does not mend" in mistake.log
     assert worn_out.ended() == ("FAILED", "9:0") and "the restarts are used up" in worn_out.log
     saves = "trap 'echo saved; exit $DALLE_JAX_PREEMPTED_CODE' TERM; echo begun; while :; do sleep 0.2; done"

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -30,16 +31,24 @@ TPU = [*WHERE, "--accelerator=v5e-256"]
 TRAIN = ["--", "python", "-m", "launch.train", "--config=configs/decoder_12b.py", "--workdir=gs://bucket/run"]
 
 
+PROGRESS = """
+import os, pathlib
+saved = pathlib.Path(os.environ["GCLOUD_STANDIN"], "saved")
+print("dalle-jax saved:", saved.read_text() if saved.exists() else "nothing")
+"""
+
+
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
-    """A clone of the starters alone, with one commit."""
+    """A clone of the starters alone, with one commit, whose progress is what a test writes down."""
     folder = tmp_path_factory.mktemp("clone")
-    names = ["launch/accelerators.py", "launch/commands.py", "dalle_jax/__init__.py", "dalle_jax/errors.py",
-             "pyproject.toml", "constraints.txt"]  # fmt: skip
+    names = ["pyproject.toml", "constraints.txt", *(f"dalle_jax/{name}.py" for name in ("__init__", "errors")),
+             *(f"launch/{name}.py" for name in ("__init__", "allocator", "accelerators", "commands"))]  # fmt: skip
     for file in [*(ROOT / "launch").glob("*.sh"), *(ROOT / name for name in names)]:
         target = folder / file.relative_to(ROOT)
         target.parent.mkdir(exist_ok=True)
         shutil.copy(file, target)
+    (folder / "launch/supervise.py").write_text(PROGRESS)
     (folder / ".gitignore").write_text("__pycache__/\n")
     who = {"GIT_AUTHOR_DATE": "2026-01-01T00:00:00Z", "GIT_COMMITTER_DATE": "2026-01-01T00:00:00Z"}
     identity = ["-c", "user.name=A", "-c", "user.email=a@b"]
@@ -163,8 +172,8 @@ esac
 class Pod:
     """The stand-in and what it plays on."""
 
-    def __init__(self, clone: Path, folder: Path):
-        self._clone, self.folder = clone, folder
+    def __init__(self, clone: Path, folder: Path, program: str, slices: int):
+        self._clone, self.folder, self._slices = clone, folder, slices
         standin = f"exec {sys.executable} {ROOT}/tests/launch/gcloud_standin.py"
         script(folder / "bin/gcloud", f'#!/bin/sh\n{standin} "$@"\n')
         python = python_that_installs_nothing(folder / "bin/python3.13", folder / "pip")
@@ -174,12 +183,12 @@ class Pod:
             "PYTHON": str(python),
         }
         self.transcripts: list[Path] = []
-        self.program = script(folder / "count.sh", COUNT)
+        self.program = script(folder / "count.sh", program)
 
     def start(self, action: str, *arguments: str) -> subprocess.Popen:
         self.transcripts.append(self.folder / f"transcript-{len(self.transcripts)}")
         self.transcripts[-1].write_text("")
-        command = ["bash", "launch/tpu_vm.sh", action, *WHERE, "--slices=2", "--poll=0.2", *arguments]
+        command = ["bash", "launch/tpu_vm.sh", action, *WHERE, f"--slices={self._slices}", "--poll=0.2", *arguments]
         environment = os.environ | self._environment | {"GCLOUD_TRANSCRIPT": str(self.transcripts[-1])}
         return subprocess.Popen(
             command, cwd=self._clone, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -204,7 +213,7 @@ class Pod:
 @pytest.mark.slow
 def test_whole_life(clone, tmp_path):
     """Creation, set-up, preemption, crash, stop, going on, end, deletion: what gcloud is asked and what is said."""
-    pod = Pod(clone, tmp_path)
+    pod = Pod(clone, tmp_path, COUNT, slices=2)
     command = ["--accelerator=v4-16", "--spot", "--", "bash", str(pod.program), "a red  circle's edge"]
     with pod.start("run", *command) as process:
         deadline = time.monotonic() + 500
@@ -235,6 +244,69 @@ def test_whole_life(clone, tmp_path):
     assert_golden("tpu_vm.transcript.txt", readable(pod, clone))
 
 
+ENDS = """
+# Attempts 1 and 4 wait for SIGTERM, the others fail, when both workers have begun. All but attempt 5 save something.
+trap 'exit $DALLE_JAX_PREEMPTED_CODE' TERM
+echo x >>"$GCLOUD_STANDIN/attempts-$(basename "$HOME")"
+attempt="$(wc -l <"$GCLOUD_STANDIN/attempts-$(basename "$HOME")")"
+while (($(cat "$GCLOUD_STANDIN"/attempts-* | wc -l) < 2 * attempt)); do sleep 0.1; done
+((attempt == 5)) || echo "step $attempt" >"$GCLOUD_STANDIN/saved"
+echo >"$HOME/begun"
+while ((attempt == 1 || attempt == 4)); do sleep 0.1; done
+exit 1
+"""
+
+
+@pytest.mark.slow
+def test_told_to_stop(clone, tmp_path):
+    """SIGTERM ahead of a preemption, and one that none follows; crashes count in a row without a new checkpoint."""
+    pod = Pod(clone, tmp_path, ENDS, slices=1)
+    (tmp_path / "warns").write_text("2")
+    with pod.start("run", "--accelerator=v4-16", "--spot", "--restarts=1", "--", "bash", str(pod.program)) as process:
+        deadline = time.monotonic() + 500
+        while pod.attempts() != [4, 4] or len(runs := list(tmp_path.glob("machines/*/*/dalle-jax-run/pid"))) < 2:
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+            time.sleep(0.2)
+        for run in runs:
+            os.kill(int(run.read_text()), signal.SIGTERM)
+        said = pod.end(process, "run", 2)
+    assert pod.attempts() == [5, 5]
+    assert said.count("waiting whether its TPU is taken away") == 2 and said.count("preempted") == 1
+    assert said.count("the run died; starting again (0 more times)") == 2
+    assert "its TPU is still there; starting again (0 more times)" in said
+    assert said.count("the run died, and --restarts is used up") == 1
+    assert_golden("tpu_vm.told_to_stop.txt", readable(pod, clone))
+
+
+def test_how_a_run_ended_is_written_down(tmp_path):
+    """Whether only the command gets SIGTERM, or everything on its machine; and whether a person stopped it."""
+    (tmp_path / "dalle-jax").mkdir()
+    command = ["bash", "-c", "trap 'exit $DALLE_JAX_PREEMPTED_CODE' TERM; touch begun; while :; do sleep 0.1; done"]
+
+    def worker(*arguments: str) -> str:
+        return run(["bash", "launch/tpu_worker.sh", *arguments], HOME=str(tmp_path)).stdout.strip()
+
+    def wait_for(true) -> None:
+        deadline = time.monotonic() + 60
+        while not true():
+            assert time.monotonic() < deadline, worker("state")
+            time.sleep(0.1)
+
+    begun = tmp_path / "dalle-jax/begun"
+    for stop in ("SIGTERM to all", "end", "stop"):
+        worker("start", *command)
+        wait_for(begun.exists)
+        begun.unlink()
+        assert worker("state", *command).endswith(" state: running")
+        if stop == "SIGTERM to all":
+            os.killpg(int((tmp_path / "dalle-jax-run/holder").read_text()), signal.SIGTERM)
+            wait_for((tmp_path / "dalle-jax-run/exit").exists)
+        else:
+            worker(stop, "60")
+        end = " state: exit 75 after stop" if stop == "stop" else " state: exit 75"
+        assert worker("state", *command).endswith(end), stop
+
+
 def readable(pod: Pod, clone: Path) -> str:
     """The transcripts in an order and with names that are those of every run."""
     commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=clone, capture_output=True, text=True)
@@ -257,7 +329,8 @@ def readable(pod: Pod, clone: Path) -> str:
         # Slices are spoken to at the same time, workers answer in any order.
         for _, group in itertools.groupby(lines, key=lambda line: re.sub(r"^(making|installing).*|dalle-\d", "", line)):
             shown += sorted(set(group))
-            # A look is describe and the state of both slices, repeated as often as there is time for.
-            while len(shown) >= 6 and shown[-3:] == shown[-6:-3]:
-                del shown[-3:]
+            # A look is describe and the state of every slice, repeated as often as there is time for.
+            for look in (2, 3):
+                while len(shown) >= 2 * look and shown[-look:] == shown[-2 * look : -look]:
+                    del shown[-look:]
     return "\n".join(shown) + "\n"
