@@ -1,0 +1,35 @@
+"""The page of plans is what its script makes of the plans beside it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from configs import decoder_12b
+from dalle_jax.config import from_config_dict
+from launch.planning.published import PUBLISHED, render
+from launch.run_config import RunConfig
+
+PAGE = Path(__file__).parents[3] / "docs" / "plans.md"
+
+
+@pytest.fixture(scope="module")
+def plans():
+    return json.loads(PAGE.with_suffix(".json").read_text())
+
+
+def test_the_page_is_made_of_its_plans(plans):
+    assert PAGE.read_text() == render(plans), "run: python -m launch.plan --all"
+
+
+def test_every_published_plan_is_there_and_no_other(plans):
+    assert set(plans) == {request.name for request in PUBLISHED}
+
+
+@pytest.mark.parametrize("topology", ["v5e-256", "v6e-256", "v4-256", "v5p-128"])
+def test_the_published_decoder_fits(plans, topology):
+    plan = plans[f"configs/decoder_12b.py {topology}"]
+    run = from_config_dict(RunConfig, decoder_12b.get_config())
+    assert plan["batch_size"] == run.decoder.train.batch_size == 1024
+    assert plan["peak_bytes"] <= 0.8 * plan["memory_bytes"]
+    assert plan["executed_flops"] <= 1.34 * plan["useful_flops"]
