@@ -68,13 +68,14 @@ def propose(
     def state_of(finer: MeshConfig) -> int:
         return training_target(run, stage, finer, target.topology, devices)[0].state_bytes
 
+    most = train.batch_size // parts if _divides(run, stage) else train.micro_batches
+    meshes = list(_meshes(mesh, target, state_of))
     for remat in _policies(run, stage):
         changed = run if remat is None else with_remat(run, stage, remat)
         saved = _difference(run, changed, stage, mesh, target, traced, devices) // parts
-        for finer, state in _meshes(mesh, target, state_of):
-            most = train.batch_size // parts if _divides(run, stage) else train.micro_batches
-            for micro_batches in _doublings(train.micro_batches, most):
-                sums = 4 * target.parameters // target.mesh.size if micro_batches > 1 else 0
+        for micro_batches in _doublings(train.micro_batches, most):
+            sums = 4 * target.parameters // target.mesh.size if micro_batches > 1 else 0
+            for finer, state in meshes:
                 needed = state + (temporary - saved) * train.micro_batches // micro_batches + sums
                 if needed <= SHARE * memory:
                     flags = _flags(run, stage, remat, finer, micro_batches)

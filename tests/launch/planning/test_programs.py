@@ -128,6 +128,12 @@ def test_a_large_state_is_split_further(decoder):
     assert proposal.estimated_bytes == split + state // 3
 
 
+def test_the_state_is_split_before_the_batch_is_cut(decoder):
+    """Two micro-batches would do here as well, and gather the weights twice."""
+    state = decoder[2].state_bytes
+    assert proposed(decoder, memory=int(1.25 * state), temporary=state // 3).flags[-1] == "--config.mesh.fsdp=2"
+
+
 def test_flags_are_all_that_the_config_lacks(decoder):
     """Also those of the mesh that was fitted for it, whether the proposal splits it further or not."""
     state, own = decoder[2].state_bytes, MeshConfig(fsdp=1, tensor=16, slices=2)
