@@ -52,27 +52,20 @@ start() {
   rm -f "$RUN/exit" "$RUN/pid" "$RUN/holder" "$RUN/stopped"
   printf '%q ' "$@" >"$RUN/command"
   setsid nohup bash "${BASH_SOURCE[0]}" hold "$@" >>"$RUN/log" 2>&1 </dev/null &
-  while [[ ! -f "$RUN/holder" ]]; do sleep 0.1; done
+  while [[ ! -s "$RUN/pid" ]]; do sleep 0.1; done
 }
 
 # In a session of its own: runs the command and writes down how it ended. 75: told to stop, and saved.
 hold() {
-  local code pid interrupted
-  # A machine that is taken away sends it to every process; how the command ends then is still to be written down.
-  trap 'interrupted=true' TERM
+  local code=0
+  # A machine that is taken away sends it to every process; how the command ends then is still to be written down. So the
+  # command runs in the foreground: `wait`, where it gets the signal as the command ends, may never learn the exit code.
+  trap : TERM
   cd "$CODE"
   echo "== $(date -u +%Y-%m-%dT%H:%M:%SZ) $(git describe --always --dirty 2>/dev/null || true): $(cat "$RUN/command")"
-  PATH="$DALLE_JAX_VENV/bin:$PATH" DALLE_JAX_PREEMPTED_CODE=75 "$@" &
-  pid=$!
-  echo "$pid" >"$RUN/pid"
   echo $$ >"$RUN/holder"
-  while :; do
-    interrupted=false
-    code=0
-    wait "$pid" || code=$?
-    # A signal in the very moment that the command ends makes bash's answer -1; asked again, it knows.
-    $interrupted || ((code < 0)) || break
-  done
+  # shellcheck disable=SC2016 # for the inner bash, which becomes the command
+  PATH="$DALLE_JAX_VENV/bin:$PATH" DALLE_JAX_PREEMPTED_CODE=75 bash -c 'echo $$ >"$0"; exec "$@"' "$RUN/pid" "$@" || code=$?
   echo "== $(date -u +%Y-%m-%dT%H:%M:%SZ) ended with code $code"
   echo "$code" >"$RUN/exit.new"
   mv "$RUN/exit.new" "$RUN/exit"

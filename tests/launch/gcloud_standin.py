@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 HERE = Path(os.environ["GCLOUD_STANDIN"])
@@ -69,19 +70,27 @@ def describe(positional, flags) -> int:
 
 
 def warned() -> bool:
-    """Whether there is still time; tells all that runs."""
+    """Whether there is still time; tells all that runs, and lets it end."""
     left = int(WARNS.read_text()) if WARNS.exists() else 0
     if left:
         send(signal.SIGTERM)
+        deadline = time.monotonic() + 30
+        while holders() and time.monotonic() < deadline:
+            time.sleep(0.05)
         WARNS.write_text(str(left - 1))
     return left > 0
 
 
+def holders() -> list[Path]:
+    """Of the runs that go on: where the number of the process stands that waits for the end."""
+    found = MACHINES.glob("*/*/dalle-jax-run/holder")
+    return [holder for holder in found if not (holder.parent / "exit").exists()]
+
+
 def send(number: signal.Signals) -> None:
     """To every process of every run, the one that waits for its end too."""
-    for holder in MACHINES.glob("*/*/dalle-jax-run/holder"):
-        if not (holder.parent / "exit").exists():
-            os.killpg(int(holder.read_text()), number)
+    for holder in holders():
+        os.killpg(int(holder.read_text()), number)
 
 
 def take_away() -> None:
