@@ -330,16 +330,26 @@ def load(workdir: epath.PathLike, *, step: int | None = None, mesh: MeshConfig |
     if not run.get("decoder"):
         raise UserError(f"{workdir} has no decoder: train one with a config that has a `decoder` section")
     stage = from_config_dict(DecoderStage, run["decoder"], "config.decoder")
-    if mesh is None:
-        mesh = fit_to_devices(from_config_dict(MeshConfig, run.get("mesh") or {}, "config.mesh"))
-    devices, rules = make_mesh(mesh), ShardingRules.of(mesh)
+    abstract = abstract_params(stage.model)
     codec = load_codec(codec_workdir(workdir), image_size=run["data"]["image_size"])
     tokenizer = Tokenizer(workdir / "tokenizer.model")
-    shardings = param_shardings(abstract_params(stage.model), devices, rules)
+    trained_on = from_config_dict(MeshConfig, run.get("mesh") or {}, "config.mesh")
+    try:
+        devices, rules, shardings = _spread(abstract, mesh or fit_to_devices(trained_on))
+    except UserError:
+        if mesh is not None:
+            raise
+        # The mesh takes so many devices as there are here, and the parameters do not divide over so many.
+        devices, rules, shardings = _spread(abstract, fit_to_devices(MeshConfig()))
     loaded = load_params(workdir / "decoder", step=step, shardings=shardings)
     dalle = Dalle(codec, tokenizer, stage.model, loaded.params, devices, rules)
     dalle.step = loaded.step
     return dalle
+
+
+def _spread(abstract: Any, mesh: MeshConfig) -> tuple[Mesh, ShardingRules, Any]:
+    devices, rules = make_mesh(mesh), ShardingRules.of(mesh)
+    return devices, rules, param_shardings(abstract, devices, rules)
 
 
 def codec_workdir(workdir: epath.PathLike) -> epath.Path:

@@ -230,21 +230,33 @@ def test_eight_devices_draw_what_one_draws(dalle, everything):
     np.testing.assert_allclose(samples.images.astype(int), everything.images.astype(int), atol=1)
 
 
+def on_mesh(tiny_run, folder: Path, **mesh: int) -> Dalle:
+    """The run as if it had been trained on another mesh."""
+    for entry in tiny_run.iterdir():
+        (folder / entry.name).symlink_to(entry)
+    config = json.loads((tiny_run / "config.json").read_text())
+    config["config"]["mesh"] |= mesh
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text(json.dumps(config))
+    return dalle_jax.load(folder)
+
+
 def test_a_run_is_spread_as_it_was_trained(tiny_run, tmp_path, everything):
     """As near as the devices allow: 16 x 2 of the run become 4 x 2 of eight."""
-    for entry in tiny_run.iterdir():
-        (tmp_path / entry.name).symlink_to(entry)
-    config = json.loads((tiny_run / "config.json").read_text())
-    config["config"]["mesh"] |= {"fsdp": 16, "tensor": 2}
-    (tmp_path / "config.json").unlink()
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    spread = dalle_jax.load(tmp_path)
+    spread = on_mesh(tiny_run, tmp_path, fsdp=16, tensor=2)
     assert dict(spread.mesh.shape) == {"data": 1, "fsdp": 4, "tensor": 2}
     biggest = max(jax.tree.leaves(spread.params), key=lambda leaf: leaf.size)
     assert biggest.addressable_shards[0].data.size == biggest.size // 8
     samples = spread.generate(CAPTIONS, num_samples=8)
     # A sum in another order may tip a draw between two codes.
     assert (samples.tokens == everything.tokens).mean() > 0.95
+
+
+def test_a_mesh_that_does_not_divide_the_weights_here_gives_way(tiny_run, tmp_path, monkeypatch):
+    """Five devices along `fsdp`."""
+    five = jax.devices()[:5]
+    monkeypatch.setattr(jax, "devices", lambda *_: five)
+    assert dict(on_mesh(tiny_run, tmp_path, data=1, fsdp=-1).mesh.shape) == {"data": 5, "fsdp": 1, "tensor": 1}
 
 
 def test_chunks_are_alike_at_every_start(alone, monkeypatch):
