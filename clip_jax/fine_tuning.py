@@ -79,21 +79,34 @@ def read_run(config: ClipConfig, path: epath.PathLike, state: TrainState) -> Loa
     Raises:
       UserError: it has no CLIP, or that of another model; or see `load_params`.
     """
-    stage = read_workdir(path).get("clip")
-    old = config.vision if stage is None else from_config_dict(ClipStage, stage, "config.clip").model.vision
     return _read(
         lambda params: load_params(epath.Path(path) / "clip", shardings=params),
-        old,
+        _vision_of_run(path) or config.vision,
         config.vision,
         state,
         os.fspath(path),
     )
 
 
+def params_of_run(config: ClipConfig, path: epath.PathLike, params: Params) -> Params:
+    """Abstract parameters of a new run as `read_run` reads them: with the other run's positions where it fits them."""
+    old = _vision_of_run(path)
+    return params if old is None or not _resized(old, config.vision) else as_for(old, params)
+
+
+def _vision_of_run(path: epath.PathLike) -> VisionConfig | None:
+    stage = read_workdir(path).get("clip")
+    return from_config_dict(ClipStage, stage, "config.clip").model.vision if stage else None
+
+
+def _resized(old: VisionConfig, new: VisionConfig) -> bool:
+    return old.num_patches != new.num_patches and can_resize(old, new)
+
+
 def _read(
     read: Callable[[Params], LoadedParams], old: VisionConfig, new: VisionConfig, state: TrainState, where: str
 ) -> LoadedParams:
-    if old.num_patches == new.num_patches or not can_resize(old, new):
+    if not _resized(old, new):
         return read(state.params)
     loaded = read(as_for(old, state.params))
     sharding = state.params["vision"]["position_embedding"].sharding

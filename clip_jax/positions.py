@@ -38,7 +38,7 @@ def as_for(vision: VisionConfig, params: Params) -> Params:
     """Abstract parameters of a run with the positions of another image tower, a copy of which every device holds."""
     ours = params[_TOWER][_NAME]
     shape = (_others(vision) + vision.num_patches, ours.shape[1])
-    everywhere = NamedSharding(ours.sharding.mesh, PartitionSpec())
+    everywhere = NamedSharding(ours.sharding.mesh, PartitionSpec()) if ours.sharding is not None else None
     return _with(params, jax.ShapeDtypeStruct(shape, ours.dtype, sharding=everywhere))
 
 

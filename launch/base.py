@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import jax
 from etils import epath
 
-from clip_jax.fine_tuning import open_base, read_base, read_run
+from clip_jax.fine_tuning import open_base, params_of_run, read_base, read_run
 from clip_jax.loading import published_tokenizer
 from clip_jax.run_tokenizer import TrainedTokenizer, has_tokenizer, read_tokenizer
 from clip_jax.tokenizers import CaptionTokenizer, load_tokenizer
@@ -70,7 +70,10 @@ def check_base_run(run: RunConfig, workdir: epath.Path, tasks: Mapping[str, Task
                 f"does, or leave the section {name} out of the config"
             )
         params, model_state = jax.eval_shape(lambda task=task: task.init(jax.random.key(0)))
-        check_model(base, unbox(params), unbox(model_state))
+        params = unbox(params)
+        if name == "clip" and run.clip is not None:
+            params = params_of_run(run.clip.model, run.init_from, params)
+        check_model(base, params, unbox(model_state))
 
 
 def find_tokenizer(run: RunConfig, workdir: epath.Path) -> Tokenizer | CaptionTokenizer | None:

@@ -236,6 +236,14 @@ def test_codec_of_a_run_tuned_from_a_tuned_one(tmp_path, decoder_run, tuned_run,
         assert codec_workdir(tmp_path / name) == tiny_run
 
 
+def test_a_base_of_smaller_pictures_fits_where_positions_can_be_interpolated(scripts, tiny_run, tmp_path):
+    arguments = [f"--config.init_from={tiny_run}", "--stages=clip", "--config.clip.model.vision.image_size=SIZE"]
+    size = json.loads((tiny_run / "config.json").read_text())["config"]["clip"]["model"]["vision"]["image_size"]
+    larger = [argument.replace("SIZE", str(2 * size)) for argument in arguments]
+    ended = scripts.train(TINY, tmp_path / "run", *larger, "--dry_run")
+    assert ended.code == 0, ended
+
+
 @pytest.mark.parametrize("dry_run", [[], ["--dry_run"]])
 def test_base_must_fit_before_the_first_stage_trains(scripts, tiny_run, tmp_path, dry_run):
     """A folder that was begun would refuse the corrected command."""
