@@ -31,6 +31,7 @@ from dalle_jax.data.encoded_folder import (
     check_settings,
     count_written,
     damaged,
+    disown,
     finished,
     write_manifest,
     write_settings,
@@ -81,7 +82,9 @@ def main() -> None:
         for job in jobs:
             _describe(job, out, len(mine[job.split]))
         return
-    from_primary(lambda: write_settings(jobs, out))
+    for job in jobs:
+        disown(job, out, mine[job.split])
+    from_primary(lambda: write_settings(jobs, out))  # and nobody counts the shards before all have come here
     require_shared(epath.Path(out) / SETTINGS)
     with tqdm(unit="picture", total=_crops(jobs, mine), disable=not sys.stderr.isatty()) as bar:
         for job in jobs:

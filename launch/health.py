@@ -67,6 +67,11 @@ class Health:
     """Mean over the tenth before it; None where there are too few rows to tell a trend."""
     time_in_data: float | None
     mfu: float | None
+    memory_in_use: float | None
+    """Bytes of the fullest device of process 0; None: it does not say, as a CPU."""
+    memory_peak: float | None
+    host_memory_in_use: float | None
+    """Bytes of process 0."""
     bad_samples: int
     checkpoint: int | None
     """Newest on disk."""
@@ -111,6 +116,9 @@ def look(stage_dir: epath.PathLike, now: float) -> Health | None:
         loss_before=windows[-2] if len(windows) == WINDOWS else None,
         time_in_data=share,
         mfu=recent[-1].get("mfu") if recent else None,
+        memory_in_use=recent[-1].get("memory_in_use") if recent else None,
+        memory_peak=recent[-1].get("memory_peak") if recent else None,
+        host_memory_in_use=recent[-1].get("host_memory_in_use") if recent else None,
         bad_samples=int(rows[-1].get("bad_samples", 0)) if rows else 0,
         checkpoint=steps[-1] if steps else None,
         checkpoint_age=now - saved_at[steps[-1]] if steps and steps[-1] in saved_at else None,

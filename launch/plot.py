@@ -7,17 +7,20 @@ A run is a work directory, one stage's folder or a `metrics.jsonl`, local or gs:
 `--x=time` counts from the first start of a stage, restarts included.
 """
 
+import io
 from collections.abc import Sequence
 
 from absl import flags
 from etils import epath
+from PIL import Image
 
+from dalle_jax import storage
 from dalle_jax.errors import UserError, closest
 from launch.curves import Look, X, curve, frame, known_metrics, names, order, stack, stages
 from launch.flags import start_command
 from launch.line_plot import COLOURS
 
-OUT = flags.DEFINE_string("out", "plot.png", "picture to write")
+OUT = flags.DEFINE_string("out", "plot.png", "picture to write, local or gs://")
 METRIC = flags.DEFINE_string("metric", "loss", "column of metrics.jsonl, such as eval/loss")
 OVER = flags.DEFINE_enum_class("x", X.STEP, X, "what the curves run over")
 STAGE = flags.DEFINE_string("stage", "", "draw this stage alone; default: each in a frame of its own")
@@ -26,6 +29,8 @@ SMOOTH = flags.DEFINE_float("smooth", 0.0, "weight of the past in a running mean
 LOG = flags.DEFINE_multi_enum("log", [], ["x", "y"], "axes with a logarithmic scale")
 WIDTH = flags.DEFINE_integer("width", 900, "pixels", lower_bound=300)
 HEIGHT = flags.DEFINE_integer("height", 520, "pixels of each frame", lower_bound=200)
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WebP", ".pdf": "PDF"}
 
 
 def main(runs: Sequence[str]) -> None:
@@ -47,11 +52,20 @@ def main(runs: Sequence[str]) -> None:
         known = known_metrics([path for folders in found.values() for path in folders.values()])
         where = f" with a place on --x={OVER.value.value}" if METRIC.value in known else ""
         raise UserError(f"--metric={METRIC.value}: no row of these runs has it{where}{closest(METRIC.value, known)}")
-    try:
-        stack(pictures).save(OUT.value)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--out={OUT.value}: {error}") from error
+    _save(stack(pictures), OUT.value)
     print(f"{OUT.value}: {METRIC.value} of {', '.join(found)}")
+
+
+def _save(picture: Image.Image, out: str) -> None:
+    """Writes a picture in the format that its name ends with, on a disk or in a bucket."""
+    kind, encoded = FORMATS.get(epath.Path(out).suffix.lower()), io.BytesIO()
+    if kind is None:
+        raise UserError(f"--out={out}: pictures are written as {', '.join(FORMATS)}; end its name with one of these")
+    picture.save(encoded, kind)
+    try:
+        storage.write_whole(storage.expanduser(out), encoded.getvalue())
+    except OSError as error:
+        raise UserError(f"--out={out}: {error}") from error
 
 
 def _chosen(found: set[str]) -> list[str]:

@@ -92,10 +92,22 @@ def describe(stage: Health) -> list[str]:
     wall = sum(stage.seconds.values())
     shares = sorted(stage.seconds.items(), key=lambda share: -share[1])
     time_by_kind = [f"{kind} {100 * spent / wall:.0f}%" for kind, spent in shares if wall and spent >= 0.005 * wall]
+    third += _memory(stage)
     lines = ["  ".join(first), "  ".join(second), "  ".join(third), f"{duration(wall)}: {', '.join(time_by_kind)}"]
     if stage.warning:
         lines.append(f"warning: {stage.warning}")
     return [lines[0], *("    " + line for line in lines[1:])]
+
+
+def _memory(stage: Health) -> list[str]:
+    """What is held of a device, with the most that was, and of the host."""
+    text = []
+    if stage.memory_in_use is not None:
+        peak = "" if stage.memory_peak is None else f" (peak {stage.memory_peak / 2**30:.1f})"
+        text.append(f"{stage.memory_in_use / 2**30:.1f} GiB{peak} of a device")
+    if stage.host_memory_in_use is not None:
+        text.append(f"{stage.host_memory_in_use / 2**30:.1f} GiB of the host")
+    return [f"memory {', '.join(text)}"] if text else []
 
 
 def _trend(stage: Health) -> str:

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
@@ -59,7 +60,11 @@ class Job:
 
 def note_shard(folder: str, shard: Shard) -> None:
     """Writes beside a finished shard what it holds, which is what makes it count as finished."""
-    write_json(epath.Path(folder) / (shard.file.removesuffix(".array_record") + ".json"), shard)
+    write_json(_note(folder, shard.file), shard)
+
+
+def _note(folder: str, file: str) -> epath.Path:
+    return epath.Path(folder) / (file.removesuffix(".array_record") + ".json")
 
 
 def check_settings(jobs: list[Job], folder: str) -> None:
@@ -99,6 +104,12 @@ def finished(job: Job, folder: str) -> dict[int, Shard]:
         if there.get(name) == shard.bytes:
             shards[int(name.partition("-of-")[0])] = shard
     return shards
+
+
+def disown(job: Job, folder: str, numbers: Iterable[int]) -> None:
+    """Takes the notes away from shards that are to be made again: whoever counts the notes would find them finished."""
+    for number in numbers:
+        _note(folder, job.file(number)).unlink(missing_ok=True)
 
 
 def count_written(job: Job, folder: str) -> int:

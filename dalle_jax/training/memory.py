@@ -1,4 +1,4 @@
-"""How much memory is left."""
+"""How much memory is left, and how much is used."""
 
 import os
 from pathlib import Path
@@ -14,6 +14,14 @@ def free_bytes(mesh: Mesh) -> int:
     if "bytes_limit" in stats:
         return (stats["bytes_limit"] - stats.get("bytes_in_use", 0)) * mesh.devices.size
     return host_free_bytes()
+
+
+def resident_bytes(statm: Path = Path("/proc/self/statm")) -> int | None:
+    """What this process holds of the host's memory, its workers not counted; None where the system does not say."""
+    try:
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None
 
 
 def host_free_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = _CGROUP) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import jax
 
 from dalle_jax.training.clock import Kind
+from dalle_jax.training.memory import resident_bytes
 from dalle_jax.training.starts import Start, utilisation
 
 
@@ -43,8 +44,12 @@ def time_row(times: Mapping[str, float]) -> dict[str, float]:
 
 
 def memory_row() -> dict[str, float]:
-    """`memory_in_use` and `memory_peak`: bytes of the fullest device of this process; nothing where it does not say."""
+    """`memory_in_use` and `memory_peak`, bytes of the fullest device of this process, and `host_memory_in_use`.
+
+    A column is left out where the device, or the system, does not say.
+    """
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     columns = {"memory_in_use": "bytes_in_use", "memory_peak": "peak_bytes_in_use"}
     found = {name: max((stat.get(key, 0) for stat in stats), default=0) for name, key in columns.items()}
+    found["host_memory_in_use"] = resident_bytes() or 0
     return {name: float(value) for name, value in found.items() if value}

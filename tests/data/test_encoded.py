@@ -20,6 +20,7 @@ from dalle_jax.data.encoded_folder import (
     check_settings,
     count_written,
     damaged,
+    disown,
     finished,
     write_manifest,
     write_settings,
@@ -135,6 +136,8 @@ def test_what_was_finished_stays_and_the_rest_is_made(source, tmp_path):
         file.write(b"damage")
     assert finished(job, str(tmp_path)) == {0: made[0], 3: made[2]}
     assert count_written(job, str(tmp_path)) == 3
+    disown(job, str(tmp_path), [1, 2, 4])  # so that who waits for others does not take a damaged shard for theirs
+    assert count_written(job, str(tmp_path)) == 2
     with pytest.raises(UserError, match="no .*manifest.json.*run the same command again"):
         Encoded(str(tmp_path), TRAIN)
     write(job, tmp_path, [1, 2, 4])

@@ -91,5 +91,12 @@ def test_evaluating(launch, run):
     assert "retrieval.json" in storage.files_in("gs://bucket/report")
 
 
+def test_watching(launch, run):
+    assert launch("status", run).startswith("finished: ")
+    assert "starting.json" not in storage.files_in(run), "a run that has begun keeps records of its own"
+    launch("plot", run, "--out=gs://bucket/curves/loss.png")
+    assert storage.read("gs://bucket/curves/loss.png").startswith(b"\x89PNG")
+
+
 def test_nothing_was_written_beside_the_bucket(run):
     assert not [name for name in os.listdir(ROOT) if name.startswith("gs:")]

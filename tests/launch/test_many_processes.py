@@ -110,9 +110,9 @@ def test_classification_as_two_processes(cifar_glob, tmp_path):
     found = {}
     for processes in (1, 2):
         out = tmp_path / f"of_{processes}"
-        arguments = ["--suite=zero_shot", "--data=run", "--prompts=CIFAR10", f"--out={out}"]
+        arguments = ["--suite=zero_shot,linear_probe", "--data=run", "--prompts=CIFAR10", f"--out={out}"]
         script("evaluate", f"--model={run}", *arguments, processes=processes, devices=2 // processes)
-        found[processes] = json.loads((out / "zero_shot.json").read_text())
+        found[processes] = [json.loads((out / f"{name}.json").read_text()) for name in ("zero_shot", "linear_probe")]
     assert found[1] == found[2]
 
 

@@ -131,12 +131,12 @@ def test_several_runs_and_stages(scripts, tiny_run, tmp_path):
         (["no/where"], "no/where holds no metrics.jsonl"),
         (["RUN", "--metric=los"], "no row of these runs has it, did you mean 'loss'?"),
         (["RUN", "--stage=decode"], "did you mean 'decoder'?"),
-        (["RUN", "--out=no/such/folder/x.png"], "--out=no/such/folder/x.png"),
-        (["RUN", "--out=x.nothing"], "--out=x.nothing"),
+        (["RUN", "--out=RUN/config.json/x.png"], "/config.json/x.png: "),
+        (["RUN", "--out=x.nothing"], "--out=x.nothing: pictures are written as .png, "),
         (["RUN", "RUN"], "a run is named twice"),
     ],
 )
 def test_refusals(scripts, tiny_run, tmp_path, arguments, part):
-    words = [str(tiny_run) if word == "RUN" else word for word in arguments]
+    words = [word.replace("RUN", str(tiny_run)) for word in arguments]
     ended = scripts("plot", *words)
     assert ended.code == 2 and part in ended.err and len(ended.err.splitlines()) == 1, ended

@@ -110,10 +110,21 @@ def test_time_left_counts_what_comes_between_the_steps(tmp_path):
     assert (found.checkpoint, found.checkpoint_age, found.beat_age) == (400, 60.0, 3.0)
     assert (found.loss, found.bad_samples, found.starts, found.warning) == (4.5, 3, 1, "")
     assert found.loss_before > found.loss_now > found.loss
+    assert (found.memory_in_use, found.host_memory_in_use) == (None, None)
     lines = run_health.describe(found)
+    assert not any("memory" in line for line in lines)
     assert lines[0].startswith("decoder: healthy  step 500 of 1,000 (50%)  1.81 steps/s  4m3")
     assert "loss 4.5 (falling" in lines[1] and "waiting for data 2%" in lines[1] and "bad samples 3" in lines[1]
     assert "checkpoint of step 400, 1m00s ago" in lines[2]
+
+
+def test_memory_of_the_last_row(tmp_path):
+    device, peak, host = 9.75 * 2**30, 11.2 * 2**30, 6.4 * 2**30
+    rows = [row(10, memory_in_use=1.0, memory_peak=1.0, host_memory_in_use=1.0)]
+    rows += [row(20, memory_in_use=device, memory_peak=peak, host_memory_in_use=host)]
+    write(tmp_path, start(), rows=rows)
+    text = "\n".join(run_health.describe(look(tmp_path, NOW)))
+    assert "memory 9.8 GiB (peak 11.2) of a device, 6.4 GiB of the host" in text
 
 
 def test_rows_of_an_earlier_start_do_not_slow_the_forecast(tmp_path):

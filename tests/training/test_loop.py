@@ -86,6 +86,7 @@ def test_whole_run_leaves_what_it_says(uninterrupted):
     assert sorted(path.name for path in (workdir / "previews").iterdir()) == ["step_0000010.png", "step_0000020.png"]
     assert Image.open(workdir / "previews" / "step_0000010.png").size == (8, 8)
     assert {"mfu", "memory_peak"}.isdisjoint(logged[20])  # a CPU says neither
+    assert 2**26 < logged[20]["host_memory_in_use"] < 2**36
     speeds = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-2])
     assert speeds["wall_seconds"] == pytest.approx(sum(speeds[f"seconds/{kind}"] for kind in Kind))
     assert speeds["goodput"] == pytest.approx(speeds["seconds/step"] / speeds["wall_seconds"])
