@@ -92,8 +92,8 @@ def describe(stage: Health) -> list[str]:
     wall = sum(stage.seconds.values())
     shares = sorted(stage.seconds.items(), key=lambda share: -share[1])
     time_by_kind = [f"{kind} {100 * spent / wall:.0f}%" for kind, spent in shares if wall and spent >= 0.005 * wall]
-    third += _memory(stage)
-    lines = ["  ".join(first), "  ".join(second), "  ".join(third), f"{duration(wall)}: {', '.join(time_by_kind)}"]
+    lines = ["  ".join(first), "  ".join(second), "  ".join(third), *_memory(stage)]
+    lines.append(f"{duration(wall)}: {', '.join(time_by_kind)}")
     if stage.warning:
         lines.append(f"warning: {stage.warning}")
     return [lines[0], *("    " + line for line in lines[1:])]
