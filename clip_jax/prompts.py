@@ -66,8 +66,7 @@ class Prompts:
         if missing or len(names) != len(self.classes):
             raise UserError(
                 f"the data have {len(names)} classes and {self.name} has {len(self.classes)}; {len(missing)} are not "
-                f"called as there{f', such as {missing[0]!r}' if missing else ''}: with --classes=index label i is the "
-                "i-th published name, with --classes=data the data's own names are used"
+                f"called as there{f', such as {missing[0]!r}' if missing else ''}"
             )
         return dataclasses.replace(self, classes=tuple(known[_plain(name)] for name in names))
 

@@ -4,6 +4,7 @@ import dataclasses
 import enum
 import os
 import sys
+from collections.abc import Sequence
 
 from etils import epath
 
@@ -26,6 +27,9 @@ RUN = "run"
 
 _TEMPLATE = "a photo of a {}."
 """Where the data have class names alone."""
+
+_SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
+"""What folders of splits are called."""
 
 _CLASS_NAMES, _TEMPLATES, _TYPE = "classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt"
 
@@ -70,8 +74,7 @@ def open_split(data: str, split: str, flags: DataFlags, *, labelled: bool) -> So
     if is_benchmark(path):
         return WebDataset(_shards(storage.join(path, split)), caption_field=flags.caption_field)
     if guess_source(path) is SourceKind.FOLDER:
-        inner = storage.join(path, split)
-        path = inner if epath.Path(inner).is_dir() else path
+        path = _split_folder(path, split, labelled)
         if labelled:
             return ClassFolder(path)
     config = DataConfig(
@@ -84,6 +87,19 @@ def open_split(data: str, split: str, flags: DataFlags, *, labelled: bool) -> So
         label_field=flags.label_field,
     )
     return open_source(config)
+
+
+def _split_folder(path: str, split: str, labelled: bool) -> str:
+    """The split's folder, or the folder itself where the splits have none of their own."""
+    if (epath.Path(path) / split).is_dir():
+        return storage.join(path, split)
+    others = [inner for inner in epath.Path(path).iterdir() if inner.name in _SPLITS and inner.is_dir()]
+    if labelled:  # there may be a class of this name: a train is a vehicle
+        others = [inner for inner in others if any(below.is_dir() for below in inner.iterdir())]
+    if others:
+        there = ", ".join(sorted(inner.name for inner in others))
+        raise UserError(f"{path} has no split '{split}' (it has {there}): name one of them, with --split=NAME say")
+    return path
 
 
 def find_prompts(data: str, source: Source, flags: DataFlags, *, templates: bool = True) -> Prompts:
@@ -104,7 +120,8 @@ def find_prompts(data: str, source: Source, flags: DataFlags, *, templates: bool
     if not flags.prompts and is_benchmark(data):
         return _stored(data, templates)
     prompts = named_prompts(flags.prompts) if flags.prompts else _guess(data, flags)
-    own = Prompts(data, tuple((name.replace("_", " "),) for name in source.class_names), (_TEMPLATE,))
+    names = source.class_names or _stored_names(data)
+    own = Prompts(data, tuple((name.replace("_", " "),) for name in names), (_TEMPLATE,))
     if prompts is None and not own.classes:
         raise UserError(f"{source.name} does not name its classes: say whose they are with --prompts=NAME")
     if prompts is None:
@@ -112,20 +129,23 @@ def find_prompts(data: str, source: Source, flags: DataFlags, *, templates: bool
     if flags.classes is Classes.DATA and own.classes:
         return dataclasses.replace(prompts, classes=own.classes)
     if flags.classes is Classes.MATCH and own.classes:
-        return _matched(prompts, source, own if not flags.prompts else None)
+        return _matched(prompts, source.name, names, own if not flags.prompts else None)
     return prompts
 
 
-def _matched(prompts: Prompts, source: Source, own: Prompts | None) -> Prompts:
+def _matched(prompts: Prompts, name: str, classes: Sequence[str], own: Prompts | None) -> Prompts:
     """Prompts in the order of the data's labels, or the data's own where the prompts were only guessed."""
     try:
-        return prompts.in_order_of(source.class_names)
+        return prompts.in_order_of(classes)
     except UserError as error:
         if own is None:
-            raise
+            raise UserError(
+                f"{error}: with --classes=index label i is the i-th published name, with --classes=data the data's own "
+                "names are used"
+            ) from error
         if is_primary():
             print(
-                f"note: {source.name} is not taken for {prompts.name}, and its own class names are used: {error}",
+                f"note: {name} is not taken for {prompts.name}, and its own class names are used: {error}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -146,6 +166,11 @@ def _shards(folder: str) -> list[str]:
     if not text.isdigit() or not int(text):
         raise UserError(f"{count} must hold the number of tars, not '{text[:20]}'")
     return paths.expand(",".join(storage.join(folder, f"{i}.tar") for i in range(int(text))), ".tar")
+
+
+def _stored_names(folder: str) -> tuple[str, ...]:
+    """Class names that lie beside the data in CLIP_benchmark's layout; none elsewhere."""
+    return tuple(_lines(epath.Path(folder) / _CLASS_NAMES)) if _CLASS_NAMES in storage.files_in(folder) else ()
 
 
 def _stored(folder: str, with_templates: bool) -> Prompts:

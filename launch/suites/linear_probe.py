@@ -5,6 +5,8 @@ from typing import Any
 from clip_jax import Clip
 from clip_jax.features import Encoded, encode_source, label_array
 from clip_jax.linear_probe import Labelled, linear_probe
+from dalle_jax.data.records import Source
+from dalle_jax.errors import UserError
 from launch.eval_data import DataFlags, find_prompts, open_split
 from launch.suites import classification
 
@@ -16,20 +18,27 @@ def evaluate(
 
     Raises:
       NotApplicable: there are no labels.
-      UserError: the data or the names of their classes cannot be read, or do not belong together.
+      UserError: the data or the names of their classes cannot be read, or do not belong together; or two splits are
+        the same pictures.
     """
     source = open_split(data, split, flags, labelled=True)
     classification.require_labels(source)
     prompts = find_prompts(data, source, flags, templates=False)
 
-    def read(name: str) -> tuple[Encoded, Labelled]:
-        part = open_split(data, name, flags, labelled=True)
+    def read(part: Source) -> tuple[Encoded, Labelled]:
         encoded = encode_source(clip.probe_features, part, clip.config.vision)
         return encoded, Labelled(encoded.features, label_array(encoded.records, len(prompts.classes), part.name))
 
-    encoded, test = read(split)
-    train = read(train_split)[1]
-    validation = read(validation_split)[1] if validation_split else None
+    named = {"split": split, "train_split": train_split, "validation_split": validation_split}
+    parts = {
+        flag: source if flag == "split" else open_split(data, name, flags, labelled=True)
+        for flag, name in named.items()
+        if name
+    }
+    _check_apart(data, parts)
+    encoded, test = read(source)
+    train = read(parts["train_split"])[1]
+    validation = read(parts["validation_split"])[1] if validation_split else None
     metric = classification.main_metric(prompts, test.labels)
     probe = linear_probe(train, test, len(prompts.classes), metric, validation)
     row = classification.row(data, split, prompts, encoded, test.labels, probe.scores)
@@ -40,3 +49,15 @@ def evaluate(
         "converged": probe.converged,
         "validation": {f"{strength:.3g}": result for strength, result in probe.tried.items()},
     }
+
+
+def _check_apart(data: str, parts: dict[str, Source]) -> None:
+    """A probe that is fitted, or whose penalty is chosen, on what it is measured on says nothing."""
+    seen: dict[str, str] = {}
+    for flag, part in parts.items():
+        other = seen.setdefault(part.fingerprint(), flag)
+        if other != flag:
+            raise UserError(
+                f"--{other} and --{flag} of {data} are the same pictures, {part.name}: a linear probe needs them apart "
+                "(a folder for each split, {split} in the path of tars, or the splits of a TFDS name)"
+            )

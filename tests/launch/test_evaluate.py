@@ -220,15 +220,54 @@ def test_what_comes_of_each_data_set(capsys):
     )
 
 
-def test_a_linear_probe(benchmark):
+def test_a_linear_probe(benchmark, tmp_path):
     clip = ColourClip()
     clip.encode_image = None  # probes read what comes before the projection
     row = linear_probe.evaluate(clip, benchmark, "test", FLAGS)
     assert row["accuracy"] == pytest.approx(21 / 23) and row["train_pictures"] == 60 and row["converged"]
     assert len(row["validation"]) >= 11 and max(row["validation"].values()) == 1.0
     json.dumps(row)
-    again = linear_probe.evaluate(ColourClip(), benchmark, "test", FLAGS, "train", "test")
-    assert max(again["validation"].values()) == pytest.approx(21 / 23)
+    write_benchmark(tmp_path / "wds_colours", "val", [0, 0, 1, 1, 2, 2])
+    again = linear_probe.evaluate(ColourClip(), benchmark, "test", FLAGS, "train", "val")
+    assert max(again["validation"].values()) == 1.0
+
+
+def test_a_probe_is_not_measured_on_what_it_was_fitted_on(benchmark, folder, tmp_path):
+    clip = ColourClip()
+    clip.encode_image = clip.probe_features = None
+    with pytest.raises(UserError, match="--split and --validation_split of .* are the same pictures"):
+        linear_probe.evaluate(clip, benchmark, "test", FLAGS, "train", "test")
+    with pytest.raises(UserError, match="--train_split and --validation_split of .* are the same pictures"):
+        linear_probe.evaluate(clip, benchmark, "test", FLAGS, "train", "train")
+    for data in (f"{folder}/train", f"{benchmark}/test/*.tar"):
+        with pytest.raises(UserError, match="--split and --train_split of .* are the same pictures.*a folder for each"):
+            linear_probe.evaluate(clip, data, "test", DataFlags("unused", classes=Classes.INDEX, prompts="CIFAR10"))
+
+
+def test_a_split_that_a_folder_lacks(folder, tmp_path):
+    with pytest.raises(UserError, match=r"mine has no split 'vla' \(it has test, train\): name one of them"):
+        zero_shot.evaluate(ColourClip(), folder, "vla", FLAGS)
+    (tmp_path / "toys").mkdir()
+    (tmp_path / "mine" / "train" / "red").rename(tmp_path / "toys" / "train")
+    (tmp_path / "mine" / "train" / "blue").rename(tmp_path / "toys" / "ball")
+    assert open_split(str(tmp_path / "toys"), "test", FLAGS, labelled=True).class_names == ("ball", "train")
+    with pytest.raises(UserError, match="toys has no split 'test'"):
+        open_split(str(tmp_path / "toys"), "test", FLAGS, labelled=False)
+
+
+def test_named_prompts_and_names_beside_the_data(benchmark, tmp_path):
+    """The names that lie beside the data say what the labels are, whoever makes the captions."""
+    source, file = open_split(benchmark, "test", FLAGS, labelled=True), tmp_path / "mine.json"
+    file.write_text(json.dumps({"classes": ["Red", ["green", "lime"], "blue"], "templates": ["a {}"]}))
+
+    def classes(how):
+        return find_prompts(benchmark, source, DataFlags("unused", str(file), how)).classes
+
+    assert classes(Classes.MATCH) == (("blue",), ("green", "lime"), ("Red",))
+    assert classes(Classes.INDEX) == (("Red",), ("green", "lime"), ("blue",))
+    assert classes(Classes.DATA) == (("blue",), ("green",), ("red",))
+    with pytest.raises(UserError, match="3 classes and CIFAR10 has 10.*--classes=index"):
+        find_prompts(benchmark, source, DataFlags("unused", "CIFAR10"))
 
 
 @pytest.fixture
