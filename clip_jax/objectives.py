@@ -33,6 +33,7 @@ from clip_jax.model import VISION_TOWERS, normalize
 from clip_jax.task import ClipTask
 from clip_jax.text import TokenEmbedding, end_positions
 from clip_jax.vision import normalize_pixels
+from dalle_jax.errors import UserError
 from dalle_jax.nn.attention import causal_attention
 from dalle_jax.nn.transformer import Dense, Transformer, layer_norm, same_everywhere, uniform_kinds
 from dalle_jax.training.distributed import to_host
@@ -145,8 +146,15 @@ class ObjectiveTask(Task):
         return self.batch_loss(params, model_state, batch, key)
 
     def evaluate(self, params: Params, model_state: ModelState, batches: Iterable[Batch]) -> dict[str, float]:
-        """`loss` and `zero_shot_accuracy`, means over batches, which hold `image`, `text` and `label`."""
+        """`loss` and `zero_shot_accuracy`, means over batches, which hold `image`, `text` and `label`.
+
+        Raises:
+          UserError: a label is of none of the classes.
+        """
         rows = [to_host(self._evaluated(params, model_state, batch)) for batch in batches]
+        largest = max(int(row.pop("largest_label")) for row in rows)
+        if largest >= len(self.classes):
+            raise UserError(f"a picture has the label {largest}, and there are {len(self.classes)} classes")
         return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
     def preview(self, params: Params, model_state: ModelState, batch: Batch) -> None:
@@ -155,7 +163,8 @@ class ObjectiveTask(Task):
     def _evaluate(self, params: Params, model_state: ModelState, batch: Batch) -> Metrics:
         loss, _ = self.batch_loss(params, model_state, batch, None)
         right = self.scores(params, model_state, batch["image"]).argmax(axis=-1) == batch["label"]
-        return {"loss": loss, "zero_shot_accuracy": jnp.mean(right, dtype=jnp.float32)}
+        accuracy = jnp.mean(right, dtype=jnp.float32)
+        return {"loss": loss, "zero_shot_accuracy": accuracy, "largest_label": batch["label"].max()}
 
     def _apply(
         self, params: Params, model_state: ModelState, *args: Array, key: jax.Array | None

@@ -15,11 +15,13 @@ paper leaves unstated (targets, scoring) is chosen in `clip_jax.objectives`.
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from absl import flags
 from etils import epath
+from jaxtyping import Int
 
 from clip_jax.objectives import TASKS, Objective
 from clip_jax.prompts import published_prompts
@@ -44,23 +46,52 @@ CONFIG = define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the runs and the figure", required=True)
 
 
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What all runs of the figure share."""
+
+    config: EfficiencyConfig
+    tokenizer: RowTokenizer
+    classes: Int[np.ndarray, "classes templates T"]
+    """Captions of the classes, in the order of the labels."""
+    workdir: epath.Path
+
+
 def main() -> None:
     """Trains what is not trained yet, and draws."""
     config, workdir = from_config_dict(EfficiencyConfig, CONFIG()), epath.Path(WORKDIR.value)
     check_processes(config=config)
-    for split in (TRAIN, EVAL):
-        if not open_source(config.data, split).has_labels:
-            where = f"{config.data.source.value} data {config.data.path}"
-            raise UserError(f"the {where} have no labels: zero-shot accuracy needs a class for each picture")
+    names = class_names(config)
     about = _run_config(config, 0)
     tokenizer = find_tokenizer(about, workdir)
     assert tokenizer is not None
     begin(config, about, workdir, tokenizer)
+    experiment = Experiment(config, tokenizer, class_ids(config, names, tokenizer), workdir)
     left_out: list[dict[str, Any]] = []
-    runs = {objective: search(config, objective, tokenizer, workdir, left_out) for objective in Objective}
+    runs = {objective: search(experiment, objective, left_out) for objective in Objective}
     if is_primary():
-        report = summarise(runs, 1 / len(published_prompts(config.prompts).classes))
+        report = summarise(runs, 1 / len(names))
         write_report(report | {"left_out": left_out}, workdir)
+
+
+def class_names(config: EfficiencyConfig) -> list[str]:
+    """What captions call the classes, in the order of the data's labels.
+
+    Raises:
+      UserError: the data have no labels, or name other classes than `config.prompts`.
+    """
+    prompts = published_prompts(config.prompts)
+    for split in (TRAIN, EVAL):
+        source = open_source(config.data, split)
+        if not source.has_labels:
+            where = f"{config.data.source.value} data {config.data.path}"
+            raise UserError(f"the {where} have no labels: zero-shot accuracy needs a class for each picture")
+        if source.class_names:
+            try:
+                prompts = prompts.in_order_of(source.class_names)
+            except UserError as error:
+                raise UserError(f"{error}: set config.prompts to the published set that the data are of") from error
+    return [several[0] for several in prompts.classes]
 
 
 def write_report(report: dict[str, Any], workdir: epath.Path) -> None:
@@ -73,20 +104,12 @@ def write_report(report: dict[str, Any], workdir: epath.Path) -> None:
     print(f"figure: {workdir / 'efficiency.png'}; points: {workdir / 'efficiency.csv'}")
 
 
-def search(
-    config: EfficiencyConfig,
-    objective: Objective,
-    tokenizer: RowTokenizer,
-    workdir: epath.Path,
-    left_out: list[dict[str, Any]],
-) -> list[dict[str, Any]]:
+def search(experiment: Experiment, objective: Objective, left_out: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The runs of an objective: every learning rate with the first seed, the best with all.
 
     Args:
-      config: of the experiment.
+      experiment: what all runs share.
       objective: what is trained by.
-      tokenizer: of the captions.
-      workdir: of the experiment.
       left_out: gets the runs that diverged, with the reason.
 
     Raises:
@@ -95,14 +118,14 @@ def search(
 
     def try_run(rate: float, seed: int) -> list[dict[str, Any]]:
         try:
-            return [run(config, objective, rate, seed, tokenizer, workdir)]
+            return [run(experiment, objective, rate, seed)]
         except NotFinite as error:
             left_out.append({"objective": objective.value, "learning_rate": rate, "seed": seed, "reason": str(error)})
             print(f"{objective.value}: the learning rate {rate:g}, seed {seed}, is left out: {error}", file=sys.stderr)
             return []
 
-    first, *others = config.seeds
-    runs = [found for rate in config.learning_rates for found in try_run(rate, first)]
+    first, *others = experiment.config.seeds
+    runs = [found for rate in experiment.config.learning_rates for found in try_run(rate, first)]
     if not runs:
         raise UserError(f"{objective.value} diverges at every one of config.learning_rates: give lower ones")
     best = max(runs, key=lambda found: found["curve"][-1][1])
@@ -111,14 +134,13 @@ def search(
     return runs + [found | {"chosen": True} for found in again]
 
 
-def run(
-    config: EfficiencyConfig, objective: Objective, rate: float, seed: int, tokenizer: RowTokenizer, workdir: epath.Path
-) -> dict[str, Any]:
+def run(experiment: Experiment, objective: Objective, rate: float, seed: int) -> dict[str, Any]:
     """Trains one tower, or goes on with it, and reads its curve."""
-    folder = workdir / objective.value / f"rate_{rate:g}_seed_{seed}"
+    config, tokenizer = experiment.config, experiment.tokenizer
+    folder = experiment.workdir / objective.value / f"rate_{rate:g}_seed_{seed}"
     optimizer = dataclasses.replace(config.clip.train.optimizer, learning_rate=rate)
     stage = dataclasses.replace(config.clip, train=dataclasses.replace(config.clip.train, optimizer=optimizer))
-    task = TASKS[objective](stage, class_ids(config, tokenizer))
+    task = TASKS[objective](stage, experiment.classes)
     text = TextConfig(length=config.clip.model.text.context_length, end=True)
     plan = StagePlan(task, stage.train, stage.augment, config.clip.model.vision.image_size, text)
     about = _run_config(config, seed)
@@ -135,10 +157,12 @@ def run(
     return {"objective": objective.value, "learning_rate": rate, "seed": seed, "chosen": False, "curve": curve}
 
 
-def class_ids(config: EfficiencyConfig, tokenizer: RowTokenizer) -> np.ndarray:
-    """[classes, templates, T]"""
-    names, length = published_prompts(config.prompts).classes, config.clip.model.text.context_length
-    captions = [fill(template, several[0]) for several in names for template in config.templates]
+def class_ids(
+    config: EfficiencyConfig, names: Sequence[str], tokenizer: RowTokenizer
+) -> Int[np.ndarray, "classes templates T"]:
+    """Token ids of every name in every template."""
+    length = config.clip.model.text.context_length
+    captions = [fill(template, name) for name in names for template in config.templates]
     ids = np.stack([tokenizer.row(caption, TextConfig(length, end=True), seed=0)[0] for caption in captions])
     return ids.reshape(len(names), len(config.templates), length)
 

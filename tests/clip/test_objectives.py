@@ -63,6 +63,13 @@ def test_each_objective_learns_to_classify(objective):
     assert before["zero_shot_accuracy"] < 1.0
 
 
+def test_labels_of_no_class_are_refused():
+    task = task_of(Objective.WORDS)
+    rows = batch(np.random.default_rng(0))
+    with pytest.raises(UserError, match="a picture has the label 3, and there are 3 classes"):
+        task.evaluate(init(task), {}, [rows | {"label": rows["label"] + 1}])
+
+
 def test_word_targets():
     ids = np.array([[START, 4, 5, 4, END, 7], [START, END, 5, 5, 5, 5]])
     targets = np.asarray(word_targets(jnp.asarray(ids), END, 9))

@@ -9,6 +9,9 @@ import pytest
 from PIL import Image
 
 from clip_jax.objectives import Objective
+from configs.efficiency import get_config
+from dalle_jax.config import from_config_dict
+from dalle_jax.errors import UserError
 from dalle_jax.training.report import NotFinite
 from launch import efficiency
 from launch import efficiency_report as report
@@ -88,7 +91,7 @@ def test_a_tiny_run_and_going_on_with_it(scripts, cifar_glob, tmp_path):
 
 
 def test_a_seed_that_diverges_is_left_out(monkeypatch, tmp_path):
-    def diverges_with_one(config, objective, rate, seed, tokenizer, workdir):
+    def diverges_with_one(experiment, objective, rate, seed):
         if seed == 1:
             raise NotFinite("training stopped at step 3")
         return {
@@ -101,7 +104,8 @@ def test_a_seed_that_diverges_is_left_out(monkeypatch, tmp_path):
 
     monkeypatch.setattr(efficiency, "run", diverges_with_one)
     config, left_out = SimpleNamespace(seeds=(0, 1, 2), learning_rates=(0.1, 0.2)), []
-    runs = efficiency.search(config, Objective.CONTRASTIVE, None, tmp_path, left_out)
+    experiment = efficiency.Experiment(config, None, np.zeros((2, 1, 4), np.int32), tmp_path)
+    runs = efficiency.search(experiment, Objective.CONTRASTIVE, left_out)
     assert [(run["learning_rate"], run["seed"]) for run in runs if run["chosen"]] == [(0.2, 0), (0.2, 2)]
     assert [(run["learning_rate"], run["seed"]) for run in left_out] == [(0.2, 1)]
 
@@ -113,6 +117,19 @@ def test_an_objective_that_diverges_at_every_rate(scripts, cifar_glob, tmp_path)
         "--config.data.source=webdataset", f"--config.data.path={cifar_glob}", "--config.learning_rates=(1e30,)",
     )  # fmt: skip
     assert done.code == 2 and done.err.splitlines()[-1].startswith("error: caption_language_model diverges"), done
+
+
+def test_classes_in_the_order_of_the_labels(monkeypatch):
+    config = from_config_dict(efficiency.EfficiencyConfig, get_config("tiny"))
+    published = efficiency.published_prompts("CIFAR10").classes
+    source = SimpleNamespace(has_labels=True, class_names=())
+    monkeypatch.setattr(efficiency, "open_source", lambda data, split: source)
+    assert efficiency.class_names(config) == [name for (name,) in published], "where the data name none"
+    source.class_names = tuple(name for (name,) in reversed(published))
+    assert efficiency.class_names(config) == list(source.class_names)
+    source.class_names = tuple(f"class {i}" for i in range(100))
+    with pytest.raises(UserError, match="the data have 100 classes and CIFAR10 has 10.*set config.prompts"):
+        efficiency.class_names(config)
 
 
 @pytest.mark.entry
