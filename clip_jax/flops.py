@@ -3,6 +3,7 @@
 import dataclasses
 
 from clip_jax.config import (
+    ClipConfig,
     ClipStage,
     Lock,
     Loss,
@@ -93,6 +94,18 @@ def step_flops(stage: ClipStage, batch_size: int) -> float:
         if stage.unlocked_layers:
             sizes = config.vision.vit if of_image else config.text.transformer
             trained = dataclasses.replace(sizes, num_layers=stage.unlocked_layers)
-            length = patches + 1 if of_image else config.text.context_length
-            forward_alone -= transformer_flops(trained, length, causal=not of_image)
+            length = patches + (config.vision.tower is VisionTower.VIT) if of_image else config.text.context_length
+            forward_alone -= transformer_flops(trained, length, causal=_causal(config, of_image))
+            forward_alone -= _after_blocks(config, patches, of_image)
     return float(batch_size * (3 * (image + text + logits) - 2 * forward_alone))
+
+
+def _causal(config: ClipConfig, of_image: bool) -> bool:
+    return not of_image and config.text.tower is TextTower.TRANSFORMER
+
+
+def _after_blocks(config: ClipConfig, patches: int, of_image: bool) -> int:
+    """What follows the blocks of a tower, and is trained with the last of them."""
+    if of_image and config.vision.tower is VisionTower.SIGLIP:
+        return _pooling_flops(config.vision.vit, patches)
+    return 2 * (config.vision if of_image else config.text.transformer).embed_dim * config.embed_dim

@@ -32,7 +32,7 @@ class SiglipVision(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "B height width 3"], *, train: bool = False) -> Float[Array, "B D"]:
-        """Args: images: normalised pixels, `image_size` a side; train: drop patches, by the stream `dropout`.
+        """Args: images: normalised pixels, `image_size` a side; train: drop patches and activations (stream `dropout`).
 
         Returns: features, which are the embedding, float32.
         """
@@ -44,7 +44,7 @@ class SiglipVision(nn.Module):
             x, kept = drop_patches(self, x, config)
         positions = _positions(self, config.num_patches, sizes.embed_dim)
         x = embed(x).astype(jnp.float32) + (positions if kept is None else positions[kept])
-        x = _encoder(sizes)(x)[0]
+        x = _encoder(sizes)(x, deterministic=not train)[0]
         x = layer_norm(sizes.norm_epsilon, "norm_post")(x)
         return AttentionPooling(sizes, initializers.siglip_blocks(sizes), name="pooling")(x)
 
@@ -87,14 +87,13 @@ class SiglipText(nn.Module):
 
     @nn.compact
     def __call__(self, ids: Int[Array, "B T"], *, train: bool = False) -> Float[Array, "B D"]:
-        """Args: ids: captions; train: nothing here. Returns: features before the head, float32."""
-        del train
+        """Args: ids: captions; train: drop activations, by the stream `dropout`. Returns: features before the head."""
         config, sizes = self.config, self.config.transformer
         if ids.shape[1] != config.context_length:
             raise ValueError(f"SigLIP reads captions of {config.context_length} positions, not {ids.shape[1]}")
         x = TokenEmbedding(config, sizes.embed_dim**-0.5, name="token_embedding")(ids)
         x += _positions(self, config.context_length, sizes.embed_dim)
-        x = _encoder(sizes)(x)[0]
+        x = _encoder(sizes)(x, deterministic=not train)[0]
         return layer_norm(sizes.norm_epsilon, "norm_final")(x[:, -1])
 
 

@@ -202,7 +202,8 @@ def test_useful_operations_of_a_step():
     assert step_flops(stage(locked_tower=Lock.TEXT), BATCH) == BATCH * (3 * image + text + logits)
     block = transformer_flops(CONFIG.vision.transformer, 17) // 3
     one = step_flops(stage(locked_tower=Lock.IMAGE, unlocked_layers=1), BATCH)
-    assert one == BATCH * (image + 2 * block + 3 * text + logits)
+    projection = 2 * CONFIG.vision.embed_dim * 16
+    assert one == BATCH * (image + 2 * (block + projection) + 3 * text + logits)
     half = image_flops(CONFIG.vision, 16, patches=8)
     assert step_flops(stage(vision={"patch_dropout": 0.5}), BATCH) == BATCH * (3 * (half + text) + logits)
     assert half < 0.55 * image

@@ -16,6 +16,7 @@ from clip_jax import (
     ClipModel,
     ClipStage,
     ClipTask,
+    Lock,
     Loss,
     TextConfig,
     TextTower,
@@ -101,6 +102,22 @@ def test_dropped_patches_are_not_read_in_training(params, images):
     assert read.sum(axis=(1, 2)).tolist() == [2] * 4 and len({str(row) for row in read.tolist()}) > 1
     whole = ClipModel(TINY).apply({"params": params}, pixels, method="encode_image")
     np.testing.assert_array_equal(features(pixels), whole)
+
+
+def test_dropout_in_training_alone(params, batch):
+    def with_dropout(tower):
+        return dataclasses.replace(tower, transformer=dataclasses.replace(tower.transformer, dropout=0.5))
+
+    config = dataclasses.replace(TINY, vision=with_dropout(TINY.vision), text=with_dropout(TINY.text))
+    model = ClipModel(config)
+    for method, inputs in (("encode_image", batch["image"][:4] / 255), ("encode_text", batch["text"][:4])):
+        whole = ClipModel(TINY).apply({"params": params}, inputs, method=method)
+        np.testing.assert_array_equal(model.apply({"params": params}, inputs, method=method), whole)
+        one, two = (
+            model.apply({"params": params}, inputs, method=method, train=True, rngs={"dropout": jax.random.key(seed)})
+            for seed in (0, 1)
+        )
+        assert np.abs(one - two).max() > 1e-3 and np.abs(one - whole).max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -311,5 +328,8 @@ def test_useful_flops():
     pooling = 2 * 196 * 768**2 + 768**2 + 2 * 196 * 768 + 2 * 768 * 3072
     assert image_flops(model.vision, 768) == 2 * (196 * 768**2 + blocks + pooling)
     assert text_flops(model.text, 768) == 2 * (12 * (64 * 12 * 768**2 + 2 * 64**2 * 768) + 768**2)
+    locked = step_flops(dataclasses.replace(stage, locked_tower=Lock.IMAGE), 1)
+    two_blocks = dataclasses.replace(stage, locked_tower=Lock.IMAGE, unlocked_layers=2)
+    assert step_flops(two_blocks, 1) - locked == 2 * 2 * (blocks // 6 + pooling), "what pools is trained too"
     one, two = step_flops(stage, 1), step_flops(stage, 2)
     assert two - 2 * one == 3 * 2 * 2 * 768  # one product of logits: four of two, less two of one
