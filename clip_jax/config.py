@@ -4,7 +4,7 @@ import dataclasses
 import enum
 from typing import Any
 
-from dalle_jax.config import check_at_least
+from dalle_jax.config import check_at_least, check_share
 from dalle_jax.data.config import Augment
 from dalle_jax.nn.transformer import Activation, Remat, TransformerConfig, check_dtype
 from dalle_jax.training.config import TrainConfig
@@ -107,8 +107,7 @@ class VisionConfig:
 
     def __post_init__(self):
         check_at_least(1, self, "image_size", "patch_size")
-        if not 0 <= self.patch_dropout < 1:
-            raise ValueError(f"patch_dropout must be in [0, 1), not {self.patch_dropout}")
+        check_share(self, "patch_dropout")
         if len(self.pixel_mean) != 3 or len(self.pixel_std) != 3 or min(self.pixel_std) <= 0:
             raise ValueError(f"pixel_mean {self.pixel_mean} and pixel_std {self.pixel_std}: three each, none of std 0")
         if self.patch_dropout and self.tower is VisionTower.RESNET:

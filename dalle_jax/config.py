@@ -89,6 +89,17 @@ def check_at_least(smallest: int, config: Any, *names: str) -> None:
             raise ValueError(f"{name} must be at least {smallest}, not {getattr(config, name)}")
 
 
+def check_share(config: Any, *names: str) -> None:
+    """Refuses shares outside [0, 1), per cents say; for the `__post_init__` of configs.
+
+    Raises:
+      ValueError: naming the first.
+    """
+    for name in names:
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{name} must be in [0, 1), not {getattr(config, name)}")
+
+
 def to_json(value: Any) -> str:
     """Canonical JSON of a config: keys sorted, so that equal configs give equal text."""
     return json.dumps(_plain(value), indent=2, sort_keys=True, default=_json_value)

@@ -21,7 +21,7 @@ from dalle_jax.training.mesh import make_mesh
 from dalle_jax.training.program import build_step
 from dalle_jax.training.sharding import ShardingRules, check_batch
 from dalle_jax.training.starts import read_starts
-from dalle_jax.training.workdir import open_workdir
+from dalle_jax.training.workdir import check_workdir
 from launch.base import check_base, check_base_run, find_tokenizer
 from launch.flags import define_config, start
 from launch.run_config import RunConfig, with_absolute_paths
@@ -76,7 +76,7 @@ def _check(run: RunConfig, workdir: epath.Path, stages: list[str]) -> tuple[dict
         config = getattr(run, name).train
         check_batch(config.batch_size, config.micro_batches, mesh, rules)
     if (workdir / "config.json").exists():
-        open_workdir(workdir, dataclasses.asdict(run))
+        check_workdir(workdir, dataclasses.asdict(run))
     sources = [open_source(run.data, split) for split in splits_of(run.data)]
     check_base(run, workdir, stages)
     plans = {name: PLANS[name](run, workdir, "codec" not in stages) for name in stages}

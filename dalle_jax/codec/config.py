@@ -7,6 +7,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from dalle_jax.config import check_share
+
 
 class Body(enum.Enum):
     """Which encoder and decoder stand around the codes."""
@@ -130,8 +132,7 @@ class VqConfig:
     """A code that serves less than this share of its even portion of the vectors is replaced by one of them."""
 
     def __post_init__(self):
-        if not 0.0 <= self.decay < 1.0:
-            raise ValueError(f"decay must be in [0, 1), not {self.decay}")
+        check_share(self, "decay")
 
 
 @dataclasses.dataclass(frozen=True)

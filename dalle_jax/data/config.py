@@ -4,7 +4,7 @@ import dataclasses
 import enum
 import math
 
-from dalle_jax.config import check_at_least
+from dalle_jax.config import check_at_least, check_share
 
 MAX_PIXELS = 178_956_970
 """Pillow opens no picture of more, whatever is asked for: its guard is one for the whole process, and stays."""
@@ -164,8 +164,7 @@ class TokenizerConfig:
     def __post_init__(self):
         if self.kind is TokenizerKind.PUBLISHED and self.bpe_dropout:
             raise ValueError("bpe_dropout must be 0 where kind is 'published': its merges are never left out")
-        if not 0.0 <= self.bpe_dropout < 1.0:
-            raise ValueError(f"bpe_dropout must be in [0, 1), not {self.bpe_dropout}")
+        check_share(self, "bpe_dropout")
         check_at_least(2, self, "text_length")
 
 

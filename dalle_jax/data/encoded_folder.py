@@ -52,6 +52,7 @@ class Job:
             "augment": self.augment.value,
             "crops": self.crops,
             "seed": self.seed,
+            "max_pixels": self.max_pixels,
             "samples": len(self.source),
             "shard_size": self.shard_size,
             "source_fingerprint": self.source.fingerprint(),
@@ -77,6 +78,7 @@ def check_settings(jobs: list[Job], folder: str) -> None:
     old = read_json(file) if file.exists() else {job.split: job.settings for job in jobs}
     for job in jobs:
         there, now = old.get(job.split, {}), job.settings
+        there.setdefault("max_pixels", now["max_pixels"])  # folders of the time before it was written down
         changed = [f"{key} ({there.get(key)!r} there, {now[key]!r} now)" for key in now if there.get(key) != now[key]]
         if changed:
             raise UserError(

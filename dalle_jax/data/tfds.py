@@ -77,7 +77,10 @@ class Tfds(Source):
             raise BadSample(BadReason.MISSING, str(error)) from error
         except (RuntimeError, IndexError, ValueError) as error:  # of ArrayRecord, for damaged blocks
             raise BadSample(BadReason.TRUNCATED, f"{self.key(index)}: {error}") from error
-        example = self._features.deserialize_example_np(data, decoders=self._decoders)
+        try:
+            example = self._features.deserialize_example_np(data, decoders=self._decoders)
+        except Exception as error:  # of many types: nobody has looked at a TFRecord's checksum
+            raise BadSample(BadReason.TRUNCATED, f"{self.key(index)}: {error}") from error
         texts, fault = captions_from_mapping(example, self._caption)
         one, several = None, None
         if self._label is not None:

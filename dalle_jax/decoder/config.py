@@ -3,7 +3,7 @@
 import dataclasses
 import enum
 
-from dalle_jax.config import check_at_least
+from dalle_jax.config import check_at_least, check_share
 from dalle_jax.data.config import Augment
 from dalle_jax.nn.attention import Pattern, published_schedule
 from dalle_jax.nn.transformer import Activation, Remat, TransformerConfig
@@ -61,8 +61,7 @@ class DecoderConfig:
         check_at_least(1, self, "text_vocab_size", "text_length", "codebook_size", "grid_size")
         if self.patterns and len(self.patterns) != self.num_layers:
             raise ValueError(f"patterns holds {len(self.patterns)} entries for num_layers={self.num_layers}")
-        if not 0.0 <= self.text_loss_weight < 1.0:
-            raise ValueError(f"text_loss_weight must be in [0, 1), not {self.text_loss_weight}")
+        check_share(self, "text_loss_weight", "caption_dropout")
 
     @property
     def schedule(self) -> tuple[Pattern, ...]:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dalle_jax.config import check_at_least
+from dalle_jax.config import check_at_least, check_share
 
 
 class Activation(enum.Enum):
@@ -96,6 +96,7 @@ class TransformerConfig:
 
     def __post_init__(self):
         check_at_least(1, self, "num_layers", "embed_dim", "num_heads", "head_dim", "mlp_dim")
+        check_share(self, "dropout")
         check_dtype(self.dtype)
 
 

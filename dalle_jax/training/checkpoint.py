@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from dalle_jax.errors import DISK_FULL, UserError
 from dalle_jax.training.checksums import changed, checksums
 from dalle_jax.training.config import TrainConfig
-from dalle_jax.training.distributed import gather
+from dalle_jax.training.distributed import from_primary, gather
 from dalle_jax.training.quiet_orbax import quiet_orbax
 from dalle_jax.training.state import TrainState
 from dalle_jax.training.trees import named_leaves
@@ -143,7 +143,8 @@ class Checkpoints:
           UserError: a checkpoint holds another model, or there are checkpoints and none can be read.
         """
         damaged: dict[int, str] = {}
-        for step in reversed(self.steps):
+        # A disk that is shared may show its newest files to some of the processes only.
+        for step in reversed(from_primary(lambda: self.steps)):
             result = self._try(step, abstract)
             if isinstance(result, str):
                 damaged[step] = result
@@ -234,7 +235,8 @@ def load_params(stage_dir: epath.PathLike, step: int | None = None, *, shardings
     """
     quiet_orbax()
     directory, failure = _folder(stage_dir), ""
-    for candidate in _candidates(stage_dir, step):
+    # All read the same, though another run may be saving there.
+    for candidate in from_primary(lambda: _candidates(stage_dir, step)):
         result = _load(directory / str(candidate), candidate, shardings)
         if not isinstance(result, str):
             return result

@@ -82,6 +82,7 @@ class TrainConfig:
     log_every: int = 10
     eval_every: int = 500
     eval_batches: int = 8
+    """Held-out batches of an evaluation; 0: none is made."""
     preview_every: int = 500
     checkpoint_every: int = 1000
     keep_last: int = 2

@@ -28,8 +28,6 @@ HEARTBEAT = "DALLE_JAX_HEARTBEAT_SECONDS"
 
 HEARTBEAT_SECONDS = 100
 
-_ENDS_IN_ORDER = (0, PREEMPTED)
-
 
 def initialize(preemptible: bool = False) -> None:
     """Joins the processes of this run, where there are several; call it once, before anything touches a device.
@@ -107,7 +105,8 @@ def leave(code: int) -> None:
     A process that ends in order waits for the others. One that fails must not: they may be in the middle of a step
     that needs it, and find out by its silence.
     """
-    if jax.distributed.is_initialized() and code not in _ENDS_IN_ORDER:
+    in_order = ("0", str(PREEMPTED), os.environ.get(PREEMPTED_VARIABLE))
+    if jax.distributed.is_initialized() and str(code) not in in_order:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -201,7 +201,7 @@ class _Loop:
             self.config.log_every, self.config.num_steps, self.clock, self._write_row, self._newest, self.progress
         )
 
-    def run(self, state: TrainState, profile: Callable[[int], None]) -> TrainState:
+    def run(self, state: TrainState, profile: Callable[[int, TrainState], None]) -> TrainState:
         """Steps until the end, or until a stop is asked for."""
         first, num_steps = int(state.step), self.config.num_steps
         self.clock.enter(Kind.STEP)
@@ -211,7 +211,7 @@ class _Loop:
         with _closing(self.batches.iterate(first, sharding=self.program.batch_sharding)) as stream:
             for done in range(first + 1, num_steps + 1):
                 self.watchdog.sign(patiently=done == first + 1)
-                profile(done)
+                profile(done, state)
                 with self.clock.measure(Kind.INPUT):
                     batch = next(stream)
                 state, metrics = self._step(state, batch)
@@ -254,7 +254,8 @@ class _Loop:
         """Evaluation, whose metrics it returns, and preview, where they are due after update `done`."""
         config, last = self.config, done == self.config.num_steps
         evaluated = None
-        if self.eval_batches is not None and config.eval_every > 0 and (last or _due(done, config.eval_every)):
+        evaluates = self.eval_batches is not None and config.eval_every > 0 and config.eval_batches > 0
+        if evaluates and (last or _due(done, config.eval_every)):
             evaluated = self._evaluate(done, state)
         if config.preview_every > 0 and (last or _due(done, config.preview_every)):
             self._preview(done, state, batch)

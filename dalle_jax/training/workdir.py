@@ -26,8 +26,10 @@ MAY_CHANGE = (
     "keep_every",
     "watchdog_seconds",
     "workers",
+    "prefetch",
+    "max_bad_fraction",
 )
-"""Last parts of the keys that a resumed run may set anew: they change how long it goes on and what is looked at."""
+"""Last parts of the keys that a resumed run may set anew: how long it goes on, when it gives up, what is looked at."""
 
 SECTIONS_MAY_CHANGE = ("mesh",)
 """Sections that it may set anew: checkpoints are restored onto any mesh (the order of sums is then another)."""
@@ -71,7 +73,25 @@ def open_workdir(path: epath.PathLike, config: Mapping[str, Any]) -> Workdir:
             except (NotADirectoryError, PermissionError) as error:
                 raise UserError(f"cannot write into the work directory {path}: {error.strerror}") from error
         return Workdir(path, plain, resumed=False)
-    old = read_workdir(path)
+    if check_workdir(path, config) and jax.process_index() == 0:
+        write_json(file, record)
+    return Workdir(path, plain, resumed=True)
+
+
+def check_workdir(path: epath.PathLike, config: Mapping[str, Any]) -> list[str]:
+    """Compares a run with the config that is to go on with it; writes nothing.
+
+    Args:
+      path: of the run.
+      config: as in `open_workdir`.
+
+    Returns:
+      Dotted keys that are set anew, all of which may be.
+
+    Raises:
+      UserError: it is a run of another config, or cannot be read (see `read_workdir`).
+    """
+    old, plain = read_workdir(path), _plain(config)
     changed = differing_keys(old, plain)
     fatal = [key for key in changed if not _may_change(key)]
     if fatal:
@@ -80,9 +100,7 @@ def open_workdir(path: epath.PathLike, config: Mapping[str, Any]) -> Workdir:
         raise UserError(
             f"{path} holds a run of another config: {shown}{more}; set them back or choose another --workdir"
         )
-    if changed and jax.process_index() == 0:
-        write_json(file, record)
-    return Workdir(path, plain, resumed=True)
+    return changed
 
 
 def read_workdir(path: epath.PathLike) -> dict[str, Any]:

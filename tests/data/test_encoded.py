@@ -145,7 +145,17 @@ def test_what_was_finished_stays_and_the_rest_is_made(source, tmp_path):
     assert len(Encoded(str(tmp_path), TRAIN)) == 20 and not list(tmp_path.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("changes", [{"crops": 4}, {"seed": 2}, {"augment": Augment.DVAE}, {"shard_size": 4}])
+def test_a_folder_from_before_max_pixels_was_written_down(folder, source, tmp_path):
+    written = json.loads((folder / "encoding.json").read_text())
+    del written[TRAIN]["max_pixels"]
+    (tmp_path / "encoding.json").write_text(json.dumps(written))
+    check_settings([job_of(source)], str(tmp_path))
+
+
+CHANGES = [{"crops": 4}, {"seed": 2}, {"augment": Augment.DVAE}, {"shard_size": 4}, {"max_pixels": 77}]
+
+
+@pytest.mark.parametrize("changes", CHANGES)
 def test_a_folder_of_another_encoding_is_refused(folder, source, changes):
     ((name, value),) = changes.items()
     value = getattr(value, "value", value)

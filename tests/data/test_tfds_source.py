@@ -119,6 +119,22 @@ def test_tfrecord_reads_the_same(prepared, tmp_path):
         Tfds(builder, "train")
 
 
+def test_a_damaged_tfrecord_is_a_bad_sample(prepared, tmp_path):
+    """Whatever byte it hits, one sample is bad, or its content is another: never another kind of error."""
+    folder = _as_tfrecord(prepared, tmp_path)
+    file = next(folder.glob("*train*.tfrecord*"))
+    whole, source = file.read_bytes(), Tfds(open_builder(str(folder)), "train")
+    reasons = []
+    for place in range(12, 92):  # of the first record, behind its length and the checksum of that
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            source[0]
+        except BadSample as bad:
+            reasons.append(bad.reason)
+        assert source[1].captions
+    assert len(reasons) > 20 and set(reasons) == {BadReason.TRUNCATED}
+
+
 def _as_tfrecord(builder: tfds.core.DatasetBuilder, tmp_path: Path) -> Path:
     """The same data set in TFRecord framing, which only TensorFlow writes (checksums, which nobody checks, are 0)."""
     folder = tmp_path / "captioned" / "1.0.0"

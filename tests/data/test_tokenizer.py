@@ -53,6 +53,17 @@ def test_dropout_of_nothing_is_sentencepiece_itself(tokenizer):
         assert tokenizer._merges.encode(text, 0.0, seed=0) == tokenizer.pieces(text)
 
 
+def test_captions_that_spell_control_symbols():
+    """Remnants of HTML are text: no piece joins a bracket and a letter, so none of them becomes a control symbol."""
+    captions = ["<s <span </s </span a red <s> dot </s>", "<pad <unk> <unk> <s s> s>"] * 20
+    tokenizer = train_tokenizer(captions, 41)
+    for text in [*captions[:2], "x<s>y", "</s>", "<pad>"]:
+        ids = tokenizer.pieces(text)
+        assert tokenizer._merges.encode(text, 0.0, seed=0) == ids
+        drawn = [tokenizer.pieces(text, dropout=0.1, seed=seed) for seed in range(30)]
+        assert not {0, 2, 3} & {token for tokens in (ids, *drawn) for token in tokens}
+
+
 def test_dropout_changes_pieces_and_not_the_text(tokenizer):
     variants = {tuple(tokenizer.pieces(TEXTS[0], dropout=0.3, seed=seed)) for seed in range(20)}
     assert len(variants) > 10

@@ -214,3 +214,10 @@ def test_a_codec_of_other_sizes_is_refused():
 def test_patterns_must_match_the_depth():
     with pytest.raises(ValueError, match="5 entries for num_layers=4"):
         dataclasses.replace(CONFIG, num_layers=4)
+
+
+@pytest.mark.parametrize("name", ["caption_dropout", "dropout", "text_loss_weight"])
+@pytest.mark.parametrize("share", [-0.1, 1.0, 10.0])
+def test_shares_are_no_per_cents(name, share):
+    with pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\), not {share}"):
+        DecoderConfig(**{name: share})

@@ -7,7 +7,7 @@ import sys
 import jax
 import pytest
 
-from dalle_jax.errors import PREEMPTED, STALLED, UserError
+from dalle_jax.errors import PREEMPTED, PREEMPTED_VARIABLE, STALLED, UserError
 from dalle_jax.training import agreement, distributed
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.mesh import _check_slices, make_mesh
@@ -201,3 +201,13 @@ def test_watchdog(seconds, then, code):
         assert "done" not in done.stdout
     else:
         assert done.stdout == "done\n" and done.stderr == ""
+
+
+def test_whoever_ends_in_order_waits_for_the_others(monkeypatch):
+    gone = []
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr("os._exit", gone.append)
+    monkeypatch.setenv(PREEMPTED_VARIABLE, "85")
+    for code in (0, PREEMPTED, 85, 1, STALLED):
+        distributed.leave(code)
+    assert gone == [1, STALLED]

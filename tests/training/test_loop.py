@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from dalle_jax.errors import UserError
@@ -17,6 +18,7 @@ from dalle_jax.training.checkpoint import load_item, load_params, saved_steps
 from dalle_jax.training.clock import Kind
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.loop import train
+from dalle_jax.training.profiler import profiler
 from dalle_jax.training.signals import Preempted
 from dalle_jax.training.starts import account, read_starts
 from dalle_jax.training.trees import named_leaves
@@ -24,7 +26,7 @@ from tests.training.test_metrics import read_events
 from tests.training.tiny_run import TinyBatches, TinyTask, tiny_config
 
 ROOT = Path(__file__).parents[2]
-SPEEDS = ("_per_second", "time_in_data")
+SPEEDS = ("_per_second", "time_in_data", "host_memory_in_use")
 TIMES = ("seconds/", "wall_seconds", "goodput")
 
 
@@ -86,8 +88,8 @@ def test_whole_run_leaves_what_it_says(uninterrupted):
     assert sorted(path.name for path in (workdir / "previews").iterdir()) == ["step_0000010.png", "step_0000020.png"]
     assert Image.open(workdir / "previews" / "step_0000010.png").size == (8, 8)
     assert {"mfu", "memory_peak"}.isdisjoint(logged[20])  # a CPU says neither
-    assert 2**26 < logged[20]["host_memory_in_use"] < 2**36
     speeds = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-2])
+    assert 2**26 < speeds["host_memory_in_use"] < 2**36
     assert speeds["wall_seconds"] == pytest.approx(sum(speeds[f"seconds/{kind}"] for kind in Kind))
     assert speeds["goodput"] == pytest.approx(speeds["seconds/step"] / speeds["wall_seconds"])
     assert all(
@@ -296,3 +298,20 @@ def test_nothing_moves_in_the_hot_path(tmp_path):
 def test_profiler_window(tmp_path):
     tiny_train(tmp_path, tiny_config(4), profile_steps=(2, 3))
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_the_trace_waits_for_the_devices_at_both_ends(tmp_path, monkeypatch):
+    did = []
+    monkeypatch.setattr("jax.profiler.start_trace", lambda folder: did.append("start"))
+    monkeypatch.setattr("jax.profiler.stop_trace", lambda: did.append("stop"))
+    monkeypatch.setattr("jax.block_until_ready", lambda state: did.append(f"state before {state}"))
+    with profiler(epath.Path(tmp_path), (2, 3)) as before:
+        for step in range(1, 6):
+            before(step, step)
+    assert did == ["state before 2", "start", "state before 4", "stop"]
+
+
+def test_an_evaluation_of_no_batches_is_none(tmp_path):
+    tiny_train(tmp_path, tiny_config(4, eval_every=2, eval_batches=0, preview_every=2))
+    assert not any("eval/loss" in row for row in rows(tmp_path))
+    assert len(list((tmp_path / "previews").iterdir())) == 2

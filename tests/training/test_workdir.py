@@ -7,7 +7,7 @@ import pytest
 from dalle_jax.config import FORMAT_VERSION, to_config_dict
 from dalle_jax.errors import UserError
 from dalle_jax.training.config import OptimizerConfig, TrainConfig
-from dalle_jax.training.workdir import differing_keys, open_workdir, read_workdir
+from dalle_jax.training.workdir import check_workdir, differing_keys, open_workdir, read_workdir
 
 
 def config(learning_rate=1e-3, seed=0, data=1, **train):
@@ -87,6 +87,15 @@ def test_unknown_format_is_refused(tmp_path):
     for opens in (lambda: open_workdir(tmp_path, config()), lambda: read_workdir(tmp_path)):
         with pytest.raises(UserError, match=f"format version {FORMAT_VERSION + 1}"):
             opens()
+
+
+def test_comparing_writes_nothing(tmp_path):
+    open_workdir(tmp_path, config())
+    before = (tmp_path / "config.json").read_bytes()
+    assert check_workdir(tmp_path, config(num_steps=99)) == ["decoder.train.num_steps"]
+    assert (tmp_path / "config.json").read_bytes() == before
+    with pytest.raises(UserError, match="of another config: "):
+        check_workdir(tmp_path, config(seed=1))
 
 
 def test_broken_or_foreign_folders(tmp_path):
