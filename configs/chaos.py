@@ -3,7 +3,8 @@
     python -m launch.chaos --config=configs/chaos.py --kills=20
 
 BPE dropout, random crops, dropout, a running average, and a checkpoint every 20 steps. It learns little: what is asked
-is whether the run that was broken off again and again ends as the one that was not. `chaos.py:short`: five faults.
+is whether the run that was broken off again and again ends as the one that was not. `chaos.py:short` is long
+enough for `--kills=5`.
 
 Result       all twenty survived, bit for bit, in 43 minutes on two cores beside other work: docs/many-processes.md
 """
@@ -23,7 +24,7 @@ VOCAB_SIZE, TEXT_LENGTH, CODEBOOK_SIZE = 200, 24, 64
 
 
 def get_config(arg: str = ""):
-    """`""` for twenty faults, `short` for five."""
+    """`""` for `--kills=20`, `short` for `--kills=5`."""
     num_steps = choose_preset({"": 1_000, "short": 120}, arg, "configs/chaos.py")
     shapes = ShapesConfig(num_train=256, num_eval=32)
     return to_config_dict(

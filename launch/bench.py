@@ -43,9 +43,12 @@ def chosen(names: list[str], gpu: bool) -> list[Row]:
             known = [row.name for row in ROWS]
             raise UserError(f"--rows: no row is called '{name}'{closest(name, known)} (rows: {', '.join(known)})")
     if names:
-        return [
-            row for row in ROWS if any(name in row.name for name in names) and (row.gpu == gpu or row.name in names)
-        ]
+        named = [row for row in ROWS if any(name in row.name for name in names)]
+        found = [row for row in named if row.gpu == gpu or row.name in names]
+        if not found:
+            rows = ", ".join(row.name for row in named)
+            raise UserError(f"--rows: {rows} are sized for {'a CPU' if gpu else 'a GPU'}: a whole name runs here too")
+        return found
     return [row for row in ROWS if row.gpu == gpu]
 
 

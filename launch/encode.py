@@ -11,6 +11,7 @@ shards; the same command after a stop makes what is missing, with any number of 
 """
 
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -39,6 +40,7 @@ from dalle_jax.data.encoded_folder import (
 from dalle_jax.data.encoded_writer import Writer
 from dalle_jax.data.sources import TRAIN, open_source, splits_of
 from dalle_jax.errors import UserError
+from dalle_jax.pipeline import codec_workdir
 from dalle_jax.training.agreement import check_agreement
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.distributed import from_primary, is_primary
@@ -82,9 +84,9 @@ def main() -> None:
         for job in jobs:
             _describe(job, out, len(mine[job.split]))
         return
-    for job in jobs:
+    from_primary(lambda: write_settings(jobs, out))
+    for job in jobs:  # all have seen what was there before, and none counts before all have done this
         disown(job, out, mine[job.split])
-    from_primary(lambda: write_settings(jobs, out))  # and nobody counts the shards before all have come here
     require_shared(epath.Path(out) / SETTINGS)
     with tqdm(unit="picture", total=_crops(jobs, mine), disable=not sys.stderr.isatty()) as bar:
         for job in jobs:
@@ -153,10 +155,15 @@ def _codec(run: RunConfig) -> FrozenCodec:
     if run.decoder is None:
         raise UserError("the config has no section 'decoder': tokens are made as a decoder's config says")
     if CODEC.value:
-        run = dataclasses.replace(run, decoder=dataclasses.replace(run.decoder, codec_from=CODEC.value))
-    elif not run.decoder.codec_from and run.codec and WORKDIR.value is None:
+        codec_from = CODEC.value
+    elif run.decoder.codec_from or (WORKDIR.value is None and run.init_from and not run.codec):
+        codec_from = run.decoder.codec_from
+    elif WORKDIR.value is not None:
+        codec_from = os.fspath(codec_workdir(WORKDIR.value))
+    else:
         raise UserError("no codec given: --codec=FOLDER, or --workdir=FOLDER of a run with one")
-    return find_codec(run, epath.Path(WORKDIR.value or ""), trained=True)
+    run = dataclasses.replace(run, decoder=dataclasses.replace(run.decoder, codec_from=codec_from))
+    return find_codec(run, epath.Path(), trained=True)
 
 
 def _mine(job: Job, out: str) -> list[int]:

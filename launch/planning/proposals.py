@@ -223,7 +223,11 @@ def _flags(run: RunConfig, stage: str, remat: Remat | None, mesh: MeshConfig, mi
     if micro_batches != getattr(run, stage).train.micro_batches:
         flags.append(f"--config.{stage}.train.micro_batches={micro_batches}")
     if remat is not None and stage == "clip":
-        flags += [f"--config.clip.model.{tower}.transformer.remat={remat.value}" for tower in ("vision", "text")]
+        assert run.clip is not None
+        vision = "transformer" if run.clip.model.vision.resnet is None else "resnet"
+        flags += [
+            f"--config.clip.model.{part}.remat={remat.value}" for part in (f"vision.{vision}", "text.transformer")
+        ]
     elif remat is not None:
         flags.append(f"--config.{stage}.model.remat={remat.value}")
     return tuple(flags)

@@ -93,6 +93,8 @@ def test_choice_of_rows():
     assert [row.name for row in bench.chosen(["clip_b16_step"], gpu=False)] == ["clip_b16_step"], "named in full"
     with pytest.raises(UserError, match="did you mean 'sampling'"):
         bench.chosen(["sampleing"], gpu=False)
+    with pytest.raises(UserError, match="--rows: clip_b16_step.* sized for a GPU: a whole name runs here too"):
+        bench.chosen(["clip_b16"], gpu=False)
 
 
 def test_pairs_between_image_positions():

@@ -83,6 +83,22 @@ def test_what_is_missing_is_made_again_the_same(encoded, scripts, tiny_run, tmp_
     assert ended.code == 2 and "1 shards in" in ended.err and "00001-of-00003" in ended.err
 
 
+def test_the_codec_of_a_run_for_a_config_without_one(encoded, scripts, tiny_run, tmp_path):
+    config = tmp_path / "mine.py"
+    config.write_text(
+        "from configs import quickstart\n"
+        "def get_config():\n"
+        "    config = quickstart.get_config('tiny')\n"
+        "    del config.codec\n"
+        "    return config\n"
+    )
+    options = [scripts.data, f"--config={config}", "--dry_run", f"--out={tmp_path / 'out'}"]
+    ended = scripts("encode", *options, f"--workdir={tiny_run}")
+    codec = read_manifest(str(encoded)).encoding.codec
+    assert ended.code == 0 and ended.out.count(f"codec {codec}, ") == 2, ended
+    assert_refused(scripts("encode", *options), "no codec given", "--workdir=FOLDER")
+
+
 def train(scripts, run, workdir, *arguments, config="quickstart.py:tiny"):
     return scripts.train(config, workdir, "--stages=decoder", f"--config.decoder.codec_from={run}", *arguments)
 

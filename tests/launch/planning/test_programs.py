@@ -10,7 +10,7 @@ from configs import clip, codec_dalle, decoder_1b, decoder_12b
 from dalle_jax.config import from_config_dict
 from dalle_jax.nn.transformer import Remat
 from dalle_jax.training.config import MeshConfig
-from launch.planning import measure, plans
+from launch.planning import measure, plans, proposals
 from launch.planning.collectives import collectives
 from launch.planning.families import FAMILIES
 from launch.planning.hlo import parse
@@ -171,6 +171,21 @@ def test_recomputation_is_proposed_last(decoder):
     assert proposal.flags == ("--config.decoder.model.remat=full",)
     assert proposal.run.decoder.model.remat is Remat.FULL
     assert proposal.estimated_bytes == target.state_bytes + 1000
+
+
+@pytest.mark.parametrize(
+    ("module", "arg", "stage"),
+    [(decoder_1b, "tiny", "decoder"), (clip, "tiny", "clip"), (clip, "tiny_resnet", "clip"), (clip, "rn50", "clip")],
+)
+def test_what_is_proposed_is_a_key_of_the_config(module, arg, stage):
+    config = module.get_config(arg)
+    run = from_config_dict(RunConfig, config)
+    flags = proposals._flags(run, stage, Remat.FULL, MeshConfig(data=2, fsdp=4), 4)
+    assert sum(".remat=" in flag for flag in flags) == (2 if stage == "clip" else 1)
+    for flag in flags:
+        value = config
+        for key in flag.removeprefix("--config.").split("=")[0].split("."):
+            value = value[key]
 
 
 @pytest.fixture(scope="module")
