@@ -89,10 +89,11 @@ def test_the_codec_of_a_run_for_a_config_without_one(encoded, scripts, tiny_run,
         "from configs import quickstart\n"
         "def get_config():\n"
         "    config = quickstart.get_config('tiny')\n"
-        "    del config.codec\n"
+        "    with config.unlocked():\n"
+        "        del config.codec\n"
         "    return config\n"
     )
-    options = [scripts.data, f"--config={config}", "--dry_run", f"--out={tmp_path / 'out'}"]
+    options = [f"--config={config}", scripts.data, "--dry_run", f"--out={tmp_path / 'out'}"]
     ended = scripts("encode", *options, f"--workdir={tiny_run}")
     codec = read_manifest(str(encoded)).encoding.codec
     assert ended.code == 0 and ended.out.count(f"codec {codec}, ") == 2, ended
