@@ -3,11 +3,12 @@
     python -m launch.train --config=configs/decoder_1b.py --workdir=gs://BUCKET/dalle-1b \
         --config.data.path='gs://BUCKET/pairs/{00000..00999}.tar' --config.decoder.codec_from=gs://BUCKET/codec
 
-`decoder_1b.py:tiny` is its sibling for a test: the same schedule of patterns at a hundred-thousandth of the size.
+`decoder_1b.py:tiny` is its sibling for a test: the same schedule of patterns at a twenty-thousandth of the size.
 
 Source       the 12-billion recipe (configs/decoder_12b.py) with the width of GPT-3 XL; the paper's own preliminary runs
              went up to 1.2 billion (App. C), with settings that it does not print.
-Hardware     16 to 64 chips of 16 GiB or 8 GPUs of 80 GiB; `--config.mesh.fsdp` is the number of devices.
+Hardware     32 or 64 chips of 16 GiB, 16 of 32 GiB (docs/plans.md), or 8 GPUs of 80 GiB (estimated); `mesh.fsdp=-1` takes
+             all devices.
 Result       not run at this size.
 """
 

@@ -9,7 +9,7 @@ usage() {
 Runs a command on all workers of a Cloud TPU, or of several slices, and starts it again after preemptions.
 
   bash launch/tpu_vm.sh run --name=N --zone=Z --accelerator=v5e-256 [--slices=2] [--spot] -- \
-      python -m launch.train --config=configs/decoder_12b.py --workdir=gs://BUCKET/RUN [--config.mesh.slices=2]
+      python -m launch.train --config=configs/decoder_12b.py --workdir=gs://BUCKET/RUN [--config.mesh.slices=2] ...
 
   run      everything below in order: creates what is missing, sets up, starts, and watches until the command has
            finished. After a preemption it creates the TPU anew and starts again; after a crash it starts again. It may
@@ -24,9 +24,9 @@ Runs a command on all workers of a Cloud TPU, or of several slices, and starts i
 
 Where:
   --name=N            of the queued resource; its slices are N, or N-0, N-1, ...
-  --zone=Z            us-central2-b, say
+  --zone=Z            us-west4-a, say; one that has the accelerator
   --project=P         default: gcloud's
-What (create, run):
+What (create, run; --slices for every action but delete):
   --accelerator=A     v4-N, v5e-N, v5p-N or v6e-N, as in v5e-256; `python -m launch.plan` tells what a config needs
   --slices=1          how many of them, joined over the data centre's network; training: --config.mesh.slices too
   --spot              cheaper, may be taken away at any time
@@ -41,7 +41,7 @@ How:
   --delete-at-end     give the TPU back when `run` has finished
   --dry-run           print what would run
 
-Checkpoints must be where preemption does not reach: --workdir=gs://... (or under /mnt, where every worker mounts it).
+`...` is the data and the codec, as the config's docstring has them. Checkpoints must be where preemption does not reach: --workdir=gs://... (or under /mnt, where every worker mounts it).
 Needs the gcloud command, signed in; for several workers its SSH key in the agent: ssh-add ~/.ssh/google_compute_engine
 END
 }

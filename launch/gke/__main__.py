@@ -17,9 +17,10 @@ from launch.commands import check_folders, check_slices
 
 EXAMPLE = """example:
   python -m launch.gke --name=dalle --accelerator=v5e-256 --slices=2 --spot --image=REGISTRY/dalle-jax:tpu \\
-      -- python -m launch.train --config=configs/decoder_12b.py --workdir=gs://BUCKET/RUN --config.mesh.slices=2
+      -- python -m launch.train --config=configs/decoder_12b.py --workdir=gs://BUCKET/RUN --config.mesh.slices=2 ...
   python -m launch.gke --name=dalle --accelerator=h100 --nodes=4 --gpus=8 --image=REGISTRY/dalle-jax:cuda \\
-      -- python -m launch.train --config=configs/decoder_1b.py --workdir=gs://BUCKET/RUN
+      -- python -m launch.train --config=configs/decoder_1b.py --workdir=gs://BUCKET/RUN ...
+  (... is the data and the codec, as the config's docstring has them)
 
   kubectl logs --follow --prefix --selector=jobset.sigs.k8s.io/jobset-name=dalle    follow
   kubectl get jobset dalle                                     how is it?
