@@ -7,8 +7,8 @@
 
 Source       the 12-billion recipe (configs/decoder_12b.py) with the width of GPT-3 XL; the paper's own preliminary runs
              went up to 1.2 billion (App. C), with settings that it does not print.
-Hardware     32 or 64 chips of 16 GiB, 16 of 32 GiB (docs/plans.md), or 8 GPUs of 80 GiB (estimated); `mesh.fsdp=-1` takes
-             all devices.
+Hardware     32 or 64 chips of 16 GiB, 16 of 32 GiB (docs/plans.md), or 8 GPUs of 80 GiB (estimated); all of them
+             are taken (`mesh.fsdp=-1`).
 Result       not run at this size.
 """
 

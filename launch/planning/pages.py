@@ -26,8 +26,8 @@ Nothing here was run on a TPU.
   its share of the host's network. The largest is the bound: a step that hides the others behind it takes that long.
   Bytes are those that the compiled program reads, writes and sends.
 - **compiled in**: wall time; more where other programs ran beside it.
-- **days**: of all updates, at the bound, and at the utilisation that published runs on these chips reach. Where the second is
-  below the first, this step cannot reach that utilisation: the first counts.
+- **days**: of all updates, at the bound, and at the utilisation that published runs on these chips reach. Where the
+  second is below the first, this step cannot reach that utilisation: the first counts.
 """
 
 
