@@ -34,6 +34,7 @@ if $parity; then
   install_once torchvision --no-deps torchvision
   install_once tpu -e ".[dev,tpu]"
   install_once parity -e ".[dev,parity]"
+  export DALLE_JAX_PARITY=1
   install_once peers --no-deps DALL-E clip-anytorch dalle-pytorch axial_positional_embedding rotary-embedding-torch g-mlp-pytorch
 fi
 

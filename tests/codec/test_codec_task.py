@@ -92,6 +92,33 @@ def test_the_objective_is_divided_once_by_the_number_of_values():
     assert metrics["kl_weight"] == pytest.approx(3.3)
 
 
+@pytest.mark.parametrize("commitment", [0.0, 0.25])
+def test_the_quantized_objective_and_its_gradient(commitment):
+    """The decoder reads codes; the encoder is taught through them as if they were its vectors, and drawn to them."""
+    config = dataclasses.replace(VQ, vq=dataclasses.replace(VQ.vq, commitment=commitment))
+    task, params, state = task_of(config)
+    images, codebook = jnp.asarray(pictures(4)), state["codebook"]
+    options = {"key": jax.random.key(1), "step": jnp.int32(0)}
+    loss = jax.jit(jax.value_and_grad(lambda params: task.loss(params, state, {"image": images}, **options)[0]))
+
+    @jax.jit
+    @jax.value_and_grad
+    def expected(params):
+        model, variables, stop = Codec(config), {"params": params}, jax.lax.stop_gradient
+        vectors = model.apply(variables, images, method="encode")
+        codes = codebook[jnp.square(vectors[..., None, :] - codebook).sum(-1).argmin(-1)]
+        maps = model.apply(variables, codes + vectors - stop(vectors), method="decode")
+        nll = reconstruction_loss(config.reconstruction, map_pixels(images), maps)
+        distances = jnp.square(vectors - codes).sum(axis=(1, 2, 3))
+        return (nll + commitment * distances).mean() / (16 * 16 * 3)
+
+    (found, gradients), (wanted, wanted_gradients) = loss(params), expected(params)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), gradients, wanted_gradients)
+    if not commitment:  # nothing but what passes through the codes teaches the encoder then
+        assert any(np.any(leaf) for leaf in jax.tree.leaves(gradients["encoder"]))
+
+
 def test_two_steps_of_the_tiny_preset(tmp_path):
     stage = from_config_dict(CodecStage, get_config("tiny")["codec"], "config.codec")
     assert (stage.model.body, stage.model.relaxation) == (Body.CONV, Relaxation.GUMBEL)

@@ -162,6 +162,35 @@ def test_loss_weights_text_and_image():
     assert float(loss) == pytest.approx(cross_entropy_text / 8 + cross_entropy_image * 7 / 8, rel=1e-6)
 
 
+def test_loss_against_a_log_softmax(image_tokens):
+    """Text position i is the target of the logits at i - 1; the image's targets are its own tokens."""
+    rng = np.random.default_rng(0)
+    output = Output(*(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 5, 20), (2, 25, 11))))
+    batch = {"text": TEXT, "text_weights": text_weights(TEXT, False), "image_tokens": image_tokens}
+    _, parts = likelihood_loss(output, batch, 0.125)
+
+    def cross_entropy(logits, targets):
+        logits, targets = np.asarray(logits, np.float64), np.asarray(targets)
+        chosen = np.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        return np.log(np.exp(logits).sum(-1)) - chosen
+
+    text, counted = cross_entropy(output.text, TEXT[:, 1:]), np.asarray(TEXT[:, 1:] != 0)
+    assert float(parts["text_loss"]) == pytest.approx(text[counted].mean(), rel=1e-5)
+    assert float(parts["image_loss"]) == pytest.approx(cross_entropy(output.image, image_tokens).mean(), rel=1e-5)
+
+
+def test_training_drops_captions(params, image_tokens):
+    """At a rate of nearly 1 the loss is that of the empty caption, without a text target."""
+    task = DecoderTask(dataclasses.replace(CONFIG, caption_dropout=0.9999), FakeCodec())
+    batch = task.prepare({"text": TEXT, "image_tokens": image_tokens})
+    options = {"key": jax.random.key(0), "step": jnp.int32(0)}
+    loss, (_, metrics) = jax.jit(lambda batch: task.loss(params, {}, batch, **options))(batch)
+    empty = batch | {"text": TEXT.at[:, 1:].set(0), "text_weights": jnp.zeros((2, 5))}
+    expected, _ = jax.jit(lambda batch: DecoderTask(CONFIG, FakeCodec()).loss(params, {}, batch, **options))(empty)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    assert metrics["text_loss"] == 0 and metrics["image_loss"] > 0
+
+
 def test_padding_counts_only_where_asked():
     np.testing.assert_allclose(text_weights(TEXT, False), np.array([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]]) * 2 / 7)
     np.testing.assert_allclose(text_weights(TEXT, True), np.full((2, 5), 2 / 10))

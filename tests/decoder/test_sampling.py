@@ -172,11 +172,13 @@ def test_guided_tokens_equal_two_full_passes(params):
 
 
 def test_guidance_leaves_its_inputs_alone(params):
-    text = np.array(TEXT)
-    before = text.copy()
-    first = drawn(params, [0, 1], SamplingConfig(guidance_scale=3.0), text=jnp.asarray(text))
-    np.testing.assert_array_equal(text, before)
-    np.testing.assert_array_equal(drawn(params, [0, 1], SamplingConfig(guidance_scale=3.0)), first)
+    """All that a draw is given serves the next one: nothing is donated, nothing written into."""
+    inputs = prefill(CONFIG, params, with_empty_captions(TEXT)), candidate_keys(7, jnp.arange(2)), no_prime(CONFIG, 2)
+    text_kv, keys, prime = inputs
+    before = jax.tree.map(np.array, (params, text_kv, jax.random.key_data(keys), prime))
+    first, second = (np.asarray(draw(CONFIG, params, *inputs, SamplingConfig(guidance_scale=3.0))) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    jax.tree.map(np.testing.assert_array_equal, (params, text_kv, jax.random.key_data(keys), prime), before)
 
 
 def test_guidance_of_one_is_the_plain_draw(params, eight):

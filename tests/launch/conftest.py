@@ -8,7 +8,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from clip_jax.prompts import published_prompts
+from configs.clip_cifar10 import TEMPLATES
+from launch.tar_shards import write_shard
+from tests.data.conftest import encode_picture
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,6 +62,26 @@ def scripts(tmp_path_factory) -> Iterator[Scripts]:
     ) as process:
         yield Scripts(process, tmp_path_factory.mktemp("data"))
         process.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory) -> str:
+    """Tars as those of CIFAR-10 are, for `configs/clip_cifar10.py`: noise in a colour for each class."""
+    rng, classes = np.random.default_rng(0), [name for (name,) in published_prompts("CIFAR10").classes]
+    colours = rng.integers(40, 215, (len(classes), 3))
+    shard = [
+        {
+            "key": b"%010d" % i,
+            "png": encode_picture(np.uint8(colours[i % 10] + rng.integers(-40, 40, (32, 32, 3)))),
+            "txt": TEMPLATES[i % len(TEMPLATES)].replace("{}", classes[i % 10]).encode(),
+            "cls": b"%d" % (i % 10),
+        }
+        for i in range(400)
+    ]
+    folder = tmp_path_factory.mktemp("photographs") / "cifar10"  # by which its prompts are found
+    folder.mkdir()
+    write_shard(folder / "train-00000.tar", shard)
+    return str(folder / "train-*.tar")
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,10 @@ the next one. No device is touched here, so that a fork is safe.
 import json
 import os
 import runpy
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 
 import jax
@@ -17,6 +19,9 @@ import jax
 import clip_jax
 import dalle_jax.pipeline
 import launch.stages
+
+TIMEOUT = 400
+"""Seconds after which a fork is killed, before the test that waits for it is given up: the next one needs an answer."""
 
 IMPORTED = (jax, clip_jax, dalle_jax.pipeline, launch.stages)
 
@@ -31,7 +36,11 @@ def run(script: str, arguments: list[str], cwd: str, devices: int) -> dict:
             os.chdir(cwd)
             jax.config.update("jax_num_cpu_devices", devices)
             _leave(script, arguments)
+        too_long = threading.Timer(TIMEOUT, os.kill, (child, signal.SIGKILL))
+        too_long.start()
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        too_long.cancel()
+        too_long.join()  # no thread may be there at the next fork
         out.seek(0)
         err.seek(0)
         return {"code": status, "out": out.read().decode(), "err": err.read().decode()}

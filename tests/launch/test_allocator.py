@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,7 +40,9 @@ def faults(**environment: str) -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_pages_are_made_once():
     assert faults() < 1_000
-    assert faults(DALLE_JAX_KEEP_MEMORY="0") > 10_000
+    huge = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not huge.exists() or "[always]" not in huge.read_text():  # where a page is 2 MiB, 64 MiB are few
+        assert faults(DALLE_JAX_KEEP_MEMORY="0") > 10_000
 
 
 def test_not_in_a_process_that_has_begun_otherwise():

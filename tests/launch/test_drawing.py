@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -131,17 +130,18 @@ def test_prime_keeps_its_rows(scripts, tiny_run, drawn, tmp_path, alone):
 
 
 def test_kill_between_chunks_loses_nothing(scripts, tiny_run, tmp_path):
-    arguments = ["--num_samples=48", "--keep=5"]
+    arguments = ["--num_samples=96", "--keep=5"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert scripts("generate", *command(tiny_run, whole, *arguments)).code == 0
     process = subprocess.Popen(
         [sys.executable, "-m", "launch.generate", *command(tiny_run, broken, *arguments)],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     while not chunks(broken) and process.poll() is None:
         time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL  # It had not ended by itself.
+    process.kill()
+    said = process.communicate()[1]
+    assert process.returncode == -signal.SIGKILL, said  # it had not ended by itself
     kept = chunks(broken)
     assert len(kept) >= 1 and not (broken / "manifest.json").exists()
     assert scripts("generate", *command(tiny_run, broken, *arguments)).code == 0

@@ -68,10 +68,10 @@ def test_the_plot_puts_points_where_they_belong():
 
 
 @pytest.mark.entry
-def test_a_tiny_run_and_going_on_with_it(scripts, cifar_glob, tmp_path):
+def test_a_tiny_run_and_going_on_with_it(scripts, photographs, tmp_path):
     arguments = [
         "--config=configs/efficiency.py:tiny", f"--workdir={tmp_path / 'W'}", "--config.data.source=webdataset",
-        f"--config.data.path={cifar_glob}", "--config.learning_rates=(0.001, 1e30)",
+        f"--config.data.path={photographs}", "--config.learning_rates=(0.001, 1e30)",
     ]  # fmt: skip
     done = scripts("efficiency", *arguments)
     assert done.code == 0, done
@@ -111,10 +111,10 @@ def test_a_seed_that_diverges_is_left_out(monkeypatch, tmp_path):
 
 
 @pytest.mark.entry
-def test_an_objective_that_diverges_at_every_rate(scripts, cifar_glob, tmp_path):
+def test_an_objective_that_diverges_at_every_rate(scripts, photographs, tmp_path):
     done = scripts(
         "efficiency", "--config=configs/efficiency.py:tiny", f"--workdir={tmp_path / 'W'}",
-        "--config.data.source=webdataset", f"--config.data.path={cifar_glob}", "--config.learning_rates=(1e30,)",
+        "--config.data.source=webdataset", f"--config.data.path={photographs}", "--config.learning_rates=(1e30,)",
     )  # fmt: skip
     assert done.code == 2 and done.err.splitlines()[-1].startswith("error: caption_language_model diverges"), done
 

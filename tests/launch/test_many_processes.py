@@ -102,10 +102,10 @@ def test_the_scripts_as_two_processes(scripts, tmp_path):
 
 
 @pytest.mark.slow
-def test_classification_as_two_processes(cifar_glob, tmp_path):
+def test_classification_as_two_processes(photographs, tmp_path):
     run = tmp_path / "run"
     short = [f"--config.clip.train.{change}" for change in ("num_steps=2", "batch_size=8", "eval_batches=1")]
-    data = ["--config.data.source=webdataset", f"--config.data.path={cifar_glob}"]
+    data = ["--config.data.source=webdataset", f"--config.data.path={photographs}"]
     script("train", "--config=configs/clip_cifar10.py", *data, *short, f"--workdir={run}")
     found = {}
     for processes in (1, 2):
@@ -117,11 +117,11 @@ def test_classification_as_two_processes(cifar_glob, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_efficiency_run_as_two_processes(cifar_glob, tmp_path):
+def test_the_efficiency_run_as_two_processes(photographs, tmp_path):
     curves = {}
     for processes in (1, 2):
         out = tmp_path / f"of_{processes}"
-        arguments = ["--config.data.source=webdataset", f"--config.data.path={cifar_glob}", "--config.seeds=(0,)"]
+        arguments = ["--config.data.source=webdataset", f"--config.data.path={photographs}", "--config.seeds=(0,)"]
         said = script("efficiency", "--config=configs/efficiency.py:tiny", *arguments, f"--workdir={out}",
                       processes=processes, devices=2 // processes)  # fmt: skip
         assert said.count("points: ") == 1

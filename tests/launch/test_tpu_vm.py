@@ -1,5 +1,6 @@
 """launch/tpu_vm.sh: what it refuses, what it would run, and a whole life of a run on a stand-in for gcloud."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -197,10 +198,18 @@ class Pod:
     def end(self, process: subprocess.Popen, action: str, code: int) -> str:
         """What it said, after it has ended with that code."""
         transcript = self.transcripts[-1]
-        said = process.communicate(timeout=400)[0]
+        try:
+            said = process.communicate(timeout=400)[0]
+        except subprocess.TimeoutExpired:
+            raise AssertionError(self.said(process)) from None
         assert process.returncode == code, said
         transcript.write_text(f"## {action}\n{transcript.read_text()}# said, and ended with code {code}:\n{said}")
         return said
+
+    def said(self, process: subprocess.Popen) -> str:
+        """What a script has said that does not do what it should; it goes no further."""
+        process.kill()
+        return process.communicate()[0]
 
     def __call__(self, action: str, *arguments: str, code: int = 0) -> str:
         with self.start(action, *arguments) as process:
@@ -208,6 +217,15 @@ class Pod:
 
     def attempts(self) -> list[int]:
         return [len(path.read_text().split()) for path in sorted(self.folder.glob("attempts-*"))]
+
+
+@pytest.fixture(autouse=True)
+def _no_worker_stays(tmp_path):
+    """A test that fails leaves the commands of its workers running, each in a session of its own."""
+    yield
+    for holder in tmp_path.rglob("dalle-jax-run/holder"):
+        with contextlib.suppress(ProcessLookupError, ValueError):
+            os.killpg(int(holder.read_text()), signal.SIGKILL)
 
 
 @pytest.mark.slow
@@ -218,7 +236,7 @@ def test_whole_life(clone, tmp_path):
     with pod.start("run", *command) as process:
         deadline = time.monotonic() + 500
         while pod.attempts() != [3, 3, 3, 3]:  # preempted once, crashed once
-            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+            assert process.poll() is None and time.monotonic() < deadline, pod.said(process)
             time.sleep(0.2)
         watched = pod.transcripts[-1]
         pod("stop", "--grace=20")
@@ -267,7 +285,7 @@ def test_told_to_stop(clone, tmp_path):
         saved, runs = tmp_path / "saved", []
         while len(runs) < 2 or not saved.exists() or saved.read_text() != "step 4\n":  # written when both have begun
             runs = list(tmp_path.glob("machines/*/*/dalle-jax-run/pid"))
-            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+            assert process.poll() is None and time.monotonic() < deadline, pod.said(process)
             time.sleep(0.2)
         for run in runs:
             os.kill(int(run.read_text()), signal.SIGTERM)

@@ -8,30 +8,45 @@ import pytest
 from dalle_jax.training.clock import COMPILE_EVENTS, Clock, Kind, process_began
 
 
-def test_kinds_sum_to_the_time_that_passed():
+@pytest.fixture
+def passes(monkeypatch):
+    """A function by whose calls alone time passes."""
+    now = {"perf_counter": time.perf_counter(), "time": time.time()}
+    for name in now:
+        monkeypatch.setattr(time, name, lambda name=name: now[name])
+
+    def pass_by(seconds):
+        for name in now:
+            now[name] += seconds
+
+    return pass_by
+
+
+def test_kinds_sum_to_the_time_that_passed(passes):
     began = time.time() - 5.0
     with Clock(began) as clock:
         with clock.measure(Kind.EVALUATE):
-            time.sleep(0.02)
+            passes(2.0)
             with clock.measure(Kind.OTHER):
-                time.sleep(0.03)
+                passes(3.0)
             assert clock.kind is Kind.EVALUATE
         clock.enter(Kind.STEP)
-        time.sleep(0.01)
+        passes(1.0)
         totals = clock.totals()
-    assert sum(totals.values()) == pytest.approx(time.time() - began, abs=0.05)
-    assert totals[Kind.START] >= 5.0 and totals[Kind.EVALUATE] >= 0.02
-    assert totals[Kind.OTHER] >= 0.03 and totals[Kind.STEP] >= 0.01
+    assert sum(totals.values()) == pytest.approx(11.0)
+    assert [totals[kind] for kind in (Kind.START, Kind.EVALUATE, Kind.OTHER, Kind.STEP)] == pytest.approx([5, 2, 3, 1])
 
 
-def test_laps_are_of_what_came_between():
+def test_laps_are_of_what_came_between(passes):
     clock = Clock()
     clock.enter(Kind.STEP)
-    time.sleep(0.02)
-    assert clock.lap()[Kind.STEP] >= 0.02
+    passes(2.0)
+    assert clock.lap()[Kind.STEP] == pytest.approx(2.0)
+    passes(0.5)
     clock.enter(Kind.INPUT)
+    passes(0.25)
     lap = clock.lap()
-    assert lap[Kind.STEP] < 0.02 and lap[Kind.START] == 0.0
+    assert (lap[Kind.STEP], lap[Kind.INPUT], lap[Kind.START]) == pytest.approx((0.5, 0.25, 0.0))
 
 
 def test_compilations_are_taken_out_of_other_kinds():
@@ -46,7 +61,7 @@ def test_compilations_are_taken_out_of_other_kinds():
         after = clock.totals()
     assert 0 < after[Kind.COMPILE] <= passed + 1e-3
     spent = after[Kind.COMPILE] + after[Kind.EVALUATE] - before[Kind.EVALUATE]
-    assert spent == pytest.approx(passed, abs=0.05)
+    assert spent >= passed  # and by what passed outside the two looks at the time; how much that is the machine decides
 
 
 def test_a_compilation_inside_another_counts_once(monkeypatch):
