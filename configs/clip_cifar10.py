@@ -14,7 +14,8 @@ and `--data=run --prompts=CIFAR10` then measures on what the run held out, 5% by
 
 Source       Radford et al. 2021, with sizes for pictures of 32x32 (Krizhevsky 2009); the learning rates are our own.
              Each picture has one of six captions a step; many of a batch share theirs, and count against each other.
-Result       not yet recorded
+Result       zero-shot 0.691, linear probe 0.722 on 789 of 15,000 pictures, held out; 49 minutes on two cores
+             (docs/results.md). `:gpu` was not run.
 """
 
 import dataclasses
