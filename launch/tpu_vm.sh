@@ -41,7 +41,8 @@ How:
   --delete-at-end     give the TPU back when `run` has finished
   --dry-run           print what would run
 
-`...` is the data and the codec, as the config's docstring has them. Checkpoints must be where preemption does not reach: --workdir=gs://... (or under /mnt, where every worker mounts it).
+`...` is the data and the codec, as the config's docstring has them.
+Checkpoints must be where preemption does not reach: --workdir=gs://... (or under /mnt, where every worker mounts it).
 Needs the gcloud command, signed in; for several workers its SSH key in the agent: ssh-add ~/.ssh/google_compute_engine
 END
 }
