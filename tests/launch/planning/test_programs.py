@@ -153,6 +153,14 @@ def test_a_large_batch_is_cut(decoder):
     assert proposal.estimated_bytes == state + 16 * state // 8 + 4 * parameters // 8
 
 
+def test_collectives_of_the_tiny_codec():
+    """Its gradients, once each; metrics and the use of the codes are numbers beside them."""
+    target = target_of(run_of(codec_dalle), "codec", MeshConfig(data=8))
+    rows = collectives(parse(target.compile(target.traced()[0]).as_text()), target.mesh)
+    assert {(row.kind, row.axes) for row in rows} == {("all-reduce", ("data",))}
+    assert 1 <= sum(row.within for row in rows) / (2 * 7 / 8 * 4 * target.parameters) < 1.02
+
+
 def test_there_may_be_nothing_to_propose(decoder):
     assert proposed(decoder, memory=1000, temporary=1000) is None
 
