@@ -87,16 +87,18 @@ def write_csv(path: epath.Path, runs: Sequence[Mapping[str, Any]]) -> None:
 
 
 def draw(report: Mapping[str, Any]) -> Image.Image:
-    """Thin lines: the chosen runs; thick ones: their means; arrows between neighbours: the ratios."""
-    lines, means = [], {}
+    """Thin lines: the chosen runs; thick ones: their means; arrows: ratios to the one that ends next above."""
+    lines, chosen, means = [], {}, {}
     for objective, colour in zip(Objective, COLOURS, strict=False):
         curves = [run["curve"] for run in report["runs"] if run["chosen"] and run["objective"] == objective.value]
         lines += [Line("", colour, curve, bold=False) for curve in curves]
+        chosen[objective] = curves
         means[objective] = [tuple(np.mean(points, axis=0).tolist()) for points in zip(*curves, strict=True)]
         lines.append(Line(objective.value.replace("_", " "), colour, means[objective]))
     spans = []
-    for slow, fast in itertools.pairwise(Objective):
-        accuracy, ratio = common_accuracy([means[slow], means[fast]]), report["ratios"][f"{slow.value} / {fast.value}"]
+    for slow, fast in itertools.pairwise(sorted(Objective, key=lambda objective: means[objective][-1][1])):
+        accuracy = common_accuracy([means[slow], means[fast]])
+        ratio = compare(chosen[slow], chosen[fast], report["chance"])
         if ratio is not None and accuracy > report["chance"]:
             start, end = (pictures_to(means[objective], accuracy, report["chance"]) for objective in (fast, slow))
             spans.append(Span(describe(ratio), start, end, accuracy))
