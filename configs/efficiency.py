@@ -9,8 +9,9 @@ a side. The paper: a ResNet-50 and a 63-million-parameter text transformer on 40
 language model needs 3 times the pictures of bag-of-words prediction, and that 4 times those of contrastive training. It
 is silent on targets and scoring: `clip_jax.objectives` says what is chosen here.
 
-Result       300 steps of each in 47 minutes on two cores: contrast needs 1/5.4 of the pictures of bag-of-words prediction
-             and 1/2.0 of those of the caption model, which is ahead of the words here (docs/results.md). Not run in full.
+Result       300 steps of each in 47 minutes on two cores: contrast needs 1/5.4 of the pictures of bag-of-words
+             prediction and 1/2.0 of those of the caption model, which is ahead of the words here (docs/results.md). Not
+             run in full.
 """
 
 import dataclasses

@@ -186,7 +186,6 @@ def make_batches(
     if text is not None and held_out:
         text = dataclasses.replace(text, dropout=0.0)
     sharding = batch_sharding(make_mesh(run.mesh), ShardingRules.of(run.mesh))
-    process_index, process_count = process_rows(sharding, plan.train.batch_size)
     return Batches(
         source,
         batch_size=plan.train.batch_size,
@@ -195,8 +194,7 @@ def make_batches(
         seed=run.seed,
         tokenizer=tokenizer if text is not None else None,
         text=text,
-        process_index=process_index,
-        process_count=process_count,
+        rows=process_rows(sharding, plan.train.batch_size),
         workers=run.data.workers,
         prefetch=run.data.prefetch,
         max_bad_fraction=run.data.max_bad_fraction,

@@ -1,7 +1,7 @@
 """Deterministic batches: batch n is a function of (seed, n), whatever the number of processes and workers."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
@@ -24,8 +24,8 @@ _PROBES = 64
 class Batches:
     """An endless sequence of training batches, and the passes over a held-out split.
 
-    `batches[n]` is `{"image": uint8 [B / process_count, S, S, 3], "text": int32 [.., T], "label": int32 [..]}`: the
-    rows of global batch n that this process brings (`text` where there is a tokenizer, `label` where the source has
+    `batches[n]` is `{"image": uint8 [len(rows), S, S, 3], "text": int32 [.., T], "label": int32 [..]}`: the rows of
+    global batch n that this process brings (`text` where there is a tokenizer, `label` where the source has
     labels; `image_tokens` int32 [.., G] in place of `image` where it was encoded beforehand, see `SampleReader`).
     Samples are drawn without replacement within an epoch, in a new order each epoch; a batch may straddle two, and
     each part of a mixture has epochs of its own (`order`). Element j of the stream depends on (seed, j) alone, so
@@ -42,8 +42,7 @@ class Batches:
         seed: int,
         tokenizer: RowTokenizer | None = None,
         text: TextConfig | None = None,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: Sequence[int] | np.ndarray | None = None,
         workers: int = 0,
         prefetch: int = DataConfig.prefetch,
         max_bad_fraction: float = DataConfig.max_bad_fraction,
@@ -57,19 +56,15 @@ class Batches:
           seed: of order, augmentation, choice of caption and BPE dropout.
           tokenizer: None: pictures alone, captions are not looked at.
           text: how captions are encoded; given with the tokenizer.
-          process_index: which part of each batch this process brings (`prefetch.process_rows`).
-          process_count: number of parts.
+          rows: which rows of each batch this process brings, ascending (`prefetch.process_rows`); None: all.
           workers: processes that decode; 0: threads of this one.
           prefetch: batches that wait on the device.
           max_bad_fraction: reading stops with a `UserError` where more of the samples than this are bad.
           max_pixels: larger pictures are bad samples.
 
         Raises:
-          UserError: where the batch does not divide over the processes, the source is empty, or captions are asked
-            for and there are none.
+          UserError: where the source is empty, or captions are asked for and there are none.
         """
-        if batch_size < 1 or batch_size % process_count:
-            raise UserError(f"batch_size={batch_size} does not divide over {process_count} processes: use a multiple")
         if not len(source):
             raise UserError(f"{source.name} is empty: there is nothing to read")
         if (tokenizer is None) != (text is None):
@@ -80,7 +75,7 @@ class Batches:
         self.source = source
         self.batch_size = batch_size
         self._seed = seed
-        self._part = (process_index, process_count)
+        self._rows = np.arange(batch_size) if rows is None else np.asarray(rows)
         self._workers = workers
         self._prefetch = prefetch
         self._counts = ReadCounts(source, max_bad_fraction)
@@ -140,21 +135,24 @@ class Batches:
         return self._deliver(self._batched(samples), sharding, workers=0)
 
     def _batched(self, samples: grain.MapDataset) -> grain.MapDataset:
-        # Batching before the batches are dealt out: every process walks the same global stream.
-        index, count = self._part
-        return samples.batch(self.batch_size // count)[index::count]
+        # Every process walks the same global stream, whose samples know their places in it.
+        if len(self._rows) < self.batch_size:
+            samples = grain.MapDataset.select_from_datasets(
+                [samples], order.Rows(len(samples), self._rows, self.batch_size)
+            )
+        return samples.batch(len(self._rows))
 
     def _deliver(
         self, dataset: grain.MapDataset, sharding: jax.sharding.Sharding | None, workers: int
     ) -> Iterator[dict[str, jax.Array]]:
-        global_size = self.batch_size
+        rows, batch_size = self._rows, self.batch_size
         if sharding is None:
             sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            global_size //= self._part[1]
+            rows, batch_size = np.arange(len(rows)), len(rows)
 
         def place(batch: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, jax.Array]]:
             counts = {name: batch.pop(name) for name in ReadCounts.FIELDS}
-            return counts, to_global(batch, global_size, sharding)
+            return counts, to_global(batch, rows, batch_size, sharding)
 
         with contextlib.closing(compute_ahead(read_ahead(dataset, workers), place, self._prefetch)) as placed:
             for counts, batch in placed:

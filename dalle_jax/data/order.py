@@ -76,6 +76,25 @@ class Turns(grain.transforms.DatasetSelectionMap):
         raise AssertionError("the last part takes what is left")
 
 
+class Rows(grain.transforms.DatasetSelectionMap):
+    """Some rows of every batch of a stream."""
+
+    def __init__(self, count: int, rows: Sequence[int] | np.ndarray, batch_size: int):
+        """Args:
+        count: elements of the stream; what does not fill a batch is left out.
+        rows: which ones of each batch.
+        batch_size: of the whole batches.
+        """
+        self._batches, self._rows, self._batch_size = count // batch_size, tuple(map(int, rows)), batch_size
+
+    def __len__(self) -> int:
+        return self._batches * len(self._rows)
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        batch, place = divmod(index, len(self._rows))
+        return 0, batch * self._batch_size + self._rows[place]
+
+
 def _shuffled(start: int, stop: int, seed: int) -> grain.MapDataset:
     return grain.MapDataset.range(start, stop).seed(seed).shuffle().repeat(-(-_STREAM // (stop - start)))
 

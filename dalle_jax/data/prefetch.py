@@ -80,47 +80,47 @@ def compute_ahead(items: Iterable[T], function: Callable[[T], U], size: int) -> 
 
 
 def to_global(
-    batch: Mapping[str, np.ndarray], batch_size: int, sharding: jax.sharding.Sharding
+    batch: Mapping[str, np.ndarray], rows: np.ndarray, batch_size: int, sharding: jax.sharding.Sharding
 ) -> dict[str, jax.Array]:
     """Assembles global arrays from the rows that each process brings.
 
     Args:
       batch: this process's rows, by name.
+      rows: which ones of the global batch they are, ascending.
       batch_size: global.
       sharding: of the leading axis; every process calls this with the same one.
     """
-    return {
-        name: jax.make_array_from_process_local_data(sharding, rows, (batch_size, *rows.shape[1:]))
-        for name, rows in batch.items()
-    }
+    if len(rows) == batch_size:
+        return jax.device_put(dict(batch), sharding)
+
+    def place(local: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(batch_size)
+            first = int(np.searchsorted(rows, start))
+            return local[first : first + stop - start]
+
+        return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, part)
+
+    return {name: place(local) for name, local in batch.items()}
 
 
-def process_rows(sharding: jax.sharding.Sharding, batch_size: int) -> tuple[int, int]:
-    """Which part of each global batch this process must bring: `(index, count)` for `Batches`.
+def process_rows(sharding: jax.sharding.Sharding, batch_size: int) -> np.ndarray:
+    """Which rows of each global batch the devices of this process hold, int64, ascending: what it must read.
 
-    With the batch spread over all processes these are the process's own index and count; where a model axis spans
-    processes, those that hold the same rows get the same index.
+    They need not lie together: a host of a TPU pod has a square of chips, which a mesh may cut into rows. Where a model
+    axis spans processes, several hold the same ones.
 
     Raises:
-      UserError: where the batch does not divide over the devices, or the mesh gives a process rows that do not lie
-        together.
+      UserError: the batch does not divide over the devices.
     """
     try:
         everywhere = sharding.devices_indices_map((batch_size,))
     except ValueError as error:
         raise UserError(f"a batch of {batch_size} does not divide over the mesh: {error}") from error
-    process = jax.process_index()
-    return _part({d: i for d, (i,) in everywhere.items() if d.process_index == process}, batch_size)
+    return rows_of(everywhere, batch_size, jax.process_index())
 
 
-def _part(rows_of: Mapping[Any, slice], batch_size: int) -> tuple[int, int]:
-    pieces = sorted({rows.indices(batch_size)[:2] for rows in rows_of.values()})
-    start, stop = pieces[0][0], pieces[-1][1]
-    together = all(before[1] == after[0] for before, after in zip(pieces, pieces[1:], strict=False))
-    size = stop - start
-    if not together or batch_size % size or start % size:
-        raise UserError(
-            "the mesh gives this process rows of the batch that do not lie together: order the devices so "
-            "that the data axis runs over processes first"
-        )
-    return start // size, batch_size // size
+def rows_of(everywhere: Mapping[Any, tuple[slice, ...]], batch_size: int, process: int) -> np.ndarray:
+    """`process_rows` of any process, from the parts of the batch that the devices hold."""
+    pieces = {rows.indices(batch_size)[:2] for device, (rows,) in everywhere.items() if device.process_index == process}
+    return np.concatenate([np.arange(start, stop) for start, stop in sorted(pieces)])

@@ -1,5 +1,6 @@
 """Batches: a function of (seed, n) alone, finite passes, bad samples replaced, counted and in the end refused."""
 
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -75,7 +76,7 @@ def test_batch_n_depends_on_seed_and_n_alone(make):
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_processes_bring_their_rows_of_the_same_batch(make, count):
     for n in (0, 6, 100):  # 6 straddles two epochs
-        parts = [make(process_index=i, process_count=count)[n] for i in range(count)]
+        parts = [make(rows=np.split(np.arange(8), count)[i])[n] for i in range(count)]
         whole = make()[n]
         assert_equal({name: np.concatenate([part[name] for part in parts]) for name in whole}, whole)
 
@@ -157,18 +158,46 @@ def test_global_arrays_on_a_mesh(make):
     stream.close()
     assert batch["text"].sharding.is_equivalent_to(sharding, 2) and batch["image"].shape == (8, SIZE, SIZE, 3)
     assert_equal(batch, make()[1])
-    assert prefetch.process_rows(sharding, 8) == (0, 1)
+    assert prefetch.process_rows(sharding, 8).tolist() == list(range(8))
     with pytest.raises(UserError, match="a batch of 12 does not divide over the mesh"):
         prefetch.process_rows(sharding, 12)
 
 
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A device of a process."""
+
+    process_index: int
+    number: int
+
+
+def spread(chips, parts=8):
+    """A batch of 16 over chips in an order, a part each, or one for every two of them."""
+    size = 16 // parts
+    places = [i * parts // 8 for i in range(8)]
+    return {chip: (slice(size * i, size * (i + 1)),) for chip, i in zip(chips, places, strict=True)}
+
+
 def test_which_rows_a_process_brings():
-    part = prefetch._part
-    assert part({"d0": slice(4, 6), "d1": slice(6, 8)}, 8) == (1, 2)
-    assert part({"d0": slice(0, 4), "d1": slice(0, 4)}, 8) == (0, 2)  # a model axis inside the process
-    assert part({"d0": slice(None)}, 8) == (0, 1)
-    with pytest.raises(UserError, match="do not lie together"):
-        part({"d0": slice(0, 2), "d1": slice(4, 6)}, 8)
+    chips = [Chip(i // 4, i) for i in range(8)]
+    assert prefetch.rows_of(spread(chips), 16, 1).tolist() == list(range(8, 16))
+    dealt = spread([chips[i] for i in (0, 1, 4, 5, 2, 3, 6, 7)])  # squares of four chips, cut into rows
+    assert prefetch.rows_of(dealt, 16, 0).tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
+    assert prefetch.rows_of(dealt, 16, 1).tolist() == [4, 5, 6, 7, 12, 13, 14, 15]
+    shared = spread([chips[i] for i in (0, 4, 1, 5, 2, 6, 3, 7)], parts=4)  # a model axis across the processes
+    assert [prefetch.rows_of(shared, 16, i).tolist() for i in (0, 1)] == [list(range(16))] * 2
+
+
+def test_rows_that_do_not_lie_together(make):
+    rows = [1, 2, 6]
+    for n in (0, 6):
+        whole, part = make()[n], make(rows=rows)[n]
+        assert_equal(part, {name: array[rows] for name, array in whole.items()})
+    passes = zip(make().epoch(), make(rows=rows).epoch(), strict=True)
+    assert all(np.array_equal(part["text"], np.asarray(whole["text"])[rows]) for whole, part in passes)
+    stream = make(rows=rows, workers=1).iterate(6)
+    assert np.array_equal(next(stream)["label"], make()[6]["label"][rows])
+    stream.close()
 
 
 def test_a_pass_is_in_order_and_repeats_itself(make):
@@ -182,7 +211,7 @@ def test_a_pass_is_in_order_and_repeats_itself(make):
     assert len(list(batches.epoch(100))) == 6
     (small,) = make(3, augment=Augment.NONE).epoch()
     assert small["label"].tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
-    halves = [list(make(augment=Augment.NONE, process_index=i, process_count=2).epoch()) for i in range(2)]
+    halves = [list(make(augment=Augment.NONE, rows=np.split(np.arange(8), 2)[i]).epoch()) for i in range(2)]
     assert [batch["label"].tolist() for batch in halves[1]] == [list(range(8 * n + 4, 8 * n + 8)) for n in range(6)]
 
 
@@ -209,7 +238,7 @@ def test_bad_samples_are_replaced_and_counted_by_reason(make, png):
     assert all(count >= 1 for count in batches.bad_counts.values())
     assert sorted(batches.bad_counts) == sorted(reason.value for reason in BadReason)
     assert_equal(make(records, **options)[0], batch)
-    halves = [make(records, **options, process_index=i, process_count=2)[0] for i in range(2)]
+    halves = [make(records, **options, rows=np.split(np.arange(14), 2)[i])[0] for i in range(2)]
     assert_equal({name: np.concatenate([half[name] for half in halves]) for name in batch}, batch)
 
 
@@ -272,8 +301,6 @@ def test_captions_that_do_not_fit_are_counted(make, tokenizer):
 
 
 def test_wrong_settings(make, list_source, png):
-    with pytest.raises(UserError, match="batch_size=8 does not divide over 3 processes"):
-        make(process_count=3)
     with pytest.raises(UserError, match="a list is empty"):
         make([])
     without = [Record(png(i), (), str(i)) for i in range(4)]

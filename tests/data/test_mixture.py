@@ -86,7 +86,7 @@ def test_batch_n_is_a_function_of_seed_and_n_alone(make):
     for n, batch in whole.items():
         assert np.array_equal(make()[n]["text"], batch["text"])
         for count in (2, 4):
-            parts = [make(process_index=i, process_count=count)[n] for i in range(count)]
+            parts = [make(rows=np.split(np.arange(20), count)[i])[n] for i in range(count)]
             for name in batch:
                 assert np.array_equal(np.concatenate([part[name] for part in parts]), batch[name])
     assert not np.array_equal(make(seed=4)[5]["text"], whole[5]["text"])

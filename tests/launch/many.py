@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from dalle_jax.codec import Body, CodecConfig, FrozenCodec, PatchConfig, Reconstruction, Relaxation
 from dalle_jax.codec.codec_task import CodecTask
@@ -67,15 +68,22 @@ def facts(workdir: Path, mesh_config: MeshConfig) -> dict:
     mesh, rules = make_mesh(mesh_config), ShardingRules()
     sharding = batch_sharding(mesh, rules)
     tokenizer = train_tokenizer([f"picture number {i} the {i}th of them" for i in range(60)], DECODER.text_vocab_size)
-    part = process_rows(sharding, BATCH)
-    batches = Batches(
-        Noise(), batch_size=BATCH, image_size=SIZE, augment=Augment.DVAE, seed=3, tokenizer=tokenizer,
-        text=TextConfig(DECODER.text_length, dropout=0.2), process_index=part[0], process_count=part[1],
-    )  # fmt: skip
-    rows = []
-    stream = batches.iterate(0, sharding=sharding)
-    hashes = [digest(to_host(next(stream))) for _ in range(3)]
-    stream.close()
+
+    def batches_on(sharding) -> Batches:
+        return Batches(
+            Noise(), batch_size=BATCH, image_size=SIZE, augment=Augment.DVAE, seed=3, tokenizer=tokenizer,
+            text=TextConfig(DECODER.text_length, dropout=0.2), rows=process_rows(sharding, BATCH),
+        )  # fmt: skip
+
+    def hashes(sharding) -> list[str]:
+        stream = batches_on(sharding).iterate(0, sharding=sharding)
+        found = [digest(to_host(next(stream))) for _ in range(3)]
+        stream.close()
+        return found
+
+    rows, batches = [], batches_on(sharding)
+    # As on a TPU pod: the rows of a process do not lie together.
+    dealt = Mesh(np.asarray(jax.devices()).reshape(-1, 2).T.reshape(mesh.devices.shape), mesh.axis_names)
 
     params, model_state = jax.tree.map(np.asarray, init_codec())
     codec = FrozenCodec(CODEC, params, model_state, SIZE)
@@ -91,7 +99,8 @@ def facts(workdir: Path, mesh_config: MeshConfig) -> dict:
         ["picture number 3", "the 7th"], num_samples=10, keep=4, score_fn=brightness, max_sequences=16
     )
     return {
-        "batches": hashes,
+        "batches": hashes(sharding),
+        "dealt": hashes(NamedSharding(dealt, sharding.spec)),
         "encoded": encoded.tolist(),
         "losses": [row[name] for row in rows for name in ("loss", "eval/loss") if name in row],
         "tokens": samples.tokens.tolist(),
