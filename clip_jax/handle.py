@@ -1,28 +1,31 @@
 """A trained CLIP in the hand: pictures and captions in, features, scores and probabilities out."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 from jaxtyping import Array, Float, Int
 
 from clip_jax.config import ClipConfig, Loss
 from clip_jax.model import ClipModel, normalize
-from clip_jax.pictures import Picture, preprocess, preprocess_on_device
+from clip_jax.pictures import preprocess, preprocess_on_device
 from clip_jax.tokenizers import CaptionTokenizer
 from clip_jax.vision import normalize_pixels
-from clip_jax.zero_shot import ClassName, class_directions, class_probabilities
+from clip_jax.zero_shot import ClassName, class_directions, class_probabilities, refuse_strings, sigmoid, unit
+from dalle_jax.data.pictures import Picture, picture_list
 from dalle_jax.errors import UserError
 
-Images = jax.Array | np.ndarray | Sequence[Picture]
+Images = jax.Array | np.ndarray | Iterable[Picture]
 """uint8 [B, height, width, 3], on a device or on the host, or a list of such arrays, Pillow images and paths."""
 
 Tokenize = Callable[[Sequence[str]], Int[np.ndarray, "n T"]]
 """Captions to ids of `context_length` positions, each with the end-of-text token in it."""
+
+K = TypeVar("K")
 
 _TEXT_STEP = 8  # Captions are cut to multiples of this many positions: so few lengths are so few programs.
 
@@ -54,8 +57,9 @@ class Clip:
         self.tokenize = tokenize
         self._variables = {"params": params, **(model_state or {})}
         self._placed: dict[Sharding, Any] = {}
-        self._text_feature = functools.lru_cache(maxsize=1024)(lambda text: self.encode_text([text])[0])
-        self._directions = functools.lru_cache(maxsize=8)(functools.partial(class_directions, self.encode_text))
+        # Plain dicts: a cache that knows this object would keep its weights on the device after the last use.
+        self._text_features_of: dict[str, np.ndarray] = {}
+        self._directions: dict[Any, np.ndarray] = {}
         model = ClipModel(config)
 
         @functools.partial(jax.jit, static_argnames="method")
@@ -90,18 +94,24 @@ class Clip:
     def _encode_pictures(self, images: Images, method: str) -> jax.Array | np.ndarray:
         program = functools.partial(self._image_features, method=method)
         if isinstance(images, jax.Array):
-            if images.dtype != jnp.uint8 or images.ndim != 4:
+            _refuse_tracer(images)
+            if images.dtype != jnp.uint8 or images.ndim != 4 or images.shape[-1] != 3:
                 raise UserError(f"pictures on a device are uint8 [B, height, width, 3], not {images.aval.str_short()}")
+            images = _on_auto_mesh(images)
             return program(self._variables_on(images.sharding), images)
-        vision = self.config.vision
-        squares = preprocess(images, vision.image_size, vision.preprocessing)
-        if not len(squares):
-            one = jax.ShapeDtypeStruct((1, *squares.shape[1:]), squares.dtype)
+        pictures, size, how = picture_list(images), self.config.vision.image_size, self.config.vision.preprocessing
+        if not pictures:
+            one = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
             return np.zeros((0, *jax.eval_shape(program, self._variables, one).shape[1:]), np.float32)
-        parts = [self._start(program, squares[part]) for part in _parts(len(squares), self._most_at_once)]
-        return _gather(parts)
+        features: list[np.ndarray] = []
+        started: list[tuple[jax.Array, int]] = []
+        for part in _parts(len(pictures), self._most_at_once):
+            started.append(self._start(program, preprocess(pictures[part], size, how, first=part.start)))
+            if len(started) > 2:  # two are enough to keep the device busy, and all would have to fit on it
+                features.append(_fetch(*started.pop(0)))
+        return np.concatenate([*features, *(_fetch(*part) for part in started)])
 
-    def encode_text(self, texts: Sequence[str], *, truncate: bool | None = None) -> Float[np.ndarray, "B E"]:
+    def encode_text(self, texts: Iterable[str], *, truncate: bool | None = None) -> Float[np.ndarray, "B E"]:
         """Features of captions, projected, not normalised.
 
         Captions of similar length run together, cut where all of them have ended: a causal tower need not compute what
@@ -117,6 +127,10 @@ class Clip:
         """
         if isinstance(texts, str):
             raise UserError(f"encode_text takes a list of captions, not the one string '{texts[:40]}'")
+        texts = list(texts)
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise UserError(f"caption {i} is no string but {type(text).__name__}: {text!r:.40}")
         if not texts:
             return np.zeros((0, self.config.embed_dim), np.float32)
         ids = self._ids(texts, truncate)
@@ -130,7 +144,7 @@ class Clip:
             rows = order[part]
             length = min(-(-lengths[rows].max() // _TEXT_STEP) * _TEXT_STEP, ids.shape[1])
             parts.append(self._start(self._text_features, ids[rows, :length]))
-        return _gather(parts)[np.argsort(order)]
+        return np.concatenate([_fetch(*part) for part in parts])[np.argsort(order)]
 
     def _ids(self, texts: Sequence[str], truncate: bool | None) -> Int[np.ndarray, "n T"]:
         if truncate is None:
@@ -147,12 +161,16 @@ class Clip:
           text: one caption for all of them, or one for each.
         """
         texts = [text] if isinstance(text, str) else list(text)
+        images = images if isinstance(images, jax.Array) else picture_list(images)
         if len(texts) not in (1, len(images)):
             raise UserError(f"{len(images)} pictures and {len(texts)} captions: give one caption, or one a picture")
         # A prompt is asked for again and again while its candidates are ranked; captions of data are not.
         captions = self._text_feature(texts[0])[None] if len(texts) == 1 else self.encode_text(texts)
-        scores = _scores(self.encode_image(images), captions, self.logit_scale, self.logit_bias)
-        return scores if isinstance(images, jax.Array) else np.asarray(scores)
+        features = self.encode_image(images)
+        if isinstance(features, jax.Array):
+            return _scores(features, captions, self.logit_scale, self.logit_bias)
+        cosines = np.sum(unit(features) * unit(captions), axis=-1)
+        return np.float32(self.logit_scale) * cosines + np.float32(self.logit_bias)
 
     def pair_probability(
         self, images: Images, text: str | Sequence[str]
@@ -164,8 +182,8 @@ class Clip:
         """
         if self.config.loss is not Loss.SIGMOID:
             raise UserError("a model trained with the softmax loss has no probability of a pair: compare its `score`s")
-        probability = jax.nn.sigmoid(self.score(images, text))
-        return probability if isinstance(images, jax.Array) else np.asarray(probability)
+        score = self.score(images, text)
+        return jax.nn.sigmoid(score) if isinstance(score, jax.Array) else sigmoid(score)
 
     def zero_shot(
         self, images: Images, class_names: Sequence[ClassName], templates: Sequence[str] = ("a photo of a {}.",)
@@ -186,8 +204,13 @@ class Clip:
         self, class_names: Sequence[ClassName], templates: Sequence[str] = ("a photo of a {}.",)
     ) -> Float[np.ndarray, "classes E"]:
         """The zero-shot classifier's unit vectors, computed once for the last few questions asked."""
+        refuse_strings(class_names, templates)
         names = tuple(name if isinstance(name, str) else tuple(name) for name in class_names)
-        return self._directions(names, tuple(templates))
+        key = names, tuple(templates)
+        return _remember(self._directions, key, 8, lambda: class_directions(self.encode_text, *key)).copy()
+
+    def _text_feature(self, text: str) -> Float[np.ndarray, " E"]:
+        return _remember(self._text_features_of, text, 1024, lambda: self.encode_text([text])[0])
 
     def _variables_on(self, sharding: Sharding) -> Any:
         """The variables on the devices of a sharding, a full copy on each, placed there once."""
@@ -230,8 +253,36 @@ def _parts(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def _gather(parts: Sequence[tuple[jax.Array, int]]) -> np.ndarray:
-    return np.concatenate([np.asarray(part)[:count] for part, count in parts])
+def _fetch(rows: jax.Array, count: int) -> np.ndarray:
+    return np.asarray(rows)[:count]
+
+
+def _remember(cache: dict[K, np.ndarray], key: K, most: int, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """What was made for a key, or is made now; the oldest goes where there are too many."""
+    if key not in cache:
+        made = make()
+        if len(cache) >= most:
+            cache.pop(next(iter(cache)), None)
+        cache[key] = made
+    return cache[key]
+
+
+def _refuse_tracer(images: jax.Array) -> None:
+    if isinstance(images, jax.core.Tracer):
+        raise UserError(
+            "a Clip places its weights by itself, outside jax.jit; inside it use "
+            "clip_jax.ClipModel(clip.config).apply(clip.variables, normalised_pixels, method='encode_image')"
+        )
+
+
+def _on_auto_mesh(images: jax.Array) -> jax.Array:
+    """The same on a mesh whose axes are left to the compiler; `jax.make_mesh` makes explicit ones, and models raise."""
+    sharding = images.sharding
+    if isinstance(sharding, NamedSharding) and any(kind is not AxisType.Auto for kind in sharding.mesh.axis_types):
+        names = sharding.mesh.axis_names
+        mesh = Mesh(sharding.mesh.devices, names, axis_types=(AxisType.Auto,) * len(names))
+        return jax.device_put(images, NamedSharding(mesh, sharding.spec))
+    return images
 
 
 def _pad(rows: np.ndarray, largest: int, devices: int) -> np.ndarray:

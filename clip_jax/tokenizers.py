@@ -67,6 +67,8 @@ class CaptionTokenizer(abc.ABC):
         Raises:
           UserError: a caption takes more positions and is not to be cut; the message names it.
         """
+        if isinstance(texts, str):
+            raise UserError(f"captions come in a list, not as the one string '{texts[:40]}'")
         rows = np.full((len(texts), self.context_length), self._pad_id, np.int32)
         cut = self.truncate if truncate is None else truncate
         for i, (row, text) in enumerate(zip(rows, texts, strict=True)):

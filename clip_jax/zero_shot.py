@@ -28,16 +28,25 @@ def class_directions(
     Raises:
       UserError: there is no class or no template, or a template has no `{}`.
     """
+    refuse_strings(class_names, templates)
     if not class_names or not templates:
         raise UserError("zero-shot classification needs at least one class name and one template")
     for template in templates:
         if "{}" not in template:
             raise UserError(f"the template '{template}' has no '{{}}' for the class name")
-    names = [[name] if isinstance(name, str) else name for name in class_names]
+    names = [[name] if isinstance(name, str) else list(name) for name in class_names]
+    if not all(names):
+        raise UserError(f"class {names.index([])} has no name")
     captions = [template.replace("{}", name) for several in names for name in several for template in templates]
     features = unit(np.asarray(encode_text(captions)))
     ends = np.cumsum([len(several) * len(templates) for several in names])
     return unit(np.stack([part.mean(axis=0) for part in np.split(features, ends[:-1])]))
+
+
+def refuse_strings(class_names: Sequence[ClassName], templates: Sequence[str]) -> None:
+    """Raises: UserError: one string stands where a list should; its letters would be taken for names."""
+    if isinstance(class_names, str) or isinstance(templates, str):
+        raise UserError("class names and templates come in lists, ['cat', 'dog'] say, not as one string")
 
 
 def class_cosines(
@@ -54,6 +63,11 @@ def class_probabilities(
     logits = logit_scale * class_cosines(features, directions)
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def sigmoid(x: Float[np.ndarray, " B"]) -> Float[np.ndarray, " B"]:
+    """1 / (1 + exp(-x)), without overflow."""
+    return np.exp(-np.logaddexp(np.zeros_like(x), -x))
 
 
 def unit(x: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n E"]:

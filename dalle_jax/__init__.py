@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 from dalle_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from dalle_jax.codec import load_codec, save_codec
     from dalle_jax.pipeline import Dalle, Samples, load
 
-__all__ = ["Dalle", "Samples", "UserError", "load"]
+__all__ = ["Dalle", "Samples", "UserError", "load", "load_codec", "save_codec"]
+
+_FROM = dict.fromkeys(("Dalle", "Samples", "load"), "pipeline") | dict.fromkeys(("load_codec", "save_codec"), "codec")
 
 
 def __getattr__(name: str):
     # On first use: whoever needs a layer or a data source alone does not import the models and their libraries.
-    if name in __all__:
-        return getattr(importlib.import_module("dalle_jax.pipeline"), name)
+    if name in _FROM:
+        return getattr(importlib.import_module(f"dalle_jax.{_FROM[name]}"), name)
     raise AttributeError(f"module 'dalle_jax' has no attribute '{name}'")

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, UInt8
 
 from dalle_jax.codec import load_codec
 from dalle_jax.config import from_config_dict
+from dalle_jax.data.pictures import Picture, picture_list, read_picture
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.data.transforms import dalle_inference
 from dalle_jax.decoder.config import DecoderConfig, DecoderStage
@@ -47,6 +48,9 @@ ScoreFn = Callable[[jax.Array, str], jax.Array | np.ndarray]
 _AT_ONCE = {True: 64, False: 256}
 """Sequences a device draws at once at the most, on a CPU and elsewhere: more gain nothing there, and a run that is
 stopped loses the chunk that it is at."""
+
+
+_PICTURES_AT_ONCE = 64
 
 
 class Samples(NamedTuple):
@@ -117,17 +121,42 @@ class Dalle:
         self.step: int | None = None
         """Of the decoder's checkpoint, where it was loaded from one."""
 
-    def encode(self, images: UInt8[np.ndarray, "B height width 3"]) -> Int[np.ndarray, "B G"]:
-        """Pictures to tokens, raster order; pictures of another size are resized and cropped as in evaluation."""
-        return np.asarray(self.codec.encode(jnp.asarray(self._fit(images))))
+    def encode(self, images: np.ndarray | Iterable[Picture] | Picture) -> Int[np.ndarray, "B G"]:
+        """Pictures to tokens, raster order, as many at once as fit.
+
+        Args:
+          images: uint8 [B, height, width, 3], or a list of such arrays, Pillow images and paths. Those of another size
+            than the codec's are resized and cropped as in evaluation.
+
+        Raises:
+          UserError: something is not a picture, or a file cannot be read.
+        """
+        squares = [self._square(read_picture(picture, i)) for i, picture in enumerate(picture_list(images))]
+        return self._in_parts(self.codec.encode, np.stack(squares)) if squares else self._no_tokens()
 
     def decode(self, tokens: Int[np.ndarray, "B G"]) -> UInt8[np.ndarray, "B height width 3"]:
-        """Tokens to pictures."""
-        return np.asarray(self.codec.decode(jnp.asarray(tokens)))
+        """Tokens to pictures, as many at once as fit."""
+        size = self.codec.image_size
+        return self._in_parts(self.codec.decode, tokens) if len(tokens) else np.zeros((0, size, size, 3), np.uint8)
+
+    def _in_parts(self, run: Callable[[jax.Array], jax.Array], rows: np.ndarray) -> np.ndarray:
+        """In parts of one of a few sizes, so that few programs are compiled."""
+        fitting = free_bytes(self.mesh) // (2 * self.mesh.devices.size * picture_bytes(self.codec.image_size))
+        most = 2 ** (min(max(fitting, 2), _PICTURES_AT_ONCE).bit_length() - 1)
+        parts = [rows[start : start + most] for start in range(0, len(rows), most)]
+        # Never one row alone, see `_plan`.
+        sizes = [min(most, max(2, 1 << (len(part) - 1).bit_length())) for part in parts]
+        done = [
+            np.asarray(run(jnp.asarray(_pad(part, size))))[: len(part)] for part, size in zip(parts, sizes, strict=True)
+        ]
+        return np.concatenate(done)
+
+    def _no_tokens(self) -> Int[np.ndarray, "0 G"]:
+        return np.zeros((0, self.codec.grid_size**2), np.int32)
 
     def generate(
         self,
-        prompts: str | Sequence[str],
+        prompts: str | Iterable[str],
         *,
         num_samples: int = 512,
         keep: int | None = None,
@@ -137,7 +166,7 @@ class Dalle:
         top_k: int | None = None,
         top_p: float | None = None,
         guidance_scale: float = 1.0,
-        prime: UInt8[np.ndarray, "height width 3"] | None = None,
+        prime: Picture | None = None,
         prime_rows: int = 0,
         max_sequences: int | None = None,
         store: ChunkStore | None = None,
@@ -150,12 +179,12 @@ class Dalle:
           num_samples: candidates of each prompt; the paper draws 512.
           keep: how many to return; by default the published 32 with a `score_fn` (or all, if fewer), else all.
           score_fn: ranks candidates, usually `clip.score`.
-          seed: candidate i of any prompt gets noise from (seed, i) alone.
+          seed: candidate i of any prompt gets noise from (seed, i) alone; 0 to 2**32 - 1.
           temperature: divides the logits; 0 takes the most likely codes.
           top_k: draw among this many most likely codes.
           top_p: draw among the most likely codes that hold this probability.
           guidance_scale: above 1 follows the caption more closely; needs a decoder trained with caption dropout.
-          prime: a picture whose first rows of tokens every candidate starts with.
+          prime: a picture (an array, a Pillow image, a path) whose first rows of tokens every candidate starts with.
           prime_rows: how many rows of tokens to take from `prime`.
           max_sequences: sequences drawn at once, all prompts together (on one device 2 at least); by default a power of
             two that half of the free memory holds, 64 a device at the most on a CPU and 256 elsewhere.
@@ -163,10 +192,16 @@ class Dalle:
           on_progress: called with (sequences done, sequences in all).
 
         Raises:
-          UserError: for an empty or too long prompt, a `keep` over `num_samples`, a `keep` without a way to choose,
-            rows of a picture that is not given, or guidance of a decoder that has seen no empty caption.
+          UserError: for no prompt, an empty or too long one, a seed that is none, a `keep` over `num_samples`, a `keep`
+            without a way to choose, rows of a picture that is not given, or guidance of a decoder that has seen no
+            empty caption.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise UserError(f"prompt {i + 1} of {len(texts)} is no string but {type(text).__name__}")
+        if not 0 <= seed < 2**32:
+            raise UserError(f"seed must be from 0 to 2**32 - 1, not {seed}: others would draw the same pictures")
         keep = _check_keep(num_samples, keep, score_fn)
         sampling = SamplingConfig(temperature, top_k, top_p, guidance_scale)
         if sampling.guided and not self.config.caption_dropout:
@@ -186,13 +221,8 @@ class Dalle:
             done += tokens.shape[0] * tokens.shape[1]
             if on_progress is not None:
                 on_progress(done, len(texts) * num_samples)
-        samples = best.samples(lambda tokens: self._decode_in_parts(tokens, plan.candidates))
+        samples = best.samples(self.decode)
         return Samples(*(x[0] for x in samples)) if isinstance(prompts, str) else samples
-
-    def _decode_in_parts(self, tokens: np.ndarray, at_once: int) -> np.ndarray:
-        """Never more pictures at once than are drawn at once."""
-        parts = [tokens[start : start + at_once] for start in range(0, len(tokens), at_once)]
-        return np.concatenate([self.decode(_pad(part, min(at_once, len(tokens))))[: len(part)] for part in parts])
 
     def _chunks(
         self, texts, text, num_samples, plan, seed, sampling, primed, score_fn, store
@@ -237,6 +267,8 @@ class Dalle:
         return Chunk(to_host(tokens)[:count, : len(texts)], scores)
 
     def _encode_prompts(self, texts: Sequence[str]) -> np.ndarray:
+        if not texts:
+            raise UserError("no prompt is given: name at least one caption")
         for i, text in enumerate(texts):
             if not text.strip():
                 raise UserError(f"prompt {i + 1} of {len(texts)} is empty: give it a caption")
@@ -249,20 +281,18 @@ class Dalle:
                 )
         return ids[:, :length]
 
-    def _prime(self, image: np.ndarray | None, rows: int) -> Prime | None:
+    def _prime(self, image: Picture | None, rows: int) -> Prime | None:
         if image is None and rows == 0:
             return None
         if image is None or not 0 < rows <= self.config.grid_size:
             raise UserError(
                 f"prime and prime_rows go together: a picture, and 1 to {self.config.grid_size} rows of its tokens"
             )
-        return Prime(jnp.asarray(self.encode(image[None])), jnp.int32(rows * self.config.grid_size))
+        return Prime(jnp.asarray(self.encode([image])), jnp.int32(rows * self.config.grid_size))
 
-    def _fit(self, images: np.ndarray) -> np.ndarray:
+    def _square(self, image: np.ndarray) -> np.ndarray:
         size = self.codec.image_size
-        if images.shape[1:3] == (size, size):
-            return images
-        return np.stack([dalle_inference(image, size) for image in images])
+        return image if image.shape[:2] == (size, size) else dalle_inference(image, size)
 
     def _plan(self, prompts: int, num_samples: int, sampling: SamplingConfig, limit: int | None) -> Plan:
         """Chunks that fit: at most `limit` sequences at once, candidates a multiple of the mesh's data devices."""
@@ -302,8 +332,10 @@ class _Best:
     def add(self, where: slice, indices: np.ndarray, tokens: np.ndarray, scores: np.ndarray) -> None:
         for p, prompt in enumerate(range(where.start, where.stop)):
             new = [(float(scores[c, p]), int(i), tokens[c, p]) for c, i in enumerate(indices)]
-            # Best first; candidate order breaks ties and stands alone where there are no scores.
-            merged = sorted(self.rows[prompt] + new, key=lambda row: (-np.nan_to_num(row[0]), row[1]))
+            # Best first, last what could not be scored; candidate order breaks ties, and stands alone without scores.
+            merged = sorted(
+                self.rows[prompt] + new, key=lambda row: (math.isnan(row[0]), -np.nan_to_num(row[0]), row[1])
+            )
             self.rows[prompt] = merged[: self.keep]
 
     def samples(self, decode: Callable[[np.ndarray], np.ndarray]) -> Samples:
@@ -375,7 +407,12 @@ def sequence_bytes(config: DecoderConfig, image_size: int) -> int:
     )
     width = config.num_heads * config.head_dim
     caches = 2 * slots * width * jnp.dtype(config.dtype).itemsize
-    return caches + 16 * config.codebook_size + 256 * 4 * image_size**2
+    return caches + 16 * config.codebook_size + picture_bytes(image_size)
+
+
+def picture_bytes(image_size: int) -> int:
+    """What a codec takes for a picture at its widest, about."""
+    return 256 * 4 * image_size**2
 
 
 def _check_keep(num_samples: int, keep: int | None, score_fn: ScoreFn | None) -> int:

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 from typing import Any
 
 import jax
@@ -17,15 +18,19 @@ from dalle_jax.codec.config import CodecConfig
 from dalle_jax.codec.vqgan import VqganConfig
 from dalle_jax.codec.weights_dvae import find_dvae, load_dvae, save_dvae
 from dalle_jax.codec.weights_vqgan import load_vqgan, save_vqgan
-from dalle_jax.config import from_config_dict
+from dalle_jax.config import from_config_dict, write_json
 from dalle_jax.data.records import Encoding
 from dalle_jax.errors import UserError
+from dalle_jax.storage import is_remote
 from dalle_jax.training.checkpoint import load_params
 from dalle_jax.training.trees import named_leaves
 from dalle_jax.training.workdir import read_workdir
+from dalle_jax.weights import read_settings
 
 PUBLISHED_IMAGE_SIZE = 256
 """Pixels a side that the published codecs were trained on."""
+
+_ABOUT = "codec.json"
 
 
 class FrozenCodec:
@@ -61,12 +66,14 @@ class FrozenCodec:
         """What a data set encoded by this codec says of itself."""
         return Encoding(self.fingerprint, self.codebook_size, self.grid_size, self.image_size)
 
-    def encode(self, images: UInt8[Array | np.ndarray, "B height width 3"]) -> Int[Array, "B tokens"]:
-        """The most likely code of every cell, in raster order, int32.
+    def encode(self, images: Array | np.ndarray) -> Int[Array, "B tokens"]:
+        """The most likely code of every cell, in raster order, int32, of pictures uint8 [B, height, width, 3].
 
         Raises:
-          ValueError: the pictures are not of `image_size`.
+          ValueError: they are not uint8, or not of `image_size`.
         """
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+            raise ValueError(f"the codec takes uint8 [B, height, width, 3], not {images.dtype} of shape {images.shape}")
         if images.shape[1:3] != (self.image_size, self.image_size):
             raise ValueError(f"the codec takes pictures of {self.image_size} pixels a side, not {images.shape[1:3]}")
         return _encode(self.config, *self._weights_beside(images), images)
@@ -86,7 +93,8 @@ class FrozenCodec:
         sharding = getattr(x, "sharding", None)
         place = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
         if place not in self._placed:
-            self._placed[place] = jax.device_put(self.weights, place)
+            with jax.ensure_compile_time_eval():  # inside a caller's jit as well: what is kept must outlive it
+                self._placed[place] = jax.device_put(self.weights, place)
         return self._placed[place]
 
 
@@ -115,8 +123,8 @@ def load_codec(path: epath.PathLike, *, step: int | None = None, image_size: int
       path: a work directory of `launch.train`; a folder with OpenAI's `encoder.pkl` and `decoder.pkl` (or as
         `save_codec` writes them); a VQGAN's checkpoint, or a folder with one alone. No code of a file is run.
       step: of a run's checkpoint; None: the newest.
-      image_size: pixels a side that a published codec is to take; None: the 256 that they were trained on. That of a
-        run is what it was trained on.
+      image_size: pixels a side that a published codec is to take; None: what `save_codec` has noted, or the 256 that
+        they were trained on. That of a run is what it was trained on.
 
     Raises:
       UserError: the path is missing, of another format version, or has no codec; or a file of weights is damaged, asks
@@ -124,9 +132,9 @@ def load_codec(path: epath.PathLike, *, step: int | None = None, image_size: int
     """
     path = epath.Path(path)
     if path.is_dir() and (files := find_dvae(path)):
-        return _published(*load_dvae(files), image_size)
+        return _published(*load_dvae(files), image_size or _noted_size(path))
     if file := _vqgan_file(path):
-        return _published(*load_vqgan(file), image_size)
+        return _published(*load_vqgan(file), image_size or _noted_size(file.parent))
     run = read_workdir(path)
     if not run.get("codec"):
         raise UserError(f"{path} has no codec: train one with a config that has a `codec` section, or name another")
@@ -138,21 +146,33 @@ def load_codec(path: epath.PathLike, *, step: int | None = None, image_size: int
 def save_codec(codec: FrozenCodec, folder: epath.PathLike) -> None:
     """Writes a codec for others, and for `load_codec`.
 
-    With OpenAI's names (`encoder.safetensors`, `decoder.safetensors`), or a VQGAN with its own (`vqgan.safetensors`).
+    With OpenAI's names (`encoder.safetensors`, `decoder.safetensors`), or a VQGAN with its own (`vqgan.safetensors`);
+    beside them `codec.json` with the size of its pictures, which the weights do not tell.
 
     Raises:
-      UserError: the codec is of a form that has no published names.
+      UserError: the codec is of a form that has no published names, or the folder is in a bucket.
     """
+    if is_remote(folder):
+        raise UserError(f"{folder}: weights are written to local folders alone; name one, and copy it")
     params, _ = codec.weights
     if isinstance(codec.config, VqganConfig):
         save_vqgan(codec.config, params, folder)
     else:
         save_dvae(codec.config, params, folder)
+    write_json(epath.Path(folder) / _ABOUT, {"image_size": codec.image_size})
 
 
-def _published(config: CodecConfig | VqganConfig, params: Any, image_size: int | None) -> FrozenCodec:
+def _noted_size(folder: epath.Path) -> int:
+    about = folder / _ABOUT
+    size = read_settings(os.fspath(about)).get("image_size") if about.exists() else PUBLISHED_IMAGE_SIZE
+    if not isinstance(size, int) or size < 1:
+        raise UserError(f"{about} must hold the pixels a side of the codec's pictures, not {size!r}")
+    return size
+
+
+def _published(config: CodecConfig | VqganConfig, params: Any, image_size: int) -> FrozenCodec:
     try:
-        return FrozenCodec(config, params, {}, PUBLISHED_IMAGE_SIZE if image_size is None else image_size)
+        return FrozenCodec(config, params, {}, image_size)
     except ValueError as error:
         raise UserError(str(error)) from error
 

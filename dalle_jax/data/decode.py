@@ -36,7 +36,7 @@ def decode(data: bytes | np.ndarray, *, max_pixels: int, shrink_to: int | None =
             if shrink_to is not None and image.format == "JPEG":
                 image.draft(None, (shrink_to, shrink_to))
             image.load()
-            return np.asarray(to_rgb(_upright(image)))
+            return np.asarray(to_rgb(upright(image)))
     except BadSample:
         raise
     except Image.DecompressionBombError as error:
@@ -49,7 +49,8 @@ def decode(data: bytes | np.ndarray, *, max_pixels: int, shrink_to: int | None =
         raise BadSample(BadReason.TRUNCATED, f"{type(error).__name__}: {error}") from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """An image turned as the camera notes in EXIF."""
     # Looking for EXIF costs more than decoding a tiny picture, and only these carry any.
     return ImageOps.exif_transpose(image) if "exif" in image.info or image.format in ("TIFF", "MPO") else image
 

@@ -94,7 +94,8 @@ def to_global(
         return jax.device_put(dict(batch), sharding)
 
     def place(local: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
             start, stop, _ = index[0].indices(batch_size)
             first = int(np.searchsorted(rows, start))
             return local[first : first + stop - start]

@@ -129,7 +129,12 @@ class Tokenizer:
 
         A text that does not fit is cut; where `end`, its last id is still the end. `num_tokens` tells beforehand.
         Text i is encoded with seed + i.
+
+        Raises:
+          UserError: `texts` is one string; its letters would be taken for texts.
         """
+        if isinstance(texts, str):
+            raise UserError(f"captions come in a list, not as the one string '{texts[:40]}'")
         rows = [
             fit(self.pieces(text, dropout=dropout, seed=None if seed is None else (seed + i) % 2**31), length, end=end)
             for i, text in enumerate(texts)

@@ -126,12 +126,16 @@ def _mean_gradients(
         value, model_state = one(model_state, i)
         return (jax.tree.map(jnp.add, total, value), model_state), None
 
-    carry = one(state.model_state, 0)
-    if unroll:
+    if unroll or count == 1:
+        carry = one(state.model_state, 0)
         for i in range(1, count):
             carry, _ = add(carry, i)
     else:
-        carry, _ = jax.lax.scan(add, carry, jnp.arange(1, count))
+        # All of them inside: with one before the loop, two micro-batches would be a loop of one round, which the
+        # compiler takes apart, and might hold the activations of both at once.
+        sums, _ = jax.eval_shape(one, state.model_state, 0)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
+        carry, _ = jax.lax.scan(add, (zeros, state.model_state), jnp.arange(count))
     total, model_state = carry
     grads, metrics = jax.tree.map(lambda x: x / count, total) if count > 1 else total
     return grads, (model_state, metrics)

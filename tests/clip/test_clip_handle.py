@@ -1,7 +1,9 @@
 """The handle: the same features however pictures and captions come, zero-shot by hand, and loading."""
 
 import dataclasses
+import gc
 import itertools
+import weakref
 from functools import partial
 
 import flax.linen as nn
@@ -251,3 +253,53 @@ def test_load_refuses_what_it_cannot_read(tmp_path):
     train_tokenizer(["a red star", "a blue circle", "green squares on red"], 40, tmp_path / "tokenizer.model")
     with pytest.raises(UserError, match="different runs"):
         clip_jax.load(tmp_path)
+
+
+def test_one_string_is_no_list(clip, images):
+    for call in (
+        lambda: clip.zero_shot(images, "cat"),
+        lambda: clip.class_directions(["cat"], "a {}"),
+        lambda: class_directions(clip.encode_text, "cat", ["a {}"]),
+    ):
+        with pytest.raises(UserError, match="come in lists"):
+            call()
+    with pytest.raises(UserError, match="class 1 has no name"):
+        clip.class_directions([["red"], []], ["{}"])
+    with pytest.raises(UserError, match="caption 1 is no string but NoneType"):
+        clip.encode_text(np.array(["red", None], object))
+    np.testing.assert_array_equal(clip.encode_text(word for word in ("red", "blue")), clip.encode_text(["red", "blue"]))
+
+
+def test_what_a_caller_does_with_directions_is_no_matter_of_the_next(clip):
+    first = clip.class_directions(["red", "blue"], ["{}"])
+    kept = first.copy()
+    first *= 100
+    np.testing.assert_array_equal(clip.class_directions(["red", "blue"], ["{}"]), kept)
+
+
+def test_pictures_on_a_mesh_of_explicit_axes(clip, images):
+    """`jax.make_mesh` makes such a mesh."""
+    many = np.concatenate([images, images[:3]])
+    spread = jax.device_put(many, NamedSharding(jax.make_mesh((8,), ("data",)), PartitionSpec("data")))
+    np.testing.assert_allclose(clip.encode_image(spread), clip.encode_image(many), rtol=1e-5, atol=1e-5)
+
+
+def test_inside_jit_it_says_what_to_do(clip, images):
+    with pytest.raises(UserError, match="inside it use clip_jax.ClipModel"):
+        jax.jit(clip.encode_image)(images)
+    assert clip.encode_image(jnp.asarray(images)).shape == (5, 8)
+    with pytest.raises(UserError, match="pictures on a device are uint8"):
+        clip.encode_image(jnp.asarray(images)[..., :1])
+
+
+def test_weights_go_with_the_last_use(params, images):
+    clip = Clip(CONFIG, params, tokenize)
+    clip.score(images, "red")
+    clip.zero_shot(images, ["red", "blue"], ["{}"])
+    gone = weakref.ref(clip)
+    gc.disable()
+    try:
+        del clip
+        assert gone() is None, "no cycle keeps it until the collector comes"
+    finally:
+        gc.enable()

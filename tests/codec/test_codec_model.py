@@ -182,6 +182,23 @@ def test_the_frozen_codec_on_a_mesh():
     assert len(tokens.sharding.device_set) == 8
 
 
+def test_the_frozen_codec_inside_a_callers_jit():
+    """What it keeps of its first use there serves every later one."""
+    config = CONFIGS["conv-vq"]
+    expected = FrozenCodec(config, *weights_of(config), IMAGE_SIZE).encode(pictures(2))
+    codec = FrozenCodec(config, *weights_of(config), IMAGE_SIZE)
+    inside = jax.jit(lambda images: codec.encode(images) + 0)(pictures(2))
+    np.testing.assert_array_equal(inside, expected)
+    np.testing.assert_array_equal(codec.encode(pictures(2)), expected)
+
+
+@pytest.mark.parametrize("images", [pictures(2) / 255, pictures(2)[..., :1], pictures(2)[0]])
+def test_what_is_no_picture_is_refused(images):
+    config = CONFIGS["patch-vq"]
+    with pytest.raises(ValueError, match="the codec takes uint8"):
+        FrozenCodec(config, *weights_of(config), IMAGE_SIZE).encode(images)
+
+
 def test_sizes_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ValueError, match="image_size 30 is not a multiple of the codec's 8: try 32"):
         CodecConfig().grid_size(30)

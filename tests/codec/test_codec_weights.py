@@ -119,8 +119,11 @@ def test_names_are_the_published_ones():
 def test_out_and_in_again_is_bitwise_the_same(dvae, vqgan, tmp_path, kind):
     config, params = (DVAE, dvae) if kind == "dvae" else (VQGAN, vqgan)
     save_codec(FrozenCodec(config, params, {}, 16), tmp_path / "out")
-    again = load_codec(tmp_path / "out", image_size=16)
-    assert again.config == config
+    again = load_codec(tmp_path / "out")
+    assert again.config == config and again.image_size == 16
+    assert load_codec(tmp_path / "out", image_size=32).image_size == 32
+    with pytest.raises(UserError, match="gs://bucket/x: weights are written to local folders alone"):
+        save_codec(again, "gs://bucket/x")
     same(again.weights[0], params)
     save_codec(again, tmp_path / "more")
     for file in (tmp_path / "out").iterdir():

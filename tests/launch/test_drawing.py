@@ -270,6 +270,45 @@ def test_chunks_are_alike_at_every_start(alone, monkeypatch):
     assert [p.candidates for p in sizes.values()] == [2, 8, 8, 8, 64]
 
 
+def test_pictures_in_every_form_have_the_same_tokens(alone, everything, tmp_path, monkeypatch):
+    images = everything.images[0][:5]
+    tokens = alone.encode(images)
+    Image.fromarray(images[4]).save(tmp_path / "last.png")
+    mixed = [*images[:3], Image.fromarray(images[3]), tmp_path / "last.png"]
+    np.testing.assert_array_equal(alone.encode(mixed), tokens)
+    monkeypatch.setattr("dalle_jax.pipeline._PICTURES_AT_ONCE", 2)
+    np.testing.assert_array_equal(alone.encode(iter(mixed)), tokens)
+    np.testing.assert_allclose(alone.decode(tokens).astype(int), images.astype(int), atol=255)
+    assert alone.encode([]).shape == (0, 64) and alone.decode(tokens[:0]).shape == (0, 64, 64, 3)
+    with pytest.raises(UserError, match="picture 0 is float64"):
+        alone.encode(images / 255.0)
+    with pytest.raises(UserError, match="pictures come in a list"):
+        alone.encode(images[0])
+    primed = alone.generate(CAPTIONS[0], num_samples=2, prime=Image.fromarray(images[3]), prime_rows=2)
+    np.testing.assert_array_equal(primed.tokens[:, :16], np.tile(tokens[3, :16], (2, 1)))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "part"),
+    [
+        ([], {}, "no prompt is given"),
+        (np.array(["a red circle", None], object), {}, "prompt 2 of 2 is no string but NoneType"),
+        ("a red circle", {"seed": -1}, "seed must be from 0 to"),
+        ("a red circle", {"seed": 2**32}, "seed must be from 0 to"),
+    ],
+)
+def test_what_cannot_be_drawn(alone, prompts, options, part):
+    with pytest.raises(UserError, match=part):
+        alone.generate(prompts, num_samples=2, **options)
+
+
+def test_what_could_not_be_scored_comes_last(alone):
+    def score(images, caption):
+        return np.array([np.nan, -2.0, -1.0, np.nan], np.float32)[: len(images)]
+
+    assert alone.generate(CAPTIONS[0], num_samples=4, score_fn=score, max_sequences=4).indices.tolist() == [2, 1, 0, 3]
+
+
 def test_no_sequence_at_once_is_refused(alone):
     with pytest.raises(UserError, match="max_sequences must be 1 or more, not 0"):
         alone.generate(CAPTIONS, num_samples=2, max_sequences=0)

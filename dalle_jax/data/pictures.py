@@ -1,0 +1,66 @@
+"""Pictures as people hold them: arrays, Pillow images, paths."""
+
+import os
+from collections.abc import Iterable
+
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+from PIL import Image
+
+from dalle_jax.data.config import DataConfig
+from dalle_jax.data.decode import decode, to_rgb, upright
+from dalle_jax.data.records import BadSample
+from dalle_jax.errors import UserError
+
+Picture = np.ndarray | Image.Image | str | os.PathLike
+"""uint8 [height, width, 3], a Pillow image, or the path of a file."""
+
+_MAX_PIXELS = DataConfig.max_pixels
+
+
+def picture_list(pictures: np.ndarray | Iterable[Picture] | Picture) -> list[Picture]:
+    """Pictures as a list.
+
+    Args:
+      pictures: any number of them, or uint8 [B, height, width, 3].
+
+    Raises:
+      UserError: it is one picture, not several.
+    """
+    if isinstance(pictures, str | os.PathLike | Image.Image):
+        raise UserError(f"pictures come in a list, [picture], and this is one alone: {str(pictures)[:80]}")
+    if isinstance(pictures, np.ndarray) and pictures.ndim == 3:
+        raise UserError(f"pictures come in a list or as [B, height, width, 3], not one alone of shape {pictures.shape}")
+    return list(pictures)
+
+
+def read_picture(picture: Picture, index: int = 0) -> UInt8[np.ndarray, "height width 3"]:
+    """The pixels of a picture, RGB, upright (the orientation that EXIF notes is applied).
+
+    Args:
+      picture: of any size.
+      index: of it among others, for the message.
+
+    Raises:
+      UserError: it is no picture, or a file cannot be read.
+    """
+    if isinstance(picture, Image.Image):
+        return np.asarray(to_rgb(upright(picture)))
+    if isinstance(picture, str | os.PathLike):
+        return _read(picture)
+    array = np.asarray(picture)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
+        raise UserError(
+            f"picture {index} is {array.dtype} of shape {array.shape}: give uint8 [height, width, 3] from 0 to 255"
+        )
+    return array
+
+
+def _read(path: str | os.PathLike) -> np.ndarray:
+    try:
+        return decode(epath.Path(path).read_bytes(), max_pixels=_MAX_PIXELS)
+    except OSError as error:
+        raise UserError(f"cannot read the picture {path}: {error.strerror or error}") from error
+    except BadSample as error:
+        raise UserError(f"cannot read the picture {path}: {error}") from error
