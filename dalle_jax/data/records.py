@@ -153,13 +153,36 @@ class Subset(Source):
         return len(self._indices)
 
     def __getitem__(self, index: int) -> Record:
-        return self._source[int(self._indices[index])]
+        return self._source[self._place(index)]
 
     def key(self, index: int) -> str:
-        return self._source.key(int(self._indices[index]))
+        return self._source.key(self._place(index))
 
     def captions(self, index: int) -> tuple[str, ...]:
-        return self._source.captions(int(self._indices[index]))
+        return self._source.captions(self._place(index))
+
+    def _place(self, index: int) -> int:
+        return int(self._indices[index])
+
+
+class Rest(Subset):
+    """All records of a source but some, in its order: what it takes in memory, in every worker, is that of the few."""
+
+    def __init__(self, source: Source, left_out: np.ndarray, name: str):
+        """Args:
+        source: of which records.
+        left_out: indices, ascending.
+        name: of what is left.
+        """
+        # How many records are left before each that is left out: they rise with it.
+        before = left_out.astype(np.int64) - np.arange(len(left_out))
+        super().__init__(source, before.astype(left_out.dtype), name)
+
+    def __len__(self) -> int:
+        return len(self._source) - len(self._indices)
+
+    def _place(self, index: int) -> int:
+        return index + int(np.searchsorted(self._indices, index, side="right"))
 
 
 def hash_key(key: str) -> int:

@@ -7,7 +7,7 @@ from dalle_jax.data import paths
 from dalle_jax.data.class_captions import ClassCaptions
 from dalle_jax.data.config import DataConfig, SourceConfig, SourceKind
 from dalle_jax.data.mixture import Mixture
-from dalle_jax.data.records import Source, Subset
+from dalle_jax.data.records import Rest, Source, Subset
 from dalle_jax.errors import UserError
 
 TRAIN, EVAL = "train", "eval"
@@ -72,14 +72,14 @@ def hold_out(source: Source, fraction: float, split: str) -> Source:
     if not held_out.any():
         # Too few samples for the fraction: one is better than an evaluation of nothing.
         held_out[int(np.argmin(source.key_hashes()))] = True
-    indices = np.flatnonzero(held_out if split == EVAL else ~held_out)
-    indices = indices.astype(np.uint32 if len(source) <= 1 << 32 else np.int64)
-    if not len(indices):
+    indices = np.flatnonzero(held_out).astype(np.uint32 if len(source) <= 1 << 32 else np.int64)
+    if split == TRAIN and len(indices) == len(source):
         raise UserError(
             f"{source.name} has {len(source)} sample(s), too few to hold out a share of {fraction}: set "
             "config.data.eval_fraction=0 or bring more data"
         )
-    return Subset(source, indices, f"{source.name}, {split} part")
+    kind = Subset if split == EVAL else Rest
+    return kind(source, indices, f"{source.name}, {split} part")
 
 
 def _open_named(config: SourceConfig, split: str) -> Source:

@@ -1,12 +1,13 @@
 """From a config to a source: kinds, splits, what is held out."""
 
 import os
+import pickle
 
 import numpy as np
 import pytest
 
 from dalle_jax.data.config import Augment, DataConfig, ShapesConfig, SourceKind, TokenizerConfig
-from dalle_jax.data.records import hash_key
+from dalle_jax.data.records import Rest, hash_key
 from dalle_jax.data.sources import hold_out, open_source
 from dalle_jax.errors import UserError
 
@@ -97,6 +98,14 @@ def test_tokenizer_config_refuses():
 def test_held_out_pictures_are_not_augmented():
     assert [augment.held_out for augment in (Augment.DVAE, Augment.DALLE, Augment.NONE)] == [Augment.NONE] * 3
     assert Augment.CLIP.held_out is Augment.CLIP_INFERENCE
+
+
+@pytest.mark.parametrize("left_out", [[], [0], [49], [0, 1, 2], [3, 4, 10, 48], list(range(49))])
+def test_the_rest_is_every_other_record_in_order(list_source, left_out):
+    source = list_source(50)
+    rest = Rest(source, np.array(left_out, np.uint32), "rest")
+    assert [rest.key(i) for i in range(len(rest))] == [source.key(i) for i in range(50) if i not in left_out]
+    assert rest[0] == source[int(rest.key(0).rpartition("-")[2])] and len(pickle.dumps(rest._indices)) < 1_000
 
 
 def test_hold_out_extremes(list_source):
