@@ -22,9 +22,14 @@ from dalle_jax.nn.attention import CacheLayout, KeyValue, LayerCache
 from dalle_jax.nn.transformer import GroupPlan
 
 
+@jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How a token is drawn from logits. The paper draws at temperature 1 from all codes."""
+    """How a token is drawn from logits. The paper draws at temperature 1 from all codes.
+
+    A compiled program serves every temperature, `top_p` and `guidance_scale`: they are arguments of it, and whether
+    they do anything is its form.
+    """
 
     temperature: float = 1.0
     """Divides the logits; 0 takes the most likely code."""
@@ -43,10 +48,31 @@ class SamplingConfig:
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f"top_p must be above 0 and at most 1, not {self.top_p}")
 
-    @property
+    @functools.cached_property
+    def greedy(self) -> bool:
+        """Whether the most likely code is taken."""
+        return self.temperature == 0
+
+    @functools.cached_property
+    def nucleus(self) -> bool:
+        """Whether `top_p` excludes codes."""
+        return self.top_p is not None and self.top_p < 1
+
+    @functools.cached_property
     def guided(self) -> bool:
         """Whether the empty caption's branch runs beside the prompt's."""
         return self.guidance_scale != 1.0
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        numbers = self.temperature, self.top_p, self.guidance_scale
+        return numbers, (self.top_k, self.greedy, self.nucleus, self.guided)
+
+    @classmethod
+    def tree_unflatten(cls, form: tuple[Any, ...], numbers: tuple[Any, ...]) -> "SamplingConfig":
+        self = object.__new__(cls)  # without checks: inside a program the numbers have no values
+        names = "temperature", "top_p", "guidance_scale", "top_k", "greedy", "nucleus", "guided"
+        self.__dict__.update(zip(names, (*numbers, *form), strict=True))
+        return self
 
 
 class Prime(NamedTuple):
@@ -70,7 +96,8 @@ def filter_logits(logits: Float[Array, "... K"], sampling: SamplingConfig) -> Fl
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         smallest = jax.lax.top_k(logits, sampling.top_k)[0][..., -1:]
         logits = jnp.where(logits >= smallest, logits, -jnp.inf)
-    if sampling.top_p is not None and sampling.top_p < 1:
+    if sampling.nucleus:
+        assert sampling.top_p is not None
         descending = jnp.sort(logits, axis=-1, descending=True)
         probabilities = jax.nn.softmax(descending, axis=-1)
         before = jnp.cumsum(probabilities, axis=-1) - probabilities
@@ -83,7 +110,7 @@ def choose(
     logits: Float[Array, "C P K"], keys: Key[Array, " C"], position: Int[Array, ""], sampling: SamplingConfig
 ) -> Int[Array, "C P"]:
     """Draws a code for every candidate of every prompt (Gumbel-max; a candidate's noise is one for all prompts)."""
-    if sampling.temperature == 0:
+    if sampling.greedy:
         return jnp.argmax(logits, axis=-1)
 
     def gumbel(key):
@@ -93,7 +120,7 @@ def choose(
     return jnp.argmax(filter_logits(logits, sampling) + noise[:, None], axis=-1)
 
 
-def guide(logits: Float[Array, "C Q K"], scale: float) -> Float[Array, "C P K"]:
+def guide(logits: Float[Array, "C Q K"], scale: float | Float[Array, ""]) -> Float[Array, "C P K"]:
     """Classifier-free guidance over a batch whose second half of prompts has the empty caption (Q = 2 P)."""
     caption, empty = jnp.split(logits, 2, axis=1)
     return empty + scale * (caption - empty)
@@ -164,7 +191,7 @@ def prefill(config: DecoderConfig, params: Any, text: Int[Array, "P T"]) -> Any:
     return Decoder(config).apply({"params": params}, text, method="prefill")
 
 
-@functools.partial(jax.jit, static_argnames=("config", "sampling"))
+@functools.partial(jax.jit, static_argnames=("config",))
 def draw(
     config: DecoderConfig,
     params: Any,

@@ -118,6 +118,16 @@ def test_no_step_copies_a_cache(params, apart):
     assert not re.findall(rf"= {cache}\S* copy\(.*", loops)
 
 
+def test_numbers_are_arguments_of_a_program(params):
+    """Trying a temperature, a `top_p` or a guidance scale does not compile the loop again; what they ask for counts."""
+    options = {"temperature": 0.9, "top_p": 0.9, "guidance_scale": 2.0}
+    first = drawn(params, [0, 1], SamplingConfig(**options))
+    compiled = draw._cache_size()
+    for other in ({"temperature": 1.7}, {"top_p": 0.3}, {"guidance_scale": 5.0}):
+        assert (drawn(params, [0, 1], SamplingConfig(**(options | other))) != first).any(), other
+    assert draw._cache_size() == compiled
+
+
 def test_another_seed_is_other_noise(params, eight):
     assert (drawn(params, range(8), seed=8) != eight).any()
 
