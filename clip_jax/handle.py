@@ -217,7 +217,8 @@ class Clip:
         if isinstance(sharding, NamedSharding):
             sharding = NamedSharding(sharding.mesh, PartitionSpec())
         if sharding not in self._placed:
-            self._placed[sharding] = jax.device_put(self._variables, sharding)
+            with jax.ensure_compile_time_eval():  # inside a caller's jit as well: what is kept must outlive it
+                self._placed[sharding] = jax.device_put(self._variables, sharding)
         return self._placed[sharding]
 
     @property

@@ -132,9 +132,9 @@ def load_codec(path: epath.PathLike, *, step: int | None = None, image_size: int
     """
     path = epath.Path(path)
     if path.is_dir() and (files := find_dvae(path)):
-        return _published(*load_dvae(files), image_size or _noted_size(path))
+        return _published(*load_dvae(files), _noted_size(path) if image_size is None else image_size)
     if file := _vqgan_file(path):
-        return _published(*load_vqgan(file), image_size or _noted_size(file.parent))
+        return _published(*load_vqgan(file), _noted_size(file.parent) if image_size is None else image_size)
     run = read_workdir(path)
     if not run.get("codec"):
         raise UserError(f"{path} has no codec: train one with a config that has a `codec` section, or name another")

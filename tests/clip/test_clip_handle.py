@@ -287,6 +287,10 @@ def test_pictures_on_a_mesh_of_explicit_axes(clip, images):
 def test_inside_jit_it_says_what_to_do(clip, images):
     with pytest.raises(UserError, match="inside it use clip_jax.ClipModel"):
         jax.jit(clip.encode_image)(images)
+    fresh = Clip(CONFIG, clip.variables["params"], tokenize)
+    with pytest.raises(jax.errors.TracerArrayConversionError):
+        jax.jit(lambda: fresh.encode_text(["red"]))()
+    np.testing.assert_array_equal(fresh.encode_text(["red"]), clip.encode_text(["red"]))  # nothing of the trace stayed
     assert clip.encode_image(jnp.asarray(images)).shape == (5, 8)
     with pytest.raises(UserError, match="pictures on a device are uint8"):
         clip.encode_image(jnp.asarray(images)[..., :1])

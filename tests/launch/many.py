@@ -83,7 +83,12 @@ def facts(workdir: Path, mesh_config: MeshConfig) -> dict:
 
     rows, batches = [], batches_on(sharding)
     # As on a TPU pod: the rows of a process do not lie together.
+    whole = Mesh(
+        np.asarray(jax.devices()).reshape(1, 1, -1), mesh.axis_names
+    )  # a model axis over all: each has all rows
     dealt = Mesh(np.asarray(jax.devices()).reshape(-1, 2).T.reshape(mesh.devices.shape), mesh.axis_names)
+    # A model axis over all of them: every process holds every row.
+    whole = Mesh(np.asarray(jax.devices()).reshape(1, 1, -1), mesh.axis_names)
 
     params, model_state = jax.tree.map(np.asarray, init_codec())
     codec = FrozenCodec(CODEC, params, model_state, SIZE)
@@ -101,6 +106,7 @@ def facts(workdir: Path, mesh_config: MeshConfig) -> dict:
     return {
         "batches": hashes(sharding),
         "dealt": hashes(NamedSharding(dealt, sharding.spec)),
+        "whole": hashes(NamedSharding(whole, sharding.spec)),
         "encoded": encoded.tolist(),
         "losses": [row[name] for row in rows for name in ("loss", "eval/loss") if name in row],
         "tokens": samples.tokens.tolist(),
