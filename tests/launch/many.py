@@ -83,9 +83,6 @@ def facts(workdir: Path, mesh_config: MeshConfig) -> dict:
 
     rows, batches = [], batches_on(sharding)
     # As on a TPU pod: the rows of a process do not lie together.
-    whole = Mesh(
-        np.asarray(jax.devices()).reshape(1, 1, -1), mesh.axis_names
-    )  # a model axis over all: each has all rows
     dealt = Mesh(np.asarray(jax.devices()).reshape(-1, 2).T.reshape(mesh.devices.shape), mesh.axis_names)
     # A model axis over all of them: every process holds every row.
     whole = Mesh(np.asarray(jax.devices()).reshape(1, 1, -1), mesh.axis_names)
