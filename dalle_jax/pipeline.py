@@ -26,6 +26,7 @@ from dalle_jax.decoder.sampling import (
     candidate_keys,
     draw,
     drawing_params,
+    drawing_rules,
     no_prime,
     prefill,
     with_empty_captions,
@@ -380,7 +381,8 @@ def load(workdir: epath.PathLike, *, step: int | None = None, mesh: MeshConfig |
 
 
 def _spread(abstract: Any, mesh: MeshConfig) -> tuple[Mesh, ShardingRules, Any]:
-    devices, rules = make_mesh(mesh), ShardingRules.of(mesh)
+    devices = make_mesh(mesh)
+    rules = drawing_rules(ShardingRules.of(mesh), abstract, devices, min(gather(free_bytes(devices))))
     return devices, rules, param_shardings(abstract, devices, rules)
 
 

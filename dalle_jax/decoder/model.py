@@ -81,9 +81,9 @@ class DecoderAttention:
 
     def _step(self, kind, q, k, v, cache, position):
         candidates, prompts = cache.image.k.shape[:2]
-        q, k, v = (x.reshape(candidates, prompts, *x.shape[2:]) for x in (q, k, v))
+        q, k, v = (spread(x.reshape(candidates, prompts, *x.shape[2:])) for x in (q, k, v))
         new = KeyValue(k, v)
-        attended = cached_attention(self.layout(kind), q, new, cache, position)
+        attended = spread(cached_attention(self.layout(kind), q, new, cache, position))
         return attended.reshape(candidates * prompts, 1, *attended.shape[2:]), new
 
 
@@ -93,6 +93,11 @@ def look_up(table: Float[Array, "V D"], ids: Int[Array, "B T"]) -> Float[Array, 
     Left alone, the compiler looks the whole batch's ids up in each device's part of the table and sums the parts.
     """
     return constrain_activations(nn.with_logical_constraint(table, (None, None))[ids])
+
+
+def spread(x: Float[Array, "C ..."], leading: int = 0) -> Float[Array, "C ..."]:
+    """Candidates over all devices of the batch, where their caches lie; `leading` axes before them are not split."""
+    return nn.with_logical_constraint(x, (*(None,) * leading, "batch", *(None,) * (x.ndim - leading - 1)))
 
 
 def constrain_logits(logits: Float[Array, "B T V"]) -> Float[Array, "B T V"]:

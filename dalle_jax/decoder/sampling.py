@@ -8,18 +8,18 @@ import dataclasses
 import functools
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
 from dalle_jax.decoder.config import DecoderConfig
-from dalle_jax.decoder.model import Decoder
+from dalle_jax.decoder.model import Decoder, spread
 from dalle_jax.errors import UserError
 from dalle_jax.nn.apart import kernels_as_rows, layers_apart
 from dalle_jax.nn.attention import CacheLayout, KeyValue, LayerCache
 from dalle_jax.nn.transformer import GroupPlan
+from dalle_jax.training.sharding import ShardingRules, shard_bytes
 
 
 @jax.tree_util.register_pytree_node_class
@@ -135,10 +135,9 @@ def make_caches(config: DecoderConfig, text_kv: Any, candidates: int) -> Any:
         layout = CacheLayout(pattern, config.grid_size, config.grid_size, config.conv_kernel)
         prompts = text.k.shape[-4]
         image = layout.empty(candidates, prompts, config.num_heads, config.head_dim, text.k.dtype)
-        image = KeyValue(*(nn.with_logical_constraint(x, ("batch", *(None,) * (x.ndim - 1))) for x in image))
         if leading:
             image = KeyValue(*(jnp.broadcast_to(x, (leading, *x.shape)) for x in image))
-        return LayerCache(text, image)
+        return LayerCache(text, KeyValue(*(spread(x, leading=int(leading > 0)) for x in image)))
 
     group = tuple(layer(p, kv, plan.repeats) for p, kv in zip(plan.group, group_kv, strict=True))
     tail = tuple(layer(p, kv, 0) for p, kv in zip(plan.tail, tail_kv, strict=True))
@@ -183,6 +182,26 @@ def drawing_params(config: DecoderConfig, params: Any, mesh: Mesh) -> Any:
         return params
     stack = layers_apart(params["transformer"], config.schedule)
     return {**params, "transformer": stack, "image_head": kernels_as_rows(params["image_head"])}
+
+
+def drawing_rules(rules: ShardingRules, boxed: Any, mesh: Mesh, free: int) -> ShardingRules:
+    """Rules for drawing: weights are split over `mlp`, `heads` and `vocab` alone where memory allows that.
+
+    Training gathers the parts along `embed` once for thousands of positions; drawing would, for every token. Nor are
+    the other parts gathered: rows of activations are, over the axes of `mlp`.
+
+    Args:
+      rules: that the parameters are trained with.
+      boxed: abstract float32 parameters with their logical axes.
+      mesh: to draw on.
+      free: bytes over all of its devices.
+
+    Returns:
+      The rules without `embed`, or as they are where that would take over a third of `free`.
+    """
+    stream = tuple(axis for axis in rules.batch if axis not in rules.mlp)
+    whole = dataclasses.replace(rules, embed=(), stream=stream)
+    return whole if 3 * mesh.devices.size * shard_bytes(boxed, mesh, whole) <= free else rules
 
 
 @functools.partial(jax.jit, static_argnames=("config",))

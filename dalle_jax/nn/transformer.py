@@ -130,8 +130,8 @@ class Attend(Protocol):
 
 
 def constrain_activations(x: Array) -> Array:
-    """Keeps the batch axis of `[B, ...]` over the mesh axes that the sharding rules give to `batch`."""
-    return nn.with_logical_constraint(x, ("batch",) + (None,) * (x.ndim - 1))
+    """Keeps the rows of `[B, ...]` over the mesh axes that the sharding rules give to `stream`: those of the batch."""
+    return nn.with_logical_constraint(x, ("stream",) + (None,) * (x.ndim - 1))
 
 
 def rows_product(rows: Float[Array, "o i"], x: Float[Array, "... i"]) -> Float[Array, "... o"]:
@@ -185,9 +185,15 @@ class Attention(nn.Module):
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         width = config.num_heads * config.head_dim
         qkv = self._qkv(x.astype(dtype), width)
+        # Of one position activations travel, not kernels: first as the kernel splits them, then whole rows, since
+        # heads that the mesh does not divide can be cut in no other way without a sum over all devices.
+        if cache is not None:
+            qkv = constrain_activations(nn.with_logical_constraint(qkv, ("stream", None, None, "heads")))
         q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:2], 3, config.num_heads, config.head_dim), 2, 0)
         attended, aux = self.attend(self.kind, q, k, v, cache, context)
         attended = attended.reshape(*x.shape[:2], width)
+        if cache is not None:
+            attended = nn.with_logical_constraint(constrain_activations(attended), ("stream", None, "heads"))
         out = Dense(x.shape[-1], ("heads", "embed"), self.init_fns.out, dtype=dtype, name="out")(attended)
         return out, aux
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dalle_jax.errors import UserError, closest
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.mesh import AXES
-from dalle_jax.training.trees import is_box, named_leaves, path_name
+from dalle_jax.training.trees import is_box, named_leaves, path_name, unbox
 
 MeshAxes = tuple[str, ...]
 
@@ -23,10 +23,12 @@ class ShardingRules:
     """The mesh axes over which each logical axis is split; `()` replicates.
 
     A weight is split over `tensor` along one dimension and over `fsdp` along the other; the compiler gathers the
-    second for use, so that `fsdp` shards state and `tensor` shards work.
+    second for use, so that `fsdp` shards state and `tensor` shards work. `stream` is of the rows of activations between
+    layers; None: as `batch`.
     """
 
     batch: MeshAxes = ("data", "fsdp")
+    stream: MeshAxes | None = None
     embed: MeshAxes = ("fsdp",)
     mlp: MeshAxes = ("tensor",)
     heads: MeshAxes = ("tensor",)
@@ -36,6 +38,8 @@ class ShardingRules:
     conv_out: MeshAxes = ("fsdp",)
 
     def __post_init__(self):
+        if self.stream is None:
+            object.__setattr__(self, "stream", self.batch)
         for field in dataclasses.fields(self):
             for axis in getattr(self, field.name):
                 if axis not in AXES:
@@ -121,6 +125,15 @@ def param_shardings(boxed: Any, mesh: Mesh, rules: ShardingRules) -> Any:
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(sharding, boxed, is_leaf=is_box)
+
+
+def shard_bytes(boxed: Any, mesh: Mesh, rules: ShardingRules) -> int:
+    """What one device holds of a tree of arrays in boxes; raises as `param_shardings` does."""
+    shardings = param_shardings(boxed, mesh, rules)
+    sizes = jax.tree.map(
+        lambda x, place: math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize, unbox(boxed), shardings
+    )
+    return sum(jax.tree.leaves(sizes))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -13,7 +13,15 @@ from jax.sharding import Mesh
 
 from dalle_jax.codec import CodecConfig, FrozenCodec
 from dalle_jax.decoder.model import abstract_params
-from dalle_jax.decoder.sampling import SamplingConfig, candidate_keys, draw, drawing_params, no_prime, prefill
+from dalle_jax.decoder.sampling import (
+    SamplingConfig,
+    candidate_keys,
+    draw,
+    drawing_params,
+    drawing_rules,
+    no_prime,
+    prefill,
+)
 from dalle_jax.decoder.task import DecoderTask
 from dalle_jax.training.config import MeshConfig, TrainConfig
 from dalle_jax.training.mesh import make_mesh
@@ -145,9 +153,10 @@ def sampling_targets(
     """
     assert run.decoder is not None
     config = run.decoder.model
-    mesh, rules = make_mesh(mesh_config, devices), ShardingRules.of(mesh_config)
+    mesh, boxed = make_mesh(mesh_config, devices), abstract_params(config)
+    memory = topology.num_chips * topology.chip.memory_bytes
+    rules = drawing_rules(ShardingRules.of(mesh_config), boxed, mesh, memory)
     check_batch(candidates, 1, mesh, rules)
-    boxed = abstract_params(config)
     with jax.set_mesh(mesh), rules.context():
         params = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),

@@ -55,8 +55,7 @@ def _bytes(program: Program, name: str, instruction: Instruction) -> int:
         return 0
     operands = program.operands(name, instruction)
     if opcode == "fusion":
-        body = program.computations[instruction.called["calls"]]
-        return _reads(body, operands) + _writes(body, instruction)
+        return _reads(program, instruction, operands) + _writes(program, instruction)
     if opcode in _PARTIAL_READS:
         return 2 * _in_memory(instruction.arrays)
     if opcode == "slice-start":
@@ -71,23 +70,29 @@ def _bytes(program: Program, name: str, instruction: Instruction) -> int:
     return _in_memory(operands) + _in_memory(instruction.arrays)
 
 
-def _reads(body: dict[str, Instruction], operands: list[HloArray]) -> int:
+def _reads(program: Program, fusion: Instruction, operands: list[HloArray]) -> int:
     """Of a fusion: whole operands, or the slices taken of them; nothing of a buffer that it updates or passes on."""
     total = 0
-    for parameter in body.values():
-        if parameter.opcode != "parameter":
-            continue
-        operand = operands[int(parameter.inside)]
-        parts = [_part(user, name) for user, name in _users(body, parameter.name)]
-        whole = any(part is None for part in parts)
-        total += (operand.bytes if whole else sum(part or 0 for part in parts)) * operand.in_memory
+    for i, operand in enumerate(operands):
+        part = _part_of(program, fusion, i) if operand.in_memory else 0
+        total += operand.bytes if part is None else part
     return total
 
 
-def _part(user: Instruction, name: str) -> int | None:
+def _part_of(program: Program, fusion: Instruction, operand: int) -> int | None:
+    """Bytes that a fusion, and those inside of it, read of an operand, where it is not the whole."""
+    body = program.computations[fusion.called["calls"]]
+    (parameter,) = [line for line in body.values() if line.opcode == "parameter" and int(line.inside) == operand]
+    parts = [_part(program, user, name) for user, name in _users(body, parameter.name)]
+    return None if None in parts else sum(part or 0 for part in parts)
+
+
+def _part(program: Program, user: Instruction, name: str) -> int | None:
     """Bytes that an instruction of a fusion reads of a value, where it is not the whole."""
     if user.opcode == "tuple" or _passes_on(user):
         return 0
+    if user.opcode == "fusion" and user.operands.count(name) == 1:
+        return _part_of(program, user, user.operands.index(name))
     if user.operands[0] != name or name in user.operands[1:]:
         return None
     if user.opcode in _PARTIAL_READS:
@@ -109,16 +114,30 @@ def _users(body: dict[str, Instruction], name: str) -> list[tuple[Instruction, s
     return found
 
 
-def _writes(body: dict[str, Instruction], fusion: Instruction) -> int:
+def _writes(program: Program, fusion: Instruction) -> int:
     """Of a fusion: its results, or what it puts into a buffer in place; nothing of what it passes on."""
+    body = program.computations[fusion.called["calls"]]
     (root,) = [instruction for instruction in body.values() if instruction.is_root]
     makers = [body[name] for name in root.operands] if root.opcode == "tuple" else [root] * len(fusion.arrays)
     total = 0
     for array, maker in zip(fusion.arrays, makers, strict=True):
-        while maker.opcode in ("bitcast", "get-tuple-element"):
-            maker = body[maker.operands[0]]
-        if maker.opcode == "parameter" or _passes_on(maker):
+        inside, maker = _maker(program, body, maker)
+        if inside is body and (maker.opcode == "parameter" or _passes_on(maker)):
             continue
-        written = body[maker.operands[1]].bytes if maker.opcode == "dynamic-update-slice" else array.bytes
+        written = inside[maker.operands[1]].bytes if maker.opcode == "dynamic-update-slice" else array.bytes
         total += written * array.in_memory
     return total
+
+
+def _maker(
+    program: Program, body: dict[str, Instruction], value: Instruction
+) -> tuple[dict[str, Instruction], Instruction]:
+    """What makes a value, and the computation that it is in, looked for through bitcasts and into fusions inside."""
+    while True:
+        if value.opcode in ("bitcast", "get-tuple-element"):
+            value = body[value.operands[0]]
+        elif value.opcode == "fusion" and len(value.arrays) == 1:
+            body = program.computations[value.called["calls"]]
+            (value,) = [instruction for instruction in body.values() if instruction.is_root]
+        else:
+            return body, value

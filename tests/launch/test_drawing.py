@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -230,7 +231,7 @@ def test_eight_devices_draw_what_one_draws(dalle, everything):
     np.testing.assert_allclose(samples.images.astype(int), everything.images.astype(int), atol=1)
 
 
-def on_mesh(tiny_run, folder: Path, **mesh: int) -> Dalle:
+def on_mesh(tiny_run, folder: Path, **mesh: Any) -> Dalle:
     """The run as if it had been trained on another mesh."""
     for entry in tiny_run.iterdir():
         (folder / entry.name).symlink_to(entry)
@@ -241,20 +242,25 @@ def on_mesh(tiny_run, folder: Path, **mesh: int) -> Dalle:
     return dalle_jax.load(folder)
 
 
-def test_a_run_is_spread_as_it_was_trained(tiny_run, tmp_path, everything):
-    """As near as the devices allow: 16 x 2 of the run become 4 x 2 of eight."""
-    spread = on_mesh(tiny_run, tmp_path, fsdp=16, tensor=2)
+@pytest.mark.parametrize("free, parts", [(10**12, 2), (10**3, 8)])
+@pytest.mark.parametrize("batch", [("data", "fsdp"), ("data", "fsdp", "tensor")])
+def test_a_run_is_spread_as_it_was_trained(tiny_run, tmp_path, everything, monkeypatch, batch, free, parts):
+    """As near as the devices allow: 16 x 2 of the run become 4 x 2 of eight. Weights along `tensor` alone, so that they
+    are not gathered for every token, where memory allows that."""
+    monkeypatch.setattr("dalle_jax.pipeline.free_bytes", lambda mesh: free)
+    spread = on_mesh(tiny_run, tmp_path, fsdp=16, tensor=2, rules=[["batch", batch]])
     assert dict(spread.mesh.shape) == {"data": 1, "fsdp": 4, "tensor": 2}
     biggest = max(jax.tree.leaves(spread.params), key=lambda leaf: leaf.size)
-    assert biggest.addressable_shards[0].data.size == biggest.size // 8
+    assert biggest.addressable_shards[0].data.size == biggest.size // parts
     samples = spread.generate(CAPTIONS, num_samples=8)
     # A sum in another order may tip a draw between two codes.
     assert (samples.tokens == everything.tokens).mean() > 0.95
 
 
 def test_a_mesh_that_does_not_divide_the_weights_here_gives_way(tiny_run, tmp_path, monkeypatch):
-    """Five devices along `fsdp`."""
+    """Five devices along `fsdp`, without the memory for whole weights on each."""
     five = jax.devices()[:5]
+    monkeypatch.setattr("dalle_jax.pipeline.free_bytes", lambda mesh: 10**3)
     monkeypatch.setattr(jax, "devices", lambda *_: five)
     assert dict(on_mesh(tiny_run, tmp_path, data=1, fsdp=-1).mesh.shape) == {"data": 5, "fsdp": 1, "tensor": 1}
 

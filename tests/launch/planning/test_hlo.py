@@ -62,6 +62,27 @@ TEXT = """HloModule step, is_scheduled=true
   ROOT %update = f32[15,100]{1,0} dynamic-update-slice(%stack, %row, %at, %at)
 }
 
+%layer (layers: f32[15,100], n: s32[]) -> f32[1,100] {
+  %layers = f32[15,100]{1,0} parameter(0)
+  %n = s32[] parameter(1)
+  ROOT %taken = f32[1,100]{1,0} dynamic-slice(%layers, %n, %n), dynamic_slice_sizes={1,100}
+}
+
+%product (all: f32[15,100], which: s32[], by: f32[1,100]) -> f32[1,100] {
+  %all = f32[15,100]{1,0} parameter(0)
+  %which = s32[] parameter(1)
+  %by = f32[1,100]{1,0} parameter(2)
+  %one = f32[1,100]{1,0} fusion(%all, %which), kind=kLoop, calls=%layer
+  ROOT %times = f32[1,100]{1,0} multiply(%one, %by)
+}
+
+%put-in (into: f32[15,100], what: f32[1,100], where: s32[]) -> f32[15,100] {
+  %into = f32[15,100]{1,0} parameter(0)
+  %what = f32[1,100]{1,0} parameter(1)
+  %where = s32[] parameter(2)
+  ROOT %done = f32[15,100]{1,0} fusion(%into, %what, %where), kind=kLoop, calls=%put
+}
+
 ENTRY %main (x.0: f32[128], w.0: f32[100], g.0: f32[256], s.0: bf16[64]) -> f32[64] {
   %zero.0 = s32[] constant(0)
   %x.0 = f32[128]{0} parameter(0)
@@ -78,6 +99,8 @@ ENTRY %main (x.0: f32[128], w.0: f32[100], g.0: f32[256], s.0: bf16[64]) -> f32[
   %stacked = f32[15,100]{1,0} broadcast(%fast.done), dimensions={1}
   %row.0 = f32[1,100]{1,0} reshape(%fast.done)
   %put.0 = f32[15,100]{1,0} fusion(%stacked, %row.0, %zero.0), kind=kLoop, calls=%put
+  %product.0 = f32[1,100]{1,0} fusion(%put.0, %zero.0, %row.0), kind=kOutput, calls=%product
+  %put.1 = f32[15,100]{1,0} fusion(%put.0, %product.0, %zero.0), kind=kLoop, calls=%put-in
   ROOT %scattered = f32[64]{0} fusion(%g.0), kind=kCustom, calls=%all-reduce-scatter
 }
 """
@@ -242,6 +265,8 @@ def test_traffic():
         "reshape from there, written": 400,
         "row put in place: read and written": 400 + 400,
         "its position": 4,
+        "a fusion inside of a fusion takes one row of fifteen; the product is written": 400 + 4 + 400 + 400,
+        "and another puts it in place": 400 + 4 + 400,
     }
     assert memory_traffic(parse(TEXT)) == sum(expected.values())
 
