@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from clip_jax.model import normalize
 from dalle_jax.errors import UserError
+from dalle_jax.nn.precision import matmul
 from dalle_jax.nn.transformer import constrain_activations
 
 
@@ -97,7 +98,7 @@ def _one_direction(
 
 
 def _logits(queries: Float[Array, "B E"], keys: Float[Array, "columns E"]) -> Float[Array, "B columns"]:
-    return constrain_activations(queries @ keys.T)
+    return constrain_activations(matmul(queries, keys.T))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -135,7 +136,7 @@ def _in_chunks_backward(chunk: int, residuals: tuple[Array, Array, Array], cotan
     def step(of_queries: Array, columns: Array) -> tuple[Array, Array]:
         # The gradient of a log-sum-exp is the softmax.
         of_logits = of_total[:, None] * jnp.exp(_logits(queries, columns) - total[:, None])
-        return of_queries + of_logits @ columns, of_logits.T @ queries
+        return of_queries + matmul(of_logits, columns), matmul(of_logits.T, queries)
 
     parts = keys.reshape(-1, chunk, keys.shape[-1])
     of_queries, of_parts = jax.lax.scan(step, jnp.zeros_like(queries), parts)

@@ -35,6 +35,7 @@ from clip_jax.text import TokenEmbedding, end_positions
 from clip_jax.vision import normalize_pixels
 from dalle_jax.errors import UserError
 from dalle_jax.nn.attention import causal_attention
+from dalle_jax.nn.precision import matmul
 from dalle_jax.nn.transformer import Dense, Transformer, layer_norm, same_everywhere, uniform_kinds
 from dalle_jax.training.distributed import to_host
 from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task
@@ -240,7 +241,7 @@ class WordsTask(ObjectiveTask):
 
     def scores(self, params: Params, model_state: ModelState, images: Array) -> Float[Array, "B classes"]:
         found, _ = self._apply(params, model_state, self._pixels(images), key=None)
-        return found @ self._targets(jnp.asarray(self.classes)).mean(axis=1).T
+        return matmul(found, self._targets(jnp.asarray(self.classes)).mean(axis=1).T)
 
     def _targets(self, ids: Array) -> Array:
         return word_targets(ids, self.config.text.end_id, self.config.text.vocab_size)
@@ -277,7 +278,8 @@ class ContrastiveTask(ObjectiveTask):
         count, captions, length = self.classes.shape
         text = model.apply(variables, jnp.asarray(self.classes.reshape(-1, length)), method="encode_text")
         directions = normalize(normalize(text).reshape(count, captions, -1).mean(axis=1))
-        return normalize(model.apply(variables, self._pixels(images), method="encode_image")) @ directions.T
+        image = normalize(model.apply(variables, self._pixels(images), method="encode_image"))
+        return matmul(image, directions.T)
 
 
 TASKS = {Objective.CAPTION: CaptionTask, Objective.WORDS: WordsTask, Objective.CONTRASTIVE: ContrastiveTask}

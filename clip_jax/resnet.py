@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from clip_jax.config import ResNetConfig, VisionConfig
 from clip_jax.initializers import torch_linear
 from dalle_jax.nn.attention import dense_attention
+from dalle_jax.nn.precision import matmul, precision_of
 from dalle_jax.nn.transformer import Dense, constrain_activations, rematerialised
 
 EPSILON = 1e-5
@@ -42,11 +43,14 @@ class Conv(nn.Module):
         kernel = self.param("kernel", init, (side, side, features_in, self.features), jnp.float32)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if side == 1:
-            return jnp.dot(x, kernel[0, 0])
+            return matmul(x, kernel[0, 0])
         # As PyTorch pads; "SAME" has no row above where the stride is 2.
         pad = (side // 2, side // 2)
         strides = (self.stride, self.stride)
-        return jax.lax.conv_general_dilated(x, kernel, strides, (pad, pad), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, strides, (pad, pad), dimension_numbers=dimensions, precision=precision_of(x, kernel)
+        )
 
 
 class BatchNorm(nn.Module):

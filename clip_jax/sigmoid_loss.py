@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from clip_jax.losses import Best, ContrastiveLoss, chunk_of
 from clip_jax.model import normalize
+from dalle_jax.nn.precision import matmul
 
 Gradients = tuple[Float[Array, "B E"], Float[Array, "B E"], Float[Array, ""], Float[Array, ""]]
 """With respect to image, text, scale and bias."""
@@ -159,6 +160,6 @@ def _block(
       rows: of the pictures in the global batch.
       columns: of the captions.
     """
-    logits = scale * image @ text.T + bias
+    logits = matmul(scale * image, text.T) + bias
     signs = jnp.where(rows[:, None] == columns, 1.0, -1.0)
     return -jnp.sum(jax.nn.log_sigmoid(signs * logits)), logits

@@ -15,6 +15,7 @@ from clip_jax.model import ClipModel, init_variables, normalize
 from clip_jax.preview import similarity_sheet
 from clip_jax.sigmoid_loss import sigmoid_loss
 from clip_jax.vision import normalize_pixels
+from dalle_jax.nn.precision import matmul
 from dalle_jax.training.distributed import to_host
 from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task
 
@@ -164,4 +165,4 @@ class ClipTask(Task):
 
     def _match(self, params: Params, model_state: ModelState, batch: Batch) -> Float[Array, "B B"]:
         (image, text), _ = self._encode(params, model_state, batch)
-        return jax.nn.softmax(jnp.exp(params["logit_scale"]) * normalize(image) @ normalize(text).T, axis=-1)
+        return jax.nn.softmax(matmul(jnp.exp(params["logit_scale"]) * normalize(image), normalize(text).T), axis=-1)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from dalle_jax.nn.precision import matmul, precision_of
+
 
 class Conv(nn.Module):
     """Convolution that keeps the size, or halves an even one with stride 2 (zeros then come below and at the right).
@@ -32,10 +34,15 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "B height width i"]) -> Float[Array, "B height2 width2 o"]:
         x, kernel = x.astype(self.dtype), self.kernel.astype(self.dtype)
         if self.kernel_size == 1:
-            y = jnp.dot(x, kernel[0, 0])
+            y = matmul(x, kernel[0, 0])
         else:
             y = lax.conv_general_dilated(
-                x, kernel, (self.stride, self.stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+                x,
+                kernel,
+                (self.stride, self.stride),
+                "SAME",
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                precision=precision_of(x, kernel),
             )
         return y + self.bias.astype(self.dtype)
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dalle_jax.codec.config import VqConfig
+from dalle_jax.nn.precision import matmul
 
 CodebookState = dict[str, Any]
 """`codebook` float32 [K, E], and moving averages over updates: `counts` [K], how many vectors chose each code, and
@@ -39,7 +40,7 @@ def unit_length(vectors: Float[Array, "*shape E"]) -> Float[Array, "*shape E"]:
 
 def squared_distances(vectors: Float[Array, "*batch E"], codebook: Float[Array, "K E"]) -> Float[Array, "*batch K"]:
     """Squared Euclidean distance to every code, less each vector's own squared length (which no comparison needs)."""
-    return jnp.sum(jnp.square(codebook), axis=-1) - 2.0 * vectors @ codebook.T
+    return jnp.sum(jnp.square(codebook), axis=-1) - 2.0 * matmul(vectors, codebook.T)
 
 
 def nearest_codes(vectors: Float[Array, "*batch E"], codebook: Float[Array, "K E"]) -> Int[Array, "*batch"]:
@@ -80,7 +81,7 @@ def update_codebook(
     codebook_size = state["counts"].shape[0]
     chosen = jax.nn.one_hot(tokens, codebook_size, dtype=jnp.float32)
     counts = config.decay * state["counts"] + (1.0 - config.decay) * jnp.sum(chosen, axis=0)
-    sums = config.decay * state["sums"] + (1.0 - config.decay) * chosen.T @ vectors
+    sums = config.decay * state["sums"] + (1.0 - config.decay) * matmul(chosen.T, vectors)
 
     even_share = vectors.shape[0] / codebook_size
     dead = counts < config.dead_share * even_share

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from dalle_jax.codec.layers import Conv, upsample
 from dalle_jax.codec.pixels import to_uint8
 from dalle_jax.codec.relaxation import nearest_codes
+from dalle_jax.nn.precision import einsum
 
 NORM_GROUPS = 32
 
@@ -89,8 +90,8 @@ class AttentionBlock(nn.Module):
     def __call__(self, x: Float[Array, "B height width c"]) -> Float[Array, "B height width c"]:
         width, h = x.shape[-1], group_norm("norm")(x)
         q, k, v = (conv(h, width, 1, part).reshape(x.shape[0], -1, width) for part in "qkv")
-        weights = jax.nn.softmax(jnp.einsum("bqc,bkc->bqk", q, k) * width**-0.5, axis=-1)
-        attended = jnp.einsum("bqk,bkc->bqc", weights, v).reshape(x.shape)
+        weights = jax.nn.softmax(einsum("bqc,bkc->bqk", q, k) * width**-0.5, axis=-1)
+        attended = einsum("bqk,bkc->bqc", weights, v).reshape(x.shape)
         return x + conv(attended, width, 1, "proj_out")
 
 

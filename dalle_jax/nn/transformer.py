@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dalle_jax.config import check_at_least, check_share
+from dalle_jax.nn.precision import einsum, matmul, precision_of
 
 
 class Activation(enum.Enum):
@@ -140,7 +141,8 @@ def rows_product(rows: Float[Array, "o i"], x: Float[Array, "... i"]) -> Float[A
     Where `x` has few rows, XLA's product with the kernel on the right and inputs first takes two to three times as
     long. The barrier keeps it from being turned into that form.
     """
-    y = jax.lax.dot_general(rows, x.reshape(-1, x.shape[-1]), (((1,), (1,)), ((), ())))
+    contracting = (((1,), (1,)), ((), ()))
+    y = jax.lax.dot_general(rows, x.reshape(-1, x.shape[-1]), contracting, precision_of(rows, x))
     return jax.lax.optimization_barrier(y).T.reshape(*x.shape[:-1], -1)
 
 
@@ -165,7 +167,7 @@ class Dense(nn.Module):
         else:
             kernel_init = nn.with_logical_partitioning(self.kernel_init, self.axes)
             kernel = self.param("kernel", kernel_init, (x.shape[-1], self.features), jnp.float32)
-            y = jnp.dot(x, kernel.astype(self.dtype))
+            y = matmul(x, kernel.astype(self.dtype))
         if self.use_bias:
             bias_init = nn.with_logical_partitioning(self.bias_init, self.axes[1:])
             y += self.param("bias", bias_init, (self.features,), jnp.float32).astype(self.dtype)
@@ -209,7 +211,7 @@ class Attention(nn.Module):
             return qkv.reshape(*x.shape[:2], 3, width) + bias
         kernel_init = nn.with_logical_partitioning(qkv_init, ("embed", None, "heads"))
         kernel = self.param("qkv_kernel", kernel_init, (x.shape[-1], 3, width), jnp.float32)
-        return jnp.einsum("btd,dcw->btcw", x, kernel.astype(x.dtype)) + bias
+        return einsum("btd,dcw->btcw", x, kernel.astype(x.dtype)) + bias
 
 
 class Mlp(nn.Module):

@@ -23,8 +23,11 @@ _UNSIGNED = {1: "uint8", 2: "uint16", 4: "uint32"}
 def checksums(trees: Mapping[str, Any]) -> dict[str, int]:
     """The checksum of every array, by `tree/a/b/c`. Where processes share arrays, all call it, with the same trees."""
     leaves = {f"{tree}/{name}": leaf for tree in trees for name, leaf in named_leaves(trees[tree]).items()}
-    sums = {name: _on_device(x) if isinstance(x, jax.Array) else _on_host(np.asarray(x)) for name, x in leaves.items()}
-    return {name: int(value) for name, value in sums.items()}
+    # One after the other: on a CPU with several devices, many small programs that sum over them at once may come to a
+    # standstill, each with a thread that another one waits for.
+    return {
+        name: int(_on_device(x)) if isinstance(x, jax.Array) else _on_host(np.asarray(x)) for name, x in leaves.items()
+    }
 
 
 def changed(trees: Mapping[str, Any], saved: Mapping[str, int]) -> list[str]:

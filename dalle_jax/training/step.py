@@ -14,6 +14,16 @@ from dalle_jax.training.optimizer import learning_rate
 from dalle_jax.training.state import TrainState
 from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task
 
+_COMPILER_OPTIONS: dict[str, dict[str, bool | str]] = {
+    # A weight is gathered whole and multiplied at once. The compiler would multiply each part as it comes, and where a
+    # batch is split as finely as the weights, write and read every result as often as there are parts: of the decoder
+    # of 1.3 billion on v5e-32, 3.6 times the memory traffic and 3.3 times the bytes sent.
+    "tpu": {
+        "xla_tpu_enable_windowed_einsum_for_all_gather": False,
+        "xla_tpu_enable_windowed_einsum_for_reduce_scatter": False,
+    }
+}
+
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
@@ -84,7 +94,14 @@ def make_train_step(
 
 def compile_step(train_step: TrainStep, shardings: TrainState) -> jax.stages.Wrapped:
     """Jits a step: the state keeps its shardings, and its memory is handed on to the next one."""
-    return jax.jit(train_step, in_shardings=(shardings, None), out_shardings=(shardings, None), donate_argnums=0)
+    platform = jax.tree.leaves(shardings)[0].mesh.devices.flat[0].platform
+    return jax.jit(
+        train_step,
+        in_shardings=(shardings, None),
+        out_shardings=(shardings, None),
+        donate_argnums=0,
+        compiler_options=_COMPILER_OPTIONS.get(platform),
+    )
 
 
 def _mean_gradients(

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 from jax.extend import core
 
 
@@ -20,17 +21,25 @@ class FlopCount:
     Attributes:
       total: FLOPs of matrix products and convolutions over the global batch; a multiplication and an addition are two.
       unknown_loops: loops whose number of rounds the program does not say; their bodies are counted once.
+      exact: the part of `total` whose factors are float32 and multiplied as such.
     """
 
     total: float
     unknown_loops: int = 0
+    exact: float = 0.0
+
+    @property
+    def passes(self) -> float:
+        """FLOPs of units that multiply bfloat16, which take six passes to a product of float32."""
+        return self.total + 5 * self.exact
 
     def __add__(self, other: "FlopCount") -> "FlopCount":
-        return FlopCount(self.total + other.total, self.unknown_loops + other.unknown_loops)
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return FlopCount(*(mine + yours for mine, yours in pairs))
 
     def times(self, count: int) -> "FlopCount":
         """Of a loop of `count` rounds."""
-        return FlopCount(self.total * count, self.unknown_loops)
+        return FlopCount(self.total * count, self.unknown_loops, self.exact * count)
 
 
 def count_flops(program: core.ClosedJaxpr | core.Jaxpr) -> FlopCount:
@@ -45,10 +54,9 @@ def count_flops(program: core.ClosedJaxpr | core.Jaxpr) -> FlopCount:
 
 def _count(equation: Any) -> FlopCount:
     name, params = equation.primitive.name, equation.params
-    if name == "dot_general":
-        return FlopCount(_dot(equation))
-    if name == "conv_general_dilated":
-        return FlopCount(_convolution(equation))
+    if name in ("dot_general", "conv_general_dilated"):
+        total = _dot(equation) if name == "dot_general" else _convolution(equation)
+        return FlopCount(total, exact=total if _is_exact(params["precision"]) else 0.0)
     inner = [count_flops(program) for program in inner_programs(params)]
     if name == "cond":
         return max(inner, key=lambda count: count.total)
@@ -72,6 +80,10 @@ def inner_programs(params: dict[str, Any]) -> Iterator[core.ClosedJaxpr | core.J
         for item in value if isinstance(value, list | tuple) else (value,):
             if isinstance(item, core.ClosedJaxpr | core.Jaxpr):
                 yield item
+
+
+def _is_exact(precision: Any) -> bool:
+    return jax.lax.Precision.HIGHEST in (precision if isinstance(precision, tuple) else (precision,))
 
 
 def _dot(equation: Any) -> float:

@@ -11,6 +11,7 @@ from dalle_jax.decoder.config import DecoderConfig
 from dalle_jax.nn.attention import CacheLayout
 from dalle_jax.training.config import MeshConfig
 from launch.planning.collectives import Collective
+from launch.planning.flops import FlopCount
 from launch.planning.measure import Measurement, measure
 from launch.planning.programs import Target, sampling_targets, training_target
 from launch.planning.proposals import Proposal, propose, propose_sampling
@@ -39,7 +40,7 @@ def plan_training(config: str, run: RunConfig, stage: str, topology: Topology, g
     target, train = training_target(run, stage, mesh, topology, devices)
     traced, flops = target.traced()
     measured, _ = measure(target, traced)
-    seconds = _roofline(target, measured, flops.total)
+    seconds = _roofline(target, measured, flops.passes)
     plan = _plan(config, target, measured, flops.total, seconds, train.batch_size, train.num_steps, notes)
     if flops.unknown_loops or measured.unknown_loops:
         plan = dataclasses.replace(plan, notes=(*notes, "loops of unknown length are counted once"))
@@ -66,15 +67,15 @@ def plan_sampling(
     assert run.decoder is not None
     mesh, notes = _mesh(run.mesh, topology, given)
     model, devices = run.decoder.model, topology.devices()
-    target, measured, total = _drawn(run, mesh, topology, devices, num_samples)
-    flops = total / model.image_length
+    target, measured, count = _drawn(run, mesh, topology, devices, num_samples)
+    flops = count.total / model.image_length
     # One token of every picture: the loop over positions is all that the program does.
     token = dataclasses.replace(
         measured,
         traffic_bytes=measured.traffic_bytes / model.image_length,
         transfers=tuple(_share(transfer, model.image_length) for transfer in measured.transfers),
     )
-    seconds = _roofline(target, token, flops)
+    seconds = _roofline(target, token, count.passes / model.image_length)
     plan = _plan(config, target, token, flops, seconds, num_samples, model.image_length, notes)
     plan = dataclasses.replace(plan, stage="sampling", caches=cache_rows(model))
     if plan.fits:
@@ -88,15 +89,15 @@ def plan_sampling(
 
 def _drawn(
     run: RunConfig, mesh: MeshConfig, topology: Topology, devices: Sequence[Any], candidates: int
-) -> tuple[Target, Measurement, float]:
+) -> tuple[Target, Measurement, FlopCount]:
     """The drawing of so many pictures at once, compiled, and its FLOPs; the caption's program where that is refused."""
     prefill, drawing = sampling_targets(run, mesh, topology, devices, candidates)
     measured, compiled = measure(prefill, prefill.traced()[0])
     if compiled is None:
-        return prefill, measured, 0.0
+        return prefill, measured, FlopCount(0.0)
     target = drawing(compiled)
     traced, flops = target.traced()
-    return target, measure(target, traced)[0], flops.total
+    return target, measure(target, traced)[0], flops
 
 
 def _change(proposal: Proposal, measured: Measurement) -> Change:

@@ -16,7 +16,7 @@ class Roofline:
     """Seconds of one step by what limits them; each is a lower bound, as if the others took no time.
 
     Attributes:
-      compute: executed FLOPs at the chip's peak.
+      compute: executed FLOPs at the chip's peak, those of float32 six times.
       memory: bytes read and written at the memory's bandwidth.
       links: bytes sent within slices, one transfer after another, each at the bandwidth of the links along its axes.
       network: bytes sent between slices.
@@ -44,14 +44,14 @@ class Roofline:
 
 
 def roofline(
-    topology: Topology, mesh: Mesh, executed_flops: float, memory_bytes: float, transfers: Sequence[Collective]
+    topology: Topology, mesh: Mesh, passes: float, memory_bytes: float, transfers: Sequence[Collective]
 ) -> Roofline:
     """Bounds of one step.
 
     Args:
       topology: the chips.
       mesh: their arrangement, on which `transfers` name axes.
-      executed_flops: of all chips together.
+      passes: see `FlopCount`; of all chips together.
       memory_bytes: of one chip.
       transfers: of one chip, see `collectives`.
     """
@@ -62,7 +62,7 @@ def roofline(
             links += transfer.within / topology.link_bandwidth(mesh, transfer.axes)
         network += transfer.between / topology.family.network_bandwidth
     return Roofline(
-        compute=executed_flops / topology.num_chips / chip.flops,
+        compute=passes / topology.num_chips / chip.flops,
         memory=memory_bytes / chip.memory_bandwidth,
         links=links,
         network=network,

@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dalle_jax.nn.attention.patterns import Pattern, band_offsets
+from dalle_jax.nn.precision import einsum
 
 
 class KeyValue(NamedTuple):
@@ -120,12 +121,12 @@ def cached_attention(
     """
     past, seen = layout.read(cache.image, position)
     q = q_CPNH * q_CPNH.shape[-1] ** -0.5
-    text = jnp.einsum("cpnh,pnsh->cpns", q, cache.text.k, preferred_element_type=jnp.float32)
-    image = jnp.einsum("cpnh,cpnkh->cpnk", q, past.k, preferred_element_type=jnp.float32)
-    itself = jnp.einsum("cpnh,cpnh->cpn", q, own.k, preferred_element_type=jnp.float32)[..., None]
+    text = einsum("cpnh,pnsh->cpns", q, cache.text.k, preferred_element_type=jnp.float32)
+    image = einsum("cpnh,cpnkh->cpnk", q, past.k, preferred_element_type=jnp.float32)
+    itself = einsum("cpnh,cpnh->cpn", q, own.k, preferred_element_type=jnp.float32)[..., None]
     image = jnp.where(seen, image, -jnp.inf)
     weights = jax.nn.softmax(jnp.concatenate([text, image, itself], axis=-1), axis=-1).astype(own.v.dtype)
     text, image, itself = jnp.split(weights, [text.shape[-1], weights.shape[-1] - 1], axis=-1)
-    out = jnp.einsum("cpns,pnsh->cpnh", text, cache.text.v, preferred_element_type=jnp.float32)
-    out += jnp.einsum("cpnk,cpnkh->cpnh", image, past.v, preferred_element_type=jnp.float32)
+    out = einsum("cpns,pnsh->cpnh", text, cache.text.v, preferred_element_type=jnp.float32)
+    out += einsum("cpnk,cpnkh->cpnh", image, past.v, preferred_element_type=jnp.float32)
     return (out + itself * own.v).astype(own.v.dtype)

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from dalle_jax.nn.precision import einsum
+
 
 def dense_attention(
     q_BTNH: Float[Array, "B T N H"],
@@ -23,11 +25,11 @@ def dense_attention(
       The attended values in the dtype of `v_BSNH`.
     """
     scale = q_BTNH.shape[-1] ** -0.5
-    scores_BNTS = jnp.einsum("btnh,bsnh->bnts", q_BTNH * scale, k_BSNH, preferred_element_type=jnp.float32)
+    scores_BNTS = einsum("btnh,bsnh->bnts", q_BTNH * scale, k_BSNH, preferred_element_type=jnp.float32)
     if mask_TS is not None:
         scores_BNTS = jnp.where(mask_TS, scores_BNTS, -jnp.inf)
     weights_BNTS = jax.nn.softmax(scores_BNTS, axis=-1).astype(v_BSNH.dtype)
-    return jnp.einsum("bnts,bsnh->btnh", weights_BNTS, v_BSNH)
+    return einsum("bnts,bsnh->btnh", weights_BNTS, v_BSNH)
 
 
 def causal_attention(

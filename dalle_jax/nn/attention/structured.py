@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from dalle_jax.nn.attention.dense import causal_attention
 from dalle_jax.nn.attention.patterns import Pattern, band_offsets
+from dalle_jax.nn.precision import einsum
 
 QUERY_CHUNK = 128
 """Image queries of a `full` layer scored at a time: the largest array grows with the length, not with its square."""
@@ -72,8 +73,8 @@ def _two_part_attention(
     B, N, G, Q, H = q.shape
     (k_text, v_text), (k_local, v_local) = text_kv, local_kv
     flat = q.reshape(B, N, G * Q, H)
-    text = jnp.einsum("bnqh,bnsh->bnqs", flat, k_text, preferred_element_type=jnp.float32)
-    local = jnp.einsum("bngqh,bngkh->bngqk", q, k_local, preferred_element_type=jnp.float32)
+    text = einsum("bnqh,bnsh->bnqs", flat, k_text, preferred_element_type=jnp.float32)
+    local = einsum("bngqh,bngkh->bngqk", q, k_local, preferred_element_type=jnp.float32)
     local = jnp.where(mask, local, -jnp.inf).reshape(B, N, G * Q, -1)
     # The maximum only guards against overflow: the result does not depend on it, so neither does the gradient.
     top = jax.lax.stop_gradient(jnp.maximum(text.max(-1, keepdims=True), local.max(-1, keepdims=True)))
@@ -81,8 +82,8 @@ def _two_part_attention(
     total = text.sum(-1, keepdims=True) + local.sum(-1, keepdims=True)
     dtype = v_text.dtype
     local = local.astype(dtype).reshape(B, N, G, Q, -1)
-    out = jnp.einsum("bnqs,bnsh->bnqh", text.astype(dtype), v_text, preferred_element_type=jnp.float32)
-    out += jnp.einsum("bngqk,bngkh->bngqh", local, v_local, preferred_element_type=jnp.float32).reshape(out.shape)
+    out = einsum("bnqs,bnsh->bnqh", text.astype(dtype), v_text, preferred_element_type=jnp.float32)
+    out += einsum("bngqk,bngkh->bngqh", local, v_local, preferred_element_type=jnp.float32).reshape(out.shape)
     return (out / total).astype(dtype)
 
 

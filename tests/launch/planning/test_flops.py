@@ -25,6 +25,16 @@ def test_products():
     assert flops(jax.jit(jnp.dot), X, W).total == PRODUCT
 
 
+def test_a_product_of_float32_takes_six_passes():
+    def exact(x, w):
+        return jnp.sum(jnp.sin(jnp.matmul(x, w, precision="highest")) @ w)
+
+    count = flops(jax.grad(lambda x: jax.lax.fori_loop(0, 3, lambda _, h: h + exact(h, W), x).sum()), X)
+    assert count.total == 3 * 4 * PRODUCT and count.exact == 3 * 2 * PRODUCT
+    assert count.passes == 3 * (2 + 2 * 6) * PRODUCT
+    assert flops(jnp.dot, X, W).passes == PRODUCT
+
+
 def test_a_gradient_has_a_product_for_each_operand():
     def loss(x, w):
         return jnp.sum(jnp.sin(x @ w))

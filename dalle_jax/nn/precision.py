@@ -1,0 +1,28 @@
+"""Products that are as exact as the dtype of their factors, on every device.
+
+Left alone, a TPU multiplies float32 as bfloat16 and a recent GPU as TF32. Where float32 is asked for here (in logits,
+losses, and models whose `dtype` says so) it is meant; what may be coarser says bfloat16. Of bfloat16 factors the
+products of the backward pass, whose gradients are float32 before they are rounded, stay coarse too.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+
+def precision_of(*factors: Array) -> jax.lax.Precision:
+    """The precision of a product of arrays, and of its gradient's products."""
+    wide = jnp.result_type(*factors) == jnp.float32
+    return jax.lax.Precision.HIGHEST if wide else jax.lax.Precision.DEFAULT
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """`a @ b`."""
+    return jnp.matmul(a, b, precision=precision_of(a, b))
+
+
+def einsum(subscripts: str, *factors: Array, **options: Any) -> Array:
+    """`jnp.einsum`."""
+    return jnp.einsum(subscripts, *factors, precision=precision_of(*factors), **options)
