@@ -49,7 +49,8 @@ def test_transfers_of_a_decoder(decoder):
 
 def test_time_and_flops_of_a_decoder(decoder):
     assert decoder.executed_flops / decoder.useful_flops >= 1.0
-    assert decoder.seconds.compute == pytest.approx(decoder.executed_flops / 4 / 197e12)
+    # It is of float32, which takes six passes of the chip's units.
+    assert decoder.seconds.compute == pytest.approx(6 * decoder.executed_flops / 4 / 197e12)
     assert "bound by" in table(decoder)
 
 
