@@ -13,6 +13,7 @@ from dalle_jax.training.config import MeshConfig
 from launch.planning import measure, plans, proposals
 from launch.planning.collectives import collectives
 from launch.planning.families import FAMILIES
+from launch.planning.flops import FlopCount
 from launch.planning.hlo import parse
 from launch.planning.measure import Measurement
 from launch.planning.plans import cache_rows, plan_sampling
@@ -240,7 +241,7 @@ def test_a_drawing_that_does_not_fit_is_compiled_once_more(drawing, monkeypatch)
     def drawn(run, mesh, topology, devices, candidates):
         tried.append(candidates)
         measured = Measurement(True, target.state_bytes + candidates * target.state_bytes, 1.0)
-        return dataclasses.replace(target, topology=topology), measured, 1e9
+        return dataclasses.replace(target, topology=topology), measured, FlopCount(1e9)
 
     monkeypatch.setattr(plans, "_drawn", drawn)
     monkeypatch.setattr(Topology, "devices", lambda self: jax.devices())

@@ -141,7 +141,7 @@ def test_roofline_arithmetic():
         Collective("all-reduce", ("data",), 1, within=0.0, between=6.25e9),
         Collective("all-reduce", ("tensor",), 1, within=50e9, between=0.0),
     ]
-    seconds = roofline(two, mesh, executed_flops=512 * 197e12 * 1.25, memory_bytes=819e9 / 2, transfers=transfers)
+    seconds = roofline(two, mesh, passes=512 * 197e12 * 1.25, memory_bytes=819e9 / 2, transfers=transfers)
     assert seconds.compute == pytest.approx(1.25)
     assert seconds.memory == pytest.approx(0.5)
     assert seconds.links == pytest.approx(1.0 + 0.5)
