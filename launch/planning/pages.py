@@ -23,8 +23,8 @@ Nothing here was run on a TPU.
 - **executed / useful**: FLOPs of matrix products and convolutions in the traced program, recomputation and loops
   included, over the useful ones by the formula under the table.
 - **at least**: seconds of a step at the chip's peak (six times as many for products of float32), at its memory's
-  bandwidth, at its links' and, between slices, at its share of the host's network. The largest is the bound: a step that
-  hides the others behind it takes that long. Bytes are those that the compiled program reads, writes and sends.
+  bandwidth, at its links' and, between slices, at its share of the host's network. The largest is the bound: a step
+  that hides the others behind it takes that long. Bytes are those that the compiled program reads, writes and sends.
 - **compiled in**: wall time; more where other programs ran beside it.
 - **days**: of all updates, at the bound, and at the utilisation that published runs on these chips reach. Where the
   second is below the first, this step cannot reach that utilisation: the first counts.
