@@ -182,7 +182,8 @@ class Rest(Subset):
         return len(self._source) - len(self._indices)
 
     def _place(self, index: int) -> int:
-        return index + int(np.searchsorted(self._indices, index, side="right"))
+        # A number of another type would have the whole table converted for every record.
+        return index + int(np.searchsorted(self._indices, self._indices.dtype.type(index), side="right"))
 
 
 def hash_key(key: str) -> int:

@@ -102,19 +102,20 @@ class Tokenizer:
     def _merges(self) -> Merges:
         return Merges(self._processor)
 
-    def pieces(self, text: str, *, dropout: float = 0.0, seed: int | None = None) -> list[int]:
+    def pieces(self, text: str, *, dropout: float = 0.0, seed: int | None = None, most: int | None = None) -> list[int]:
         """Token ids of one text, without start, end or pads.
 
         Args:
           text: any string.
           dropout: probability with which each merge is left out (BPE dropout, Provilkov et al. 2020).
           seed: of the dropout; the ids are a function of (text, dropout, seed) in every thread and process.
+          most: ids after so many may be missing, which saves the work for them.
         """
         if dropout == 0.0:
             return self._processor.encode(text)
         if seed is None:
             raise ValueError("BPE dropout needs a seed")
-        return self._merges.encode(text, dropout, seed)
+        return self._merges.encode(text, dropout, seed, most)
 
     def encode(
         self,
@@ -143,7 +144,7 @@ class Tokenizer:
 
     def row(self, caption: str, text: TextConfig, seed: int) -> tuple[Int32[np.ndarray, " T"], bool]:
         """One caption for a batch; see `RowTokenizer`."""
-        pieces = self.pieces(caption, dropout=text.dropout, seed=seed)
+        pieces = self.pieces(caption, dropout=text.dropout, seed=seed, most=text.length)
         return fit(pieces, text.length, end=text.end), 1 + len(pieces) + text.end > text.length
 
     def num_tokens(self, text: str, *, end: bool = False) -> int:
@@ -193,12 +194,20 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out: epath.PathLike |
             f"a vocabulary of {vocab_size} does not hold its {END + 1} special entries and the characters of the "
             "captions: set vocab_size to thousands, or hundreds for few captions"
         )
-    model = _train(texts, vocab_size)
-    trained = Tokenizer(model).vocab_size
-    if trained < vocab_size:
+    model, size = _train(texts, vocab_size)
+    if size != vocab_size:
+        found = size
+        # How many rare characters are left out depends on the size that is asked for, and so does what can be given.
+        while (again := _train(texts, found)[1]) != found:
+            found = again
+        if size > vocab_size:
+            raise UserError(
+                f"a vocabulary of {vocab_size} does not hold the characters of these captions: set "
+                f"vocab_size={found} or more"
+            )
         raise UserError(
-            f"these captions cannot give a vocabulary of {vocab_size}: merging every pair in them gives {trained}; set "
-            f"vocab_size={trained} or lower, or bring more captions"
+            f"these captions cannot give a vocabulary of {vocab_size}: merging every pair in them gives {size}; set "
+            f"vocab_size={found} or lower, or bring more captions"
         )
     tokenizer = Tokenizer(model)
     if out is not None:
@@ -206,7 +215,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out: epath.PathLike |
     return tokenizer
 
 
-def _train(texts: list[str], vocab_size: int) -> bytes:
+def _train(texts: list[str], vocab_size: int) -> tuple[bytes, int]:
+    """A model and its number of entries, fewer than `vocab_size` where the texts give no more; where their characters
+    alone need more, nothing and how many."""
     alphabet = {character for text in texts for character in text}
     # The alphabet takes entries of its own. A small one is kept whole; of a large one (many scripts, emoji) the rarest
     # 0.05% of all characters become unknown, which is SentencePiece's own default.
@@ -234,8 +245,5 @@ def _train(texts: list[str], vocab_size: int) -> bytes:
             raise UserError(_NO_CAPTIONS) from error
         if smallest is None:
             raise
-        raise UserError(
-            f"a vocabulary of {vocab_size} does not hold the characters of these captions: set "
-            f"vocab_size={smallest[1]} or more"
-        ) from error
-    return model.getvalue()
+        return b"", int(smallest[1])
+    return model.getvalue(), Tokenizer(model.getvalue()).vocab_size

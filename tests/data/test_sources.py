@@ -108,6 +108,14 @@ def test_the_rest_is_every_other_record_in_order(list_source, left_out):
     assert rest[0] == source[int(rest.key(0).rpartition("-")[2])] and len(pickle.dumps(rest._indices)) < 1_000
 
 
+def test_a_lookup_in_the_rest_converts_no_table(list_source, monkeypatch):
+    """A number of another type would: a tenth of a second for each of a hundred million records."""
+    types, search = [], np.searchsorted
+    monkeypatch.setattr(np, "searchsorted", lambda a, v, **k: types.append((a.dtype, v.dtype)) or search(a, v, **k))
+    Rest(list_source(50), np.array([3, 4], np.uint32), "rest").key(7)
+    assert types == [(np.uint32, np.uint32)]
+
+
 def test_hold_out_extremes(list_source):
     assert len(hold_out(list_source(50), 1.0, "eval")) == 50
     assert np.all(hold_out(list_source(9), 0.3, "eval").key_hashes() < 0.3 * 2**64)

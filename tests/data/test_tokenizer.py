@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from dalle_jax.data.config import TextConfig
 from dalle_jax.data.tokenizer import END, PAD, START, UNKNOWN, Tokenizer, train_tokenizer
 from dalle_jax.errors import UserError
 
@@ -89,6 +90,20 @@ def test_dropout_rate_is_the_rate_of_each_merge():
     assert merged == pytest.approx(0.9 * 0.9, abs=0.02)
 
 
+def test_dropout_of_a_word_without_an_end(tokenizer, monkeypatch):
+    """A link, or a text in a script without spaces: in parts, since the work grows with their square, and only as far
+    as is read."""
+    merges, segmented = tokenizer._merges, []
+    segment = merges._segment
+    monkeypatch.setattr(merges, "_segment", lambda part, *rest: segmented.append(part) or segment(part, *rest))
+    ids = tokenizer.pieces("redcircle" * 20_000, dropout=0.1, seed=3, most=256)
+    assert max(map(len, segmented)) == 128 and 256 <= len(ids) < 256 + 128 and sum(map(len, segmented)) < 2_000
+    row, cut = tokenizer.row("redcircle" * 20_000, TextConfig(length=256, dropout=0.1), 3)
+    assert cut and row[1:].tolist() == ids[:255]
+    short = "redcircle" * 40
+    assert tokenizer.decode(tokenizer.pieces(short, dropout=0.1, seed=3)) == short
+
+
 def test_dropout_is_a_function_of_text_and_seed_in_threads(tokenizer):
     jobs = list(range(300))
     reference = [tokenizer.pieces(TEXTS[i], dropout=0.2, seed=i) for i in jobs]
@@ -139,6 +154,16 @@ def test_a_vocabulary_smaller_than_the_alphabet():
     assert train_tokenizer(TEXTS, smallest).vocab_size == smallest
     with pytest.raises(UserError):
         train_tokenizer(TEXTS, smallest - 1)
+
+
+@pytest.mark.parametrize("asked", [8, 300, 600, 2000, 16384])
+def test_a_size_that_is_named_can_be_had(asked):
+    """Of 900 characters, most of them rare: whether those are left out depends on the size that is asked for."""
+    texts = [f"{chr(0x4E00 + i)} dog cat bird" for i in range(900)] + ["dog cat bird"] * 3000
+    with pytest.raises(UserError, match="set vocab_size=") as error:
+        train_tokenizer(texts, asked)
+    named = int(str(error.value).split("vocab_size=")[1].split()[0])
+    assert train_tokenizer(texts, named).vocab_size == named
 
 
 @pytest.mark.parametrize("vocab_size", [3, 0, -5])
