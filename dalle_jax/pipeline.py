@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt8
 
 from dalle_jax.codec import load_codec
+from dalle_jax.codec.pinned import check_pinned
 from dalle_jax.config import from_config_dict
 from dalle_jax.data.pictures import Picture, picture_list, read_picture
 from dalle_jax.data.tokenizer import Tokenizer
@@ -35,6 +36,7 @@ from dalle_jax.decoder.task import ImageTokens
 from dalle_jax.errors import UserError
 from dalle_jax.nn.attention import CacheLayout
 from dalle_jax.training.checkpoint import load_params
+from dalle_jax.training.checksums import fingerprint
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.distributed import gather, to_host
 from dalle_jax.training.memory import free_bytes
@@ -121,6 +123,8 @@ class Dalle:
         """As drawing reads them; on one CPU device that is not how they are trained."""
         self.step: int | None = None
         """Of the decoder's checkpoint, where it was loaded from one."""
+        self.fingerprint = ""
+        """Of the weights of decoder and codec, where they were loaded."""
 
     def encode(self, images: np.ndarray | Iterable[Picture] | Picture) -> Int[np.ndarray, "B G"]:
         """Pictures to tokens, raster order, as many at once as fit.
@@ -271,7 +275,7 @@ class Dalle:
         if not texts:
             raise UserError("no prompt is given: name at least one caption")
         for i, text in enumerate(texts):
-            if not text.strip():
+            if not self.tokenizer.pieces(text):  # nothing, blanks, or characters that the tokenizer takes out
                 raise UserError(f"prompt {i + 1} of {len(texts)} is empty: give it a caption")
         length = self.config.text_length
         ids = self.tokenizer.encode(texts, length + 1)
@@ -298,10 +302,11 @@ class Dalle:
     def _plan(self, prompts: int, num_samples: int, sampling: SamplingConfig, limit: int | None) -> Plan:
         """Chunks that fit: at most `limit` sequences at once, candidates a multiple of the mesh's data devices."""
         devices = math.prod(self.mesh.shape[axis] for axis in self.rules.batch)
+        branches = 2 if sampling.guided else 1
+        sequence = branches * sequence_bytes(self.config, self.codec.image_size)
+        text = 0 if limit is not None else branches * self.mesh.devices.size * text_bytes(self.config)
         if limit is None:
-            branches = 2 if sampling.guided else 1
-            per_sequence = sequence_bytes(self.config, self.codec.image_size) * branches
-            fitting = min(gather(max(int(free_bytes(self.mesh) * 0.5 / per_sequence), 1)))
+            fitting = min(gather(max(int((free_bytes(self.mesh) * 0.5 - text) / sequence), 1)))
             # A power of two: a later start, with a little more or less of memory, needs the same programs and chunks.
             limit = min(2 ** (fitting.bit_length() - 1), _AT_ONCE[jax.default_backend() == "cpu"] * devices)
         elif limit < 1:
@@ -309,7 +314,8 @@ class Dalle:
         # Never one row alone: XLA's product of one row on a CPU differs in rounding from that row among several.
         step = max(devices, 2)
         candidates = min(-(-num_samples // step), max(limit // step, 1)) * step
-        return Plan(prompts=max(min(prompts, limit // candidates), 1), candidates=candidates)
+        together = limit * sequence // (candidates * sequence + text)
+        return Plan(prompts=max(min(prompts, together), 1), candidates=candidates)
 
     @contextlib.contextmanager
     def _on_mesh(self):
@@ -365,6 +371,7 @@ def load(workdir: epath.PathLike, *, step: int | None = None, mesh: MeshConfig |
     stage = from_config_dict(DecoderStage, run["decoder"], "config.decoder")
     abstract = abstract_params(stage.model)
     codec = load_codec(codec_workdir(workdir), image_size=run["data"]["image_size"])
+    check_pinned(codec, workdir / "decoder", codec_workdir(workdir))
     tokenizer = Tokenizer(workdir / "tokenizer.model")
     trained_on = from_config_dict(MeshConfig, run.get("mesh") or {}, "config.mesh")
     try:
@@ -376,7 +383,7 @@ def load(workdir: epath.PathLike, *, step: int | None = None, mesh: MeshConfig |
         devices, rules, shardings = _spread(abstract, fit_to_devices(MeshConfig()))
     loaded = load_params(workdir / "decoder", step=step, shardings=shardings)
     dalle = Dalle(codec, tokenizer, stage.model, loaded.params, devices, rules)
-    dalle.step = loaded.step
+    dalle.step, dalle.fingerprint = loaded.step, f"{fingerprint(loaded.params)}-{codec.fingerprint}"
     return dalle
 
 
@@ -410,6 +417,12 @@ def sequence_bytes(config: DecoderConfig, image_size: int) -> int:
     width = config.num_heads * config.head_dim
     caches = 2 * slots * width * jnp.dtype(config.dtype).itemsize
     return caches + 16 * config.codebook_size + picture_bytes(image_size)
+
+
+def text_bytes(config: DecoderConfig) -> int:
+    """Memory that a prompt's keys and values take on every device, whatever the number of its candidates."""
+    width = config.num_heads * config.head_dim
+    return 2 * config.num_layers * config.text_length * width * jnp.dtype(config.dtype).itemsize
 
 
 def picture_bytes(image_size: int) -> int:

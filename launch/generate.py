@@ -28,6 +28,7 @@ from dalle_jax.errors import UserError
 from dalle_jax.pipeline import Chunk, Dalle, Samples
 from dalle_jax.storage import write_whole
 from dalle_jax.training.checkpoint import saved_steps
+from dalle_jax.training.checksums import fingerprint
 from dalle_jax.training.distributed import is_primary
 from launch.flags import start
 from launch.together import check_processes
@@ -101,6 +102,7 @@ def main() -> None:
     settings = {
         "workdir": str(WORKDIR.value),
         "decoder_step": dalle.step,
+        "weights": dalle.fingerprint,
         "config_hash": config_hash(read_json(epath.Path(WORKDIR.value) / "config.json")["config"]),
         **ranked_by,
         "seed": SEED.value,
@@ -164,10 +166,12 @@ def load_ranker(workdir: str) -> tuple[clip_jax.Clip | None, dict[str, Any]]:
     """CLIP and where it came from: what --clip names, else the run's own, else none."""
     own = epath.Path(workdir) / "clip"
     if CLIP.value == "none" or (CLIP.value is None and not own.exists()):
-        return None, {"clip": None, "clip_step": None}
+        return None, {"clip": None, "clip_step": None, "clip_weights": None}
     where = epath.Path(CLIP.value or workdir)
     steps = saved_steps(where / "clip")
-    return clip_jax.load(where, truncate=True), {"clip": str(where), "clip_step": steps[-1] if steps else None}
+    clip = clip_jax.load(where, truncate=True)
+    about = {"clip": str(where), "clip_step": steps[-1] if steps else None, "clip_weights": fingerprint(clip.variables)}
+    return clip, about
 
 
 def write_results(out: epath.Path, dalle: Dalle, prompts: list[str], samples: Samples, settings: dict) -> None:

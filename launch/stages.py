@@ -7,6 +7,7 @@ from etils import epath
 
 from clip_jax import ClipTask
 from dalle_jax.codec import CodecTask, FrozenCodec, load_codec
+from dalle_jax.codec.pinned import check_pinned, pin_codec
 from dalle_jax.data.batches import Batches
 from dalle_jax.data.config import Augment, TextConfig
 from dalle_jax.data.prefetch import process_rows
@@ -18,6 +19,7 @@ from dalle_jax.errors import UserError
 from dalle_jax.pipeline import codec_workdir
 from dalle_jax.training.checkpoint import saved_steps
 from dalle_jax.training.config import TrainConfig
+from dalle_jax.training.distributed import is_primary
 from dalle_jax.training.loop import train
 from dalle_jax.training.mesh import make_mesh
 from dalle_jax.training.sharding import ShardingRules, batch_sharding
@@ -58,6 +60,8 @@ def plan_decoder(run: RunConfig, workdir: epath.Path, trained: bool = True) -> S
     """The decoder stands on a trained codec; see `find_codec`."""
     assert run.decoder is not None and run.tokenizer is not None
     codec = find_codec(run, workdir, trained)
+    if trained or run.decoder.codec_from:
+        check_pinned(codec, workdir / "decoder", run.decoder.codec_from or workdir)
     text = TextConfig(length=run.tokenizer.text_length, dropout=run.tokenizer.bpe_dropout)
     task = DecoderTask(run.decoder.model, codec)
     return StagePlan(task, run.decoder.train, run.decoder.augment, run.data.image_size, text, codec)
@@ -135,6 +139,8 @@ def train_stage(
 ) -> None:
     """Trains a stage to its end, or goes on where it was stopped; `began` as in `train`."""
     plan = PLANS[name](run, workdir, True)
+    if plan.codec is not None and is_primary():
+        pin_codec(plan.codec, workdir / name)
     train(
         plan.task,
         plan.train,

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import math
 import os
+import re
 import sys
 from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -33,6 +34,7 @@ T = TypeVar("T")
 
 _ASKED = itertools.count(1)
 _CHECKSUMS = "checksums"  # in the progress
+_PASSING = "RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED"  # TensorStore's words
 
 
 class Restored(NamedTuple):
@@ -170,7 +172,7 @@ class Checkpoints:
         except UserError:
             raise
         except Exception as error:  # Orbax and TensorStore raise many types for a damaged file.
-            result = _one_line(error)
+            result = _of_damage(error)
         result = _agreed(result)
         return result if isinstance(result, str) else _unchanged(result, _items(result.state), result.progress)
 
@@ -335,7 +337,7 @@ def _load(directory: epath.Path, step: int, shardings: Any) -> LoadedParams | st
     except UserError:
         raise
     except Exception as error:  # As in `Checkpoints.restore`.
-        result = _one_line(error)
+        result = _of_damage(error)
     result = _agreed(result)
     if isinstance(result, str):
         return result
@@ -434,6 +436,14 @@ def _full_disk(directory: epath.Path) -> Generator[None, None, None]:
         raise UserError(
             f"the disk is full while saving to {directory}: free some space and start again ({kept})"
         ) from error
+
+
+def _of_damage(error: Exception) -> str:
+    """What is wrong with a file; raises again what another try, right or memory would mend: the file may be whole."""
+    passing = isinstance(error, PermissionError | ConnectionError | TimeoutError | MemoryError)
+    if passing or re.search(_PASSING, str(error)):
+        raise error
+    return _one_line(error)
 
 
 def _one_line(error: Exception) -> str:

@@ -100,6 +100,25 @@ def test_causality_by_gradient(params):
     np.testing.assert_array_equal(np.abs(image["row_position"]).sum(-1) > 0, [True] * 3 + [False] * 2)
 
 
+@pytest.mark.parametrize("index", [1, 12, 13, 24])
+def test_causality_by_gradient_within_a_row(index):
+    """Every image position holds a code of its own, whose embedding has the gradient of the position."""
+    config = dataclasses.replace(CONFIG, codebook_size=25)
+    params = nn.unbox(jax.jit(init_params, static_argnums=0)(config, jax.random.key(0)))
+
+    def logits(table):
+        tokens = jnp.arange(25)[None]
+        return (
+            Decoder(config)
+            .apply({"params": params | {"image_embedding": table}}, TEXT[1:], tokens)
+            .image[0, index]
+            .sum()
+        )
+
+    gradient = jax.jit(jax.grad(logits))(params["image_embedding"])
+    np.testing.assert_array_equal(np.abs(gradient).sum(-1) > 0, [True] * index + [False] * (25 - index))
+
+
 def test_image_token_is_seen_only_after_its_own_place(params, image_tokens, output):
     changed = image_tokens.at[:, 7].set((image_tokens[:, 7] + 1) % 11)
     other = jax.jit(Decoder(CONFIG).apply)({"params": params}, TEXT, changed)

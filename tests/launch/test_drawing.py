@@ -10,15 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 import clip_jax
 import dalle_jax
-from dalle_jax.decoder.sampling import SamplingConfig
+from dalle_jax.config import read_json, write_json
+from dalle_jax.decoder.sampling import (
+    SamplingConfig,
+    candidate_keys,
+    draw,
+    no_prime,
+    prefill,
+    with_empty_captions,
+)
 from dalle_jax.errors import UserError
-from dalle_jax.pipeline import Dalle, sequence_bytes
+from dalle_jax.pipeline import Dalle, sequence_bytes, text_bytes
+from dalle_jax.training.checksums import fingerprint
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.mesh import make_mesh
 
@@ -61,6 +71,8 @@ def test_manifest_says_how_every_picture_was_made(drawn, tiny_run):
     manifest = json.loads((drawn / "manifest.json").read_text())
     pictures = manifest.pop("pictures")
     assert len(manifest.pop("config_hash")) == 12
+    assert manifest.pop("weights") == dalle_jax.load(tiny_run).fingerprint, "pictures of other weights are not these"
+    assert manifest.pop("clip_weights") == fingerprint(clip_jax.load(tiny_run).variables)
     assert manifest == {
         "workdir": str(tiny_run),
         "decoder_step": 2,
@@ -279,12 +291,14 @@ def test_chunks_are_alike_at_every_start(alone, monkeypatch):
 def test_pictures_in_every_form_have_the_same_tokens(alone, everything, tmp_path, monkeypatch):
     images = everything.images[0][:5]
     tokens = alone.encode(images)
+    decoded = alone.decode(tokens)
+    assert len(np.unique(decoded, axis=0)) == 5
     Image.fromarray(images[4]).save(tmp_path / "last.png")
     mixed = [*images[:3], Image.fromarray(images[3]), tmp_path / "last.png"]
     np.testing.assert_array_equal(alone.encode(mixed), tokens)
     monkeypatch.setattr("dalle_jax.pipeline._PICTURES_AT_ONCE", 2)
     np.testing.assert_array_equal(alone.encode(iter(mixed)), tokens)
-    np.testing.assert_allclose(alone.decode(tokens).astype(int), images.astype(int), atol=255)
+    np.testing.assert_array_equal(alone.decode(tokens), decoded)
     assert alone.encode([]).shape == (0, 64) and alone.decode(tokens[:0]).shape == (0, 64, 64, 3)
     with pytest.raises(UserError, match="picture 0 is float64"):
         alone.encode(images / 255.0)
@@ -299,6 +313,7 @@ def test_pictures_in_every_form_have_the_same_tokens(alone, everything, tmp_path
     [
         ([], {}, "no prompt is given"),
         (np.array(["a red circle", None], object), {}, "prompt 2 of 2 is no string but NoneType"),
+        (["a red circle", "\u200b"], {}, "prompt 2 of 2 is empty"),
         ("a red circle", {"seed": -1}, "seed must be from 0 to"),
         ("a red circle", {"seed": 2**32}, "seed must be from 0 to"),
     ],
@@ -318,6 +333,54 @@ def test_what_could_not_be_scored_comes_last(alone):
 def test_no_sequence_at_once_is_refused(alone):
     with pytest.raises(UserError, match="max_sequences must be 1 or more, not 0"):
         alone.generate(CAPTIONS, num_samples=2, max_sequences=0)
+
+
+def test_guidance_is_drawn_on_any_mesh_and_in_chunks(alone, dalle, everything):
+    """Prompts that are padded, each with its empty caption behind all of them, as the drawing loop has them."""
+    captions = [*CAPTIONS, "a large blue square"]
+    config = dataclasses.replace(alone.config, caption_dropout=0.1)
+    alone, dalle = (Dalle(one.codec, one.tokenizer, config, one.params, one.mesh, one.rules) for one in (alone, dalle))
+    guided = alone.generate(captions, num_samples=4, guidance_scale=3.0, max_sequences=8)
+    for samples in (
+        alone.generate(captions, num_samples=4, guidance_scale=3.0, max_sequences=4),
+        dalle.generate(captions, num_samples=4, guidance_scale=3.0),
+    ):
+        np.testing.assert_array_equal(samples.tokens, guided.tokens)
+    assert (guided.tokens[:2] != everything.tokens[:, :4]).mean() > 0.02, "after two steps captions say little"
+    text = with_empty_captions(jnp.asarray(alone._encode_prompts(captions)))
+    keys = candidate_keys(0, jnp.arange(4))
+    with alone._on_mesh():
+        text_kv = prefill(alone.config, alone.params, text)
+        tokens = draw(
+            alone.config, alone.params, text_kv, keys, no_prime(alone.config, 3), SamplingConfig(guidance_scale=3.0)
+        )
+    np.testing.assert_array_equal(jnp.moveaxis(tokens, 0, 1), guided.tokens)
+
+
+def test_text_of_many_prompts_takes_its_place_too(alone, monkeypatch):
+    sequence, text = sequence_bytes(alone.config, alone.codec.image_size), text_bytes(alone.config)
+    assert text == 2 * sum(x.k.nbytes for part in alone._prefill(alone._encode_prompts(CAPTIONS[:1]), SamplingConfig())
+                           for x in part)  # fmt: skip
+    monkeypatch.setattr("dalle_jax.pipeline.text_bytes", lambda config: 10 * sequence)
+    monkeypatch.setattr("dalle_jax.pipeline.free_bytes", lambda mesh: 2 * (32 + 10) * sequence)
+    plan = alone._plan(100, 2, SamplingConfig(), None)
+    assert plan.candidates == 2 and plan.prompts == 2, "32 // (2 + 10), not 16"
+
+
+def test_another_codec_than_the_decoders_is_refused(tiny_run, tmp_path):
+    for entry in tiny_run.iterdir():
+        (tmp_path / entry.name).symlink_to(entry)
+    (tmp_path / "decoder").unlink()
+    (tmp_path / "decoder").mkdir()
+    for entry in (tiny_run / "decoder").iterdir():
+        (tmp_path / "decoder" / entry.name).symlink_to(entry)
+    assert dalle_jax.load(tmp_path).fingerprint.endswith(read_json(tmp_path / "decoder" / "codec.json")["fingerprint"])
+    (tmp_path / "decoder" / "codec.json").unlink()
+    write_json(tmp_path / "decoder" / "codec.json", {"fingerprint": "0123456789abcdef"})
+    with pytest.raises(UserError, match="is not the one that the decoder in .* learned from"):
+        dalle_jax.load(tmp_path)
+    (tmp_path / "decoder" / "codec.json").unlink()
+    dalle_jax.load(tmp_path)  # as runs of old
 
 
 def test_guidance_of_a_decoder_that_saw_no_empty_caption_is_refused(alone):

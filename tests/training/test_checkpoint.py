@@ -112,6 +112,24 @@ def test_damaged_newest_falls_back_and_says_so(kind, tmp_path, capsys):
     assert load_params(tmp_path).step == 3
 
 
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "denied"), MemoryError(), ValueError("UNAVAILABLE: Error reading gs://bucket")]
+)
+def test_what_another_try_would_mend_is_no_damage(error, tmp_path, monkeypatch):
+    """Rights, a network, memory: a good checkpoint is not put aside for them."""
+    save_all(tmp_path, [1, 2])
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("dalle_jax.training.checkpoint._read", fail)
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    for read in (lambda: open_checkpoints(tmp_path).restore(abstract(one)), lambda: load_params(tmp_path)):
+        with pytest.raises(type(error)):
+            read()
+    assert saved_steps(tmp_path) == [1, 2]
+
+
 def test_a_step_may_be_damaged_twice(tmp_path):
     save_all(tmp_path, [1])
     for _ in range(2):
