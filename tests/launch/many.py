@@ -8,20 +8,23 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
+from PIL import Image
 
 from dalle_jax.codec import Body, CodecConfig, FrozenCodec, PatchConfig, Reconstruction, Relaxation
 from dalle_jax.codec.codec_task import CodecTask
 from dalle_jax.data.batches import Batches
-from dalle_jax.data.config import Augment, TextConfig
+from dalle_jax.data.config import Augment, DataConfig, SourceKind, TextConfig
 from dalle_jax.data.prefetch import process_rows
 from dalle_jax.data.records import Record, Source
 from dalle_jax.data.tokenizer import train_tokenizer
 from dalle_jax.decoder.config import DecoderConfig
 from dalle_jax.decoder.task import DecoderTask
+from dalle_jax.errors import UserError
 from dalle_jax.nn.attention import Pattern
 from dalle_jax.nn.transformer import Remat
 from dalle_jax.pipeline import Dalle
@@ -31,6 +34,8 @@ from dalle_jax.training.distributed import from_primary, gather, initialize, is_
 from dalle_jax.training.loop import train
 from dalle_jax.training.mesh import make_mesh
 from dalle_jax.training.sharding import ShardingRules, batch_sharding
+from launch.run_config import RunConfig
+from launch.together import begin, check_processes
 
 SIZE, BATCH = 8, 8
 CODEC = CodecConfig(
@@ -133,9 +138,50 @@ def digest(batch) -> str:
     return hashlib.sha256(b"".join(np.ascontiguousarray(batch[name]).tobytes() for name in sorted(batch))).hexdigest()
 
 
+def disagree(folder: Path) -> None:
+    """Prints what each process says where process 1 has other data, another tokenizer, code or disk than process 0."""
+    texts = [f"picture number {i} the {i}th of them" for i in range(60)]
+    tokenizers = [train_tokenizer(texts, size) for size in (40, 45)]
+    mine = jax.process_index()
+    for part in range(2):
+        (folder / f"data_{part}").mkdir(exist_ok=True)
+    if is_primary():
+        for part in range(2):
+            for i in range(8):
+                pixels = np.random.default_rng(i + part).integers(0, 256, (12, 16, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"data_{part}" / f"{i}.png")
+                (folder / f"data_{part}" / f"{i}.txt").write_text(texts[i])
+    gather(None)  # until they are there
+
+    def run(data: int) -> RunConfig:
+        where = DataConfig(source=SourceKind.FOLDER, path=str(folder / f"data_{data}"), image_size=SIZE)
+        return RunConfig(where, codec=codec_stage())
+
+    def other_code() -> None:
+        facts = {"commit": "0123456", "version": str(mine)}
+        with mock.patch("launch.together.code_facts", lambda: facts):
+            check_processes()
+
+    for name, check in {
+        "data": lambda: begin(run(mine), run(mine), folder / "run_1", tokenizers[0]),
+        "tokenizer": lambda: begin(run(0), run(0), folder / "run_2", tokenizers[mine]),
+        "code": other_code,
+        "disk": lambda: begin(run(0), run(0), folder / f"run_3_of_{mine}", tokenizers[0]),
+        "nothing": lambda: begin(run(0), run(0), folder / "run_4", tokenizers[0]),
+    }.items():
+        try:
+            check()
+            print("SAID", name, "agreed")
+        except UserError as error:
+            print("SAID", name, error)
+
+
 def main() -> None:
-    """`FOLDER`: prints the facts; `disagree`: process 1 holds another config."""
+    """`FOLDER`: prints the facts; `disagree`: process 1 holds another config; `differ FOLDER`: see `disagree`."""
     initialize(preemptible=True)
+    if sys.argv[1] == "differ":
+        disagree(Path(sys.argv[2]))
+        return
     if sys.argv[1] == "disagree":
         rate = 1e-3 if is_primary() else 2e-3
         check_agreement({"code": {}, "config": dataclasses.replace(TRAIN, optimizer=OptimizerConfig(rate))})

@@ -1,6 +1,7 @@
 """Real processes: what they compute together is what one computes alone, and they end together."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,20 @@ def test_processes_that_disagree_are_named():
     assert len(errors) == 2 and not [line for line in lines if "Traceback" in line]
     assert "process 1 (" in errors[0] and "has another config than process 0 (" in errors[0]
     assert "optimizer.learning_rate (0.002 there, 0.001 here)" in errors[0]
+
+
+def test_whatever_decides_a_run_is_compared_and_the_one_that_differs_named(tmp_path):
+    code, lines = together(2, 1, "differ", str(tmp_path))
+    assert code == 0, lines
+    for name, part in {
+        "data": "process 1 (.*) has another data set than process 0",
+        "tokenizer": "process 1 (.*) has another tokenizer than process 0",
+        "code": "process 1 (.*) has another code than process 0",
+        "disk": "process 1 does not see .*run_3_of_",
+        "nothing": "agreed",
+    }.items():
+        said = [line.split(f"SAID {name} ")[1] for line in lines if f"SAID {name} " in line]
+        assert len(said) == 2 and all(re.match(part, line) for line in said), (name, said)
 
 
 # The scripts

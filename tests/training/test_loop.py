@@ -13,7 +13,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from dalle_jax.errors import UserError
+from dalle_jax.errors import STALLED, UserError
 from dalle_jax.training.checkpoint import load_item, load_params, saved_steps
 from dalle_jax.training.clock import Kind
 from dalle_jax.training.config import MeshConfig
@@ -165,6 +165,16 @@ def check_account(workdir, killed_at):
     logged = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
     assert logged["seconds/down"] == pytest.approx(times[Kind.DOWN])
     assert logged["wall_seconds"] > first.beat - first.began
+
+
+@pytest.mark.entry
+def test_a_run_that_hangs_is_ended_and_goes_on(whole, tmp_path):
+    hung = script(tmp_path, "--hang_at=12", "--watchdog_seconds=4")
+    assert hung.returncode == STALLED, hung.stderr
+    assert "error: tiny: no step for 4 s" in hung.stderr and "tiny_run.py" in hung.stderr, "and where it hung"
+    assert saved_steps(tmp_path)[-1] == 10
+    assert script(tmp_path).returncode == 0
+    assert_same_bits(load_params(whole, 20), load_params(tmp_path, 20))
 
 
 def test_sigterm_in_this_process(tmp_path, uninterrupted):

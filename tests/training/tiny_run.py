@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import os
 import signal
+import time
 
 import flax.linen as nn
 import jax
@@ -99,10 +100,13 @@ def main(args):
     def at(n):
         if n == args.kill_at:
             os.kill(os.getpid(), getattr(signal, args.signal))
+        if n == args.hang_at:
+            time.sleep(600)
 
+    changes = {"checkpoint_every": args.checkpoint_every, "watchdog_seconds": args.watchdog_seconds}
     train(
         TinyTask(bad_step=args.bad_step),
-        dataclasses.replace(tiny_config(args.num_steps), checkpoint_every=args.checkpoint_every),
+        dataclasses.replace(tiny_config(args.num_steps), **changes),
         mesh_config=MeshConfig(),
         batches=TinyBatches(at=at),
         eval_batches=TinyBatches(seed=1),
@@ -119,4 +123,6 @@ if __name__ == "__main__":
     parser.add_argument("--kill_at", type=int, help="batch at which the process gets the signal")
     parser.add_argument("--signal", default="SIGKILL")
     parser.add_argument("--bad_step", type=int)
+    parser.add_argument("--hang_at", type=int, help="batch that never comes")
+    parser.add_argument("--watchdog_seconds", type=float, default=TrainConfig.watchdog_seconds)
     run_main(main, parser.parse_args())
