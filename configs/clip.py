@@ -106,13 +106,14 @@ def get_config(arg: str = "vit_b32"):
     stages |= {"tiny_resnet": partial(_tiny, resnet_config(64, (1, 2, 1, 1), 8)), "siglip_tiny": _tiny_siglip}
     stage = choose_preset(stages, arg, "configs/clip.py")()
     vision, text = stage.model.vision, stage.model.text
-    source = SourceKind.WEBDATASET if arg in PRESETS | SIGLIP_PRESETS else SourceKind.SHAPES
+    published = arg in PRESETS | SIGLIP_PRESETS
+    source = SourceKind.WEBDATASET if published else SourceKind.SHAPES
     kind = TokenizerKind.PUBLISHED if arg in PRESETS else TokenizerKind.TRAINED
     return to_config_dict(
         {
             "seed": 0,
             "init_from": None,
-            "data": DataConfig(source=source, image_size=vision.image_size),
+            "data": DataConfig(source=source, image_size=vision.image_size, workers=8 if published else 0),
             "mesh": MeshConfig(),
             "tokenizer": TokenizerConfig(text.vocab_size, text.context_length, bpe_dropout=0.0, kind=kind),
             "clip": stage,
