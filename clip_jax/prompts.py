@@ -4,8 +4,9 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
+from typing import Any
 
 from clip_jax.metrics import Metric
 from dalle_jax.errors import UserError, closest
@@ -23,6 +24,7 @@ _METRICS = {
 
 _ALSO_CALLED = {
     "cars": "StanfordCars",
+    "cars196": "StanfordCars",
     "dtd": "DescribableTextures",
     "fer2013": "FacialEmotionRecognition2013",
     "flowers": "Flowers102",
@@ -51,17 +53,21 @@ class Prompts:
     templates: tuple[str, ...]
     """With `{}` where the name goes."""
     metric: Metric = Metric.ACCURACY
+    other_names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    """What copies of the data call a class, and its names here; no caption is made of them."""
 
     def in_order_of(self, names: Sequence[str]) -> "Prompts":
         """The same for labels that follow another order.
 
         Args:
-          names: of the classes as the data call them; case, spaces and punctuation do not count.
+          names: of the classes as the data call them, `other_names` among them; case, spaces and punctuation do not
+            count.
 
         Raises:
           UserError: the names are not those of the classes.
         """
-        known = {_plain(name): several for several in self.classes for name in several}
+        known = {_plain(name): several for name, several in self.other_names.items()}
+        known |= {_plain(name): several for several in self.classes for name in several}
         missing = [name for name in names if _plain(name) not in known]
         if missing or len(names) != len(self.classes):
             raise UserError(
@@ -92,8 +98,30 @@ def find_published(name: str) -> Prompts | None:
 
 @functools.cache
 def _table() -> dict[str, Prompts]:
-    text = resources.files("clip_jax").joinpath("published", "zero_shot_prompts.json").read_text(encoding="utf-8")
-    return {name: parse_prompts(name, entry) for name, entry in json.loads(text).items()}
+    others = _read("other_names.json")
+    return {
+        name: _with_others(parse_prompts(name, entry), others.get(name, {}))
+        for name, entry in _read("zero_shot_prompts.json").items()
+    }
+
+
+def _read(name: str) -> dict[str, Any]:
+    return json.loads(resources.files("clip_jax").joinpath("published", name).read_text(encoding="utf-8"))
+
+
+def _with_others(prompts: Prompts, others: Sequence[str] | Mapping[str, str]) -> Prompts:
+    """Prompts that know what the builders of TFDS call the classes, which is also what many folders do.
+
+    Args:
+      prompts: published ones.
+      others: one name a class, in their order; or those that differ, each with a name that its class has here.
+    """
+    by_name = {name: several for several in prompts.classes for name in several}
+    if isinstance(others, Mapping):
+        known = {other: by_name[name] for other, name in others.items()}
+    else:
+        known = dict(zip(others, prompts.classes, strict=True))
+    return dataclasses.replace(prompts, other_names=known)
 
 
 def parse_prompts(name: str, entry: object) -> Prompts:
@@ -113,4 +141,5 @@ def parse_prompts(name: str, entry: object) -> Prompts:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"\W|_", "", name.casefold())
+    """What counts of a name. SUN397's own say their first letter before it: `/a/abbey`."""
+    return re.sub(r"\W|_", "", re.sub(r"^/\w/", "", name.casefold()))

@@ -199,7 +199,9 @@ def named_prompts(name: str) -> Prompts:
 
 
 def _guess(data: str, flags: DataFlags) -> Prompts | None:
-    """The published prompts of a data set that is called as a part of the path is."""
+    """The published prompts of a data set that is called as a part of the path is, or two parts in turn."""
     path = read_workdir(flags.model)["data"]["path"] if data == RUN else data
-    parts = reversed(path.rpartition("://")[2].split(":")[0].split("/"))
-    return next((found for part in parts if (found := find_published(part))), None)
+    parts = path.rpartition("://")[2].split(":")[0].split("/")
+    # Two in turn where one says nothing: TFDS calls VOC 2007 `voc/2007`.
+    names = [name for i in reversed(range(len(parts))) for name in (parts[i], "/".join(parts[max(i - 1, 0) : i + 1]))]
+    return next((found for name in names if (found := find_published(name))), None)

@@ -53,7 +53,9 @@ CLASSES = flags.DEFINE_enum_class(
 PREFIX = flags.DEFINE_string("caption_prefix", "", "put before captions in retrieval; the paper's: 'a photo of '")
 CAPTION_FIELD = flags.DEFINE_string("caption_field", "", "of .json members, tables and TFDS; default: the usual names")
 IMAGE_FIELD = flags.DEFINE_string("image_field", "", "of tables and TFDS; default: the usual names")
-LABEL_FIELD = flags.DEFINE_string("label_field", "", "of TFDS; default: the only class label there is")
+LABEL_FIELD = flags.DEFINE_string(
+    "label_field", "", "of TFDS; default: what the data set calls its label, or the only one there is"
+)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "pictures or captions at once on a device", lower_bound=1)
 
 COLUMNS = {

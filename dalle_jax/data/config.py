@@ -78,9 +78,10 @@ class SourceConfig:
     """Captions for pictures that have a label and no caption, with `{}` where the class's name goes. TFDS names its
     classes."""
     image_field: str = ""
-    """Of a captions.csv or .jsonl, or a TFDS data set; empty: the usual names, or the only picture there is."""
+    """Of a captions.csv or .jsonl, or a TFDS data set; empty: the usual names, or the picture that a data set calls its
+    own, or the only one there is."""
     label_field: str = ""
-    """Of a TFDS data set; empty: the only class label there is."""
+    """Of a TFDS data set; empty: what the data set calls its label, or the only class label there is."""
     shapes: ShapesConfig = ShapesConfig()
 
     def __post_init__(self):

@@ -1,6 +1,7 @@
 """TensorFlow Datasets, prepared as ArrayRecord or TFRecord, read in any order and without TensorFlow."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,21 @@ from dalle_jax.data.captions import captions_from_mapping
 from dalle_jax.data.records import BadReason, BadSample, Record, Source
 from dalle_jax.errors import UserError, closest
 
+_USUAL = ("labels_no_difficult",)
+"""Taken of several labels or pictures, after what the data set itself says is its picture and its label.
+
+Of VOC 2007's two lists, `labels` and this one, the evaluation of its devkit reads neither: an object that is marked as
+difficult makes a picture neither a right nor a wrong answer for its class. CLIP's paper (Radford et al. 2021, App. A)
+says 11-point mAP and no more. This list has the devkit's right answers; a picture that shows a class in difficult
+objects alone counts as one without it."""
+
 
 class Tfds(Source):
-    """One split of a data set. Pictures stay encoded; captions and labels are found by the features' types."""
+    """One split of a data set. Pictures stay encoded; captions and labels are found by the features' types.
+
+    Where several could be the picture or the label, it is the one that the data set says (`supervised_keys`), or
+    `_USUAL`.
+    """
 
     def __init__(
         self,
@@ -46,16 +59,19 @@ class Tfds(Source):
                 f"{info.full_name} has no split '{base}'{closest(base, info.splits)} (it has: {', '.join(info.splits)})"
             )
         features: dict[str, Any] = dict(info.features.items())
+        usual = (*(info.supervised_keys or ()), *_USUAL)
         pictures = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
         labels = [name for name, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
         labels = labels or [name for name, feature in features.items() if _is_label_list(feature)]
-        self._image = _field("image_field", image_field, pictures, features)
+        self._image = _field("image_field", image_field, pictures, features, usual)
         if self._image is None:
             raise UserError(
                 f"{info.full_name} has {len(pictures)} pictures a sample ({', '.join(pictures)}): choose "
                 "one with config.data.image_field"
             )
-        self._label = _field("label_field", label_field, labels, features)
+        self._label = _field("label_field", label_field, labels, features, usual)
+        self.label_choices = tuple(sorted(labels)) if self._label is None else ()  # a directory's come in any order
+        """Fields of which a person must name one before the data set has labels."""
         self._caption = _field("caption_field", caption_field, [], features) or ""
         self._features = info.features
         self._decoders = {self._image: tfds.decode.SkipDecoding()}
@@ -133,13 +149,17 @@ def open_builder(path: str) -> tfds.core.DatasetBuilder:
         ) from None
 
 
-def _field(option: str, chosen: str, candidates: list[str], features: dict[str, Any]) -> str | None:
+def _field(
+    option: str, chosen: str, candidates: list[str], features: dict[str, Any], usual: Sequence[Any] = ()
+) -> str | None:
+    """The field that was chosen, else the only candidate, or the first of the `usual` ones among several."""
     if chosen and chosen not in features:
         raise UserError(
             f"the data set has no field '{chosen}'{closest(chosen, features)} (config.data.{option}; "
             f"it has: {', '.join(features)})"
         )
-    return chosen or (candidates[0] if len(candidates) == 1 else None)
+    found = candidates if len(candidates) == 1 else [name for name in usual if name in candidates]
+    return chosen or (found[0] if found else None)
 
 
 def _records(builder: tfds.core.DatasetBuilder, split: str) -> Any:

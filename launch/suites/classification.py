@@ -8,6 +8,7 @@ from clip_jax.features import Encoded
 from clip_jax.metrics import Metric, classification_metrics
 from clip_jax.prompts import Prompts
 from dalle_jax.data.records import BadSample, Source
+from dalle_jax.errors import UserError
 from launch.suites.results import NotApplicable
 
 
@@ -16,7 +17,11 @@ def require_labels(source: Source) -> None:
 
     Raises:
       NotApplicable: it has no label.
+      UserError: it has several, and none is chosen.
     """
+    choices = getattr(source, "label_choices", ())  # of TFDS
+    if choices:
+        raise UserError(f"{source.name} has several labels ({', '.join(choices)}): choose one with --label_field")
     for index in range(0 if source.has_labels else len(source)):
         try:
             record = source[index]
