@@ -117,18 +117,21 @@ def fit(data: Labelled, features: Float[np.ndarray, "n D"], num_classes: int, st
         raise UserError('linear probes need scikit-learn: pip install ".[eval]" in the clone') from None
     if data.labels.ndim == 1 and len(np.unique(data.labels)) < 2:
         raise UserError("the pictures to fit a linear probe on are all of one class: it needs two at least")
+    labels = data.labels.astype(np.int64)
+    if labels.ndim == 2 and num_classes == 1:  # to scikit-learn a column alone is one of two classes a picture
+        labels = np.concatenate([labels, 1 - labels], axis=1)
     model: Any = LogisticRegression(C=1 / strength, max_iter=MAX_ITERATIONS)
     if data.labels.ndim == 2:
         model = OneVsRestClassifier(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # said in the result
         warnings.filterwarnings("ignore", message="Label .* is present in all|not present in all")
-        model.fit(data.features, data.labels.astype(np.int64))
+        model.fit(data.features, labels)
     parts = [model] if data.labels.ndim == 1 else model.estimators_
     converged = all(np.max(getattr(part, "n_iter_", 0)) < MAX_ITERATIONS for part in parts)
-    scores = np.zeros((len(features), num_classes))
+    scores = np.zeros((len(features), num_classes if labels.ndim == 1 else labels.shape[1]))
     scores[:, model.classes_] = model.predict_proba(features)
-    return scores, converged
+    return scores[:, :num_classes], converged
 
 
 def validation_rows(labels: Labels | Marks, share: float = 0.2, seed: int = 0) -> Bool[np.ndarray, " n"]:

@@ -75,6 +75,20 @@ def test_several_classes_of_a_picture_and_classes_never_seen():
     assert np.mean(scores.argmax(1) == gap.labels) > 0.8
 
 
+def test_one_class_that_a_picture_shows_or_not():
+    """As of the first of several, whose probes know nothing of one another."""
+    data = blobs(np.random.default_rng(0), 120)
+    marks = np.eye(3, dtype=bool)[data.labels]
+    one, several = (Labelled(data.features, part) for part in (marks[:, :1], marks))
+    scores, converged = fit(one, one.features, 1, 1.0)
+    assert scores.shape == (120, 1) and converged
+    np.testing.assert_allclose(scores[:, 0], fit(several, several.features, 3, 1.0)[0][:, 0], atol=1e-6)
+    probe = linear_probe(one[np.arange(80)], one[np.arange(80, 120)], 1, Metric.ELEVEN_POINT_MAP)
+    assert ((probe.scores[:, 0] > 0.5) == marks[80:, 0]).mean() > 0.8
+    always = Labelled(data.features, np.ones((120, 1), bool))
+    assert (fit(always, data.features, 1, 1.0)[0] == 1).all()
+
+
 def test_validation_rows_are_a_fifth_of_each_class():
     labels = np.repeat([0, 1, 2], [50, 10, 3])
     held_out = validation_rows(labels)
