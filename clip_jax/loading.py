@@ -42,7 +42,8 @@ def load(
       batch_size: see `Clip`.
       activation: of a bare file, which cannot tell: `quick_gelu` (the default, and OpenAI's), or `gelu` (of open_clip's
         names without `-quickgelu`).
-      param_dtype: of published parameters; None: as they are in the file, half precision included.
+      param_dtype: of published parameters, `float32`, `bfloat16` or `float16`; None: as they are in the file, half
+        precision included.
       tokenize: captions to ids; None: the tokenizer beside the weights, or OpenAI's where there is none.
       truncate: cut captions that are longer than the model reads, instead of refusing them.
 

@@ -73,7 +73,7 @@ def open_published(path: epath.PathLike, *, activation: str | Activation | None 
 
     Args:
       path: a file of weights with OpenAI's (or open_clip's) names, or a folder of Hugging Face's or open_clip's, or a
-        file of weights in one.
+        file of weights in one. A TorchScript archive is OpenAI's, whatever lies beside it.
       activation: of the MLPs, where the file cannot tell: `quick_gelu` (the default: OpenAI's), `gelu` (most of
         open_clip's), `gelu_tanh`.
 
@@ -85,6 +85,12 @@ def open_published(path: epath.PathLike, *, activation: str | Activation | None 
     folder = path if os.path.isdir(path) else os.path.dirname(path)
     file = None if path == folder else path
     chosen = _activation(activation)
+    if file is not None:
+        check_official(file)
+        if is_torchscript(
+            file
+        ):  # OpenAI's own, whatever lies beside it: open_clip's and Hugging Face's are no programs
+            return _bare_file(file, chosen)
     opened = None
     if os.path.isfile(os.path.join(folder, OPEN_CLIP_CONFIG)):
         opened = _open_clip_folder(folder, file)
@@ -141,7 +147,6 @@ def _open_clip_folder(folder: str, file: str | None) -> Published | None:
 def _bare_file(path: str, activation: Activation | None) -> Published:
     if os.path.isdir(path):
         raise UserError(f"{path} is no folder of Hugging Face's or open_clip's: give a file in it, or a work directory")
-    check_official(path)
     tensors = read_tensors(path)
     usual, why = default_activation(tensors)
     config = deduce_config(tensors, path, activation or usual)

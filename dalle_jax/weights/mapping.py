@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dalle_jax.errors import UserError
+from dalle_jax.errors import UserError, closest
 from dalle_jax.weights.tensors import Tensor
 
 Index = tuple[slice, ...]
@@ -30,6 +30,10 @@ and stop, or, with None and where nothing is said, all along."""
 
 HOST_BYTES = 1 << 26
 """The most of a parameter that the host holds at once, where a row is not more."""
+
+
+PARAM_DTYPES = ("float32", "bfloat16", "float16")
+"""What parameters may be read as."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,13 +193,20 @@ def read_params(
       names: of the model; must name every parameter.
       shapes: our tree of parameters, abstract.
       tensors: of the file.
-      dtype: of the result; None: as each is in the file.
+      dtype: of the result, one of `PARAM_DTYPES`; None: as each is in the file.
       shardings: one `Sharding` for all, or a tree of them like `shapes`: each device's part is read and put there by
         itself, so that the host holds one part at a time. None: arrays on the host.
 
     Returns:
       The tree: `jax.Array`s with shardings, NumPy arrays without.
+
+    Raises:
+      UserError: there is no such dtype for parameters.
     """
+    if dtype is not None and dtype not in PARAM_DTYPES:
+        raise UserError(
+            f"param_dtype '{dtype}' is none{closest(dtype, PARAM_DTYPES)} (known: {', '.join(PARAM_DTYPES)})"
+        )
 
     def make(path: tuple[Any, ...], leaf: Any, sharding: jax.sharding.Sharding | None = None) -> Any:
         pieces = names[jax.tree_util.keystr(path, simple=True, separator="/")]

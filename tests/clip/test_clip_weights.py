@@ -45,15 +45,19 @@ def test_every_bare_file_is_the_same_model(openai, variables, tmp_path, capsys):
     prefixes = ("transformer.", "token_", "positional_", "ln_final", "text_projection")
     custom = {f"text.{name}" if name.startswith(prefixes) else name: array for name, array in openai.items()}
     write_safetensors(tmp_path / "custom.safetensors", custom)
-    # OpenAI's are programs: the tensors are attributes of objects.
-    nested = functools.partial(_nested, extra={"training": False})
-    script = {"archive/constants.pkl": b"\x80\x02).", "archive/code/__torch__.py": b"def f(): pass"}
-    pickled.state_dict(tmp_path / "script.pt", openai, wrap=nested, extra=script)
+    _archive(tmp_path / "script.pt", openai)
     for name in ("plain.pt", "epoch.pt", "sizes.pt", "plain.safetensors", "custom.safetensors", "script.pt"):
         clip = clip_jax.load(tmp_path / name, tokenize=tokenize)
         assert clip.config == CONFIG, name
         same(clip, variables)
         assert ("note: " in capsys.readouterr().err) == (name != "script.pt"), name
+
+
+def _archive(path, openai):
+    """OpenAI's are programs: the tensors are attributes of objects."""
+    nested = functools.partial(_nested, extra={"training": False})
+    script = {"archive/constants.pkl": b"\x80\x02).", "archive/code/__torch__.py": b"def f(): pass"}
+    return pickled.state_dict(path, openai, wrap=nested, extra=script)
 
 
 def _nested(tensors, extra, prefix=""):
@@ -114,6 +118,15 @@ def test_a_half_precision_model_stays_one_and_computes_in_single(openai, tmp_pat
     clip_jax.save(half, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float16"
     same(clip_jax.load(tmp_path / "out", param_dtype=None), half.variables)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float15", "float"])
+def test_parameters_are_floats(openai, tmp_path, dtype):
+    """Whole numbers would be zeros and ones."""
+    path = pickled.state_dict(tmp_path / "plain.pt", openai)
+    with pytest.raises(UserError, match=rf"param_dtype '{dtype}' is none.*\(known: float32, bfloat16, float16\)"):
+        clip_jax.load(path, param_dtype=dtype)
+    assert jax.tree.leaves(clip_jax.load(path, param_dtype="bfloat16").variables)[0].dtype == "bfloat16"
 
 
 def test_published_weights_have_no_steps(clip, tmp_path):
@@ -183,6 +196,22 @@ def test_official_files_are_checked(openai, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(weights_openai.OFFICIAL, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
     clip_jax.load(path)
     assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("format", ["open_clip", "hf"])
+def test_openais_archives_are_theirs_whatever_lies_beside_them(openai, clip, tmp_path, capsys, format):
+    towers = {
+        name: dataclasses.replace(tower, transformer=dataclasses.replace(tower.transformer, activation=Activation.GELU))
+        for name, tower in (("vision", CONFIG.vision), ("text", CONFIG.text))
+    }
+    clip_jax.save(
+        Clip(dataclasses.replace(CONFIG, **towers), clip.variables["params"], tokenize), tmp_path, format=format
+    )
+    assert clip_jax.load(tmp_path).config.text.transformer.activation is Activation.GELU
+    path = _archive(tmp_path / "ViT-B-32.pt", openai)
+    assert clip_jax.load(path).config == CONFIG and CONFIG.text.transformer.activation is Activation.QUICK_GELU
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {path} is called like OpenAI's file and is not that file")
 
 
 def test_published_tokenizers_come_with_the_weights(openai, tmp_path):
