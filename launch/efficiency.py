@@ -10,7 +10,8 @@ run that diverges is left out, be it of the search or with another seed: a line 
 
 The ratio of two objectives is that of the pictures each has processed when it first reaches the highest accuracy that
 both reach. Curves are straight between evaluations and begin at chance; the spread is over all pairs of seeds. What the
-paper leaves unstated (targets, scoring) is chosen in `clip_jax.objectives`.
+paper leaves unstated (targets, scoring) is chosen in `clip_jax.objectives`. What is held out needs labels; what is
+trained on needs captions alone.
 """
 
 import dataclasses
@@ -26,15 +27,16 @@ from jaxtyping import Int
 from clip_jax.objectives import TASKS, Objective
 from clip_jax.prompts import published_prompts
 from dalle_jax.config import from_config_dict, write_json
-from dalle_jax.data.class_captions import fill
+from dalle_jax.data.class_captions import ClassCaptions, fill
 from dalle_jax.data.config import TextConfig
+from dalle_jax.data.records import Source
 from dalle_jax.data.sources import EVAL, TRAIN, open_source
 from dalle_jax.data.tokenizer import RowTokenizer
 from dalle_jax.errors import UserError
 from dalle_jax.training.distributed import from_primary, is_primary
 from dalle_jax.training.loop import train
 from dalle_jax.training.report import NotFinite
-from dalle_jax.training.workdir import code_version
+from dalle_jax.training.workdir import code_version, read_workdir
 from launch.base import find_tokenizer
 from launch.efficiency_report import describe, draw, read_curve, summarise, write_csv
 from launch.flags import define_config, start
@@ -46,6 +48,10 @@ CONFIG = define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the runs and the figure", required=True)
 
 
+_POINTS = ("num_steps", "eval_every", "eval_batches")
+"""Of `config.clip.train`: where the points of the curves lie, and what they are."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """What all runs of the figure share."""
@@ -54,6 +60,8 @@ class Experiment:
     tokenizer: RowTokenizer
     classes: Int[np.ndarray, "classes templates T"]
     """Captions of the classes, in the order of the labels."""
+    held_out: Source
+    """What is scored. Pictures need a class for that and no caption: those without one have the class's."""
     workdir: epath.Path
 
 
@@ -61,12 +69,16 @@ def main() -> None:
     """Trains what is not trained yet, and draws."""
     config, workdir = from_config_dict(EfficiencyConfig, CONFIG()), epath.Path(WORKDIR.value)
     check_processes(config=config)
+    from_primary(lambda: check_same_points(config, workdir))
     names = class_names(config)
     about = _run_config(config, 0)
     tokenizer = find_tokenizer(about, workdir)
     assert tokenizer is not None
     begin(config, about, workdir, tokenizer)
-    experiment = Experiment(config, tokenizer, class_ids(config, names, tokenizer), workdir)
+    held_out = open_source(config.data, EVAL)
+    if not held_out.part_names:  # a mixture's parts have weights, which would be lost
+        held_out = ClassCaptions(held_out, config.templates, names)
+    experiment = Experiment(config, tokenizer, class_ids(config, names, tokenizer), held_out, workdir)
     left_out: list[dict[str, Any]] = []
     runs = {objective: search(experiment, objective, left_out) for objective in Objective}
     if is_primary():
@@ -78,20 +90,41 @@ def class_names(config: EfficiencyConfig) -> list[str]:
     """What captions call the classes, in the order of the data's labels.
 
     Raises:
-      UserError: the data have no labels, or name other classes than `config.prompts`.
+      UserError: the held-out data have no labels, or name other classes than `config.prompts`.
     """
     prompts = published_prompts(config.prompts)
-    for split in (TRAIN, EVAL):
-        source = open_source(config.data, split)
-        if not source.has_labels:
-            where = f"{config.data.source.value} data {config.data.path}"
-            raise UserError(f"the {where} have no labels: zero-shot accuracy needs a class for each picture")
-        if source.class_names:
-            try:
-                prompts = prompts.in_order_of(source.class_names)
-            except UserError as error:
-                raise UserError(f"{error}: set config.prompts to the published set that the data are of") from error
+    source = open_source(config.data, EVAL)
+    if not source.has_labels:
+        raise UserError(
+            f"what is held out has no labels ({source.name}): zero-shot accuracy needs a class for each picture"
+        )
+    if source.class_names:
+        try:
+            prompts = prompts.in_order_of(source.class_names)
+        except UserError as error:
+            raise UserError(f"{error}: set config.prompts to the published set that the data are of") from error
     return [several[0] for several in prompts.classes]
+
+
+def check_same_points(config: EfficiencyConfig, workdir: epath.Path) -> None:
+    """Whether the runs of a folder can be drawn beside those that are to come.
+
+    Any other run may be made longer or looked at more often. Here that would put points of other places, and runs
+    whose learning rate falls along another curve, into one figure.
+
+    Raises:
+      UserError: it was begun with other steps or evaluations.
+    """
+    if not (workdir / "config.json").exists():
+        return
+    there = (read_workdir(workdir).get("clip") or {}).get("train", {})
+    now = dataclasses.asdict(config.clip.train)
+    changed = [f"{key} ({there[key]} there, {now[key]} now)" for key in _POINTS if there.get(key, now[key]) != now[key]]
+    if changed:
+        raise UserError(
+            f"{workdir} holds runs of another config.clip.train: {', '.join(changed)}; all runs of a figure have "
+            "the same: set it back or choose another --workdir"
+        )
 
 
 def write_report(report: dict[str, Any], workdir: epath.Path) -> None:
@@ -149,7 +182,7 @@ def run(experiment: Experiment, objective: Objective, rate: float, seed: int) ->
         stage.train,
         mesh_config=config.mesh,
         batches=make_batches(about, plan, tokenizer, TRAIN),
-        eval_batches=make_batches(about, plan, tokenizer, EVAL),
+        eval_batches=make_batches(about, plan, tokenizer, EVAL, experiment.held_out),
         workdir=folder,
         seed=seed,
     )

@@ -69,8 +69,9 @@ class EfficiencyConfig:
     def __post_init__(self):
         if not self.learning_rates or not self.seeds:
             raise ValueError("learning_rates and seeds must each hold at least one")
-        if not self.clip.train.eval_every:
-            raise ValueError("clip.train.eval_every must be above 0: its evaluations are the points of the figure")
+        for name in ("num_steps", "eval_every", "eval_batches"):
+            if not getattr(self.clip.train, name):
+                raise ValueError(f"clip.train.{name} must be above 0: its evaluations are the points of the figure")
         if self.clip.model.vision.patch_dropout or self.clip.locked_tower is not Lock.NONE:
             raise ValueError("clip.model.vision.patch_dropout and clip.locked_tower are for CLIP: leave them out here")
 

@@ -11,10 +11,11 @@ from dalle_jax.errors import UserError
 class ClassCaptions(Source):
     """The records of a source; those without a caption have one for each template."""
 
-    def __init__(self, source: Source, templates: Sequence[str]):
+    def __init__(self, source: Source, templates: Sequence[str], names: Sequence[str] = ()):
         """Args:
-        source: with labels and the names of the classes.
+        source: with labels.
         templates: captions with `{}` where the name goes; an `a` before it becomes `an` where the name asks for it.
+        names: of the classes; of none: as the source calls them.
 
         Raises:
           UserError: a template has no `{}`.
@@ -24,14 +25,16 @@ class ClassCaptions(Source):
                 raise UserError(f"config.data.caption_templates: '{template}' has no '{{}}' for the class's name")
         self._source, self._templates = source, tuple(templates)
         self.name, self.has_labels, self.class_names = source.name, source.has_labels, source.class_names
-        self._captions = [tuple(fill(template, name) for template in templates) for name in source.class_names]
+        self._captions = [tuple(fill(template, name) for template in templates) for name in names or source.class_names]
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Record:
         record = self._source[index]
-        if record.captions or record.captions_fault or record.label is None or record.label < 0:
+        if record.captions or record.captions_fault or record.label is None:
+            return record
+        if not 0 <= record.label < len(self._captions):
             return record
         return dataclasses.replace(record, captions=self._captions[record.label])
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import tarfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -96,8 +97,40 @@ def test_a_tiny_run_and_going_on_with_it(scripts, photographs, tmp_path):
     with open(tmp_path / "W" / "efficiency.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == 12
     assert Image.open(tmp_path / "W" / "efficiency.png").size == (900, 600)
-    again = scripts("efficiency", *arguments)
+    other = scripts("efficiency", *arguments, "--config.clip.train.num_steps=4", "--config.clip.train.eval_every=2")
+    (line,) = other.err.splitlines()  # before anything is trained
+    assert other.code == 2 and "holds runs of another config.clip.train: num_steps (2 there, 4 now), eval_e" in line
+    again = scripts("efficiency", *arguments)  # the folder is as it was
     assert again.code == 0 and json.loads((tmp_path / "W" / "efficiency.json").read_text()) == found
+
+
+@pytest.mark.entry
+def test_captions_without_labels_and_held_out_labels_without_captions(scripts, photographs, tmp_path):
+    """The paper's setting: captions of the web, and a labelled data set."""
+    for split, kinds in (("train", (".png", ".txt")), ("test", (".png", ".cls"))):
+        with (
+            tarfile.open(photographs.replace("*", "00000")) as whole,
+            tarfile.open(tmp_path / f"{split}-0.tar", "w") as part,
+        ):
+            for member in whole:
+                if member.name.endswith(kinds):
+                    part.addfile(member, whole.extractfile(member))
+    done = scripts(
+        "efficiency", "--config=configs/efficiency.py:tiny", f"--workdir={tmp_path / 'W'}", "--config.seeds=(0,)",
+        "--config.data.source=webdataset", f"--config.data.path={tmp_path}/{{split}}-0.tar",
+        "--config.data.eval_split=test",
+    )  # fmt: skip
+    assert done.code == 0, done
+    found = json.loads((tmp_path / "W" / "efficiency.json").read_text())
+    assert [len(run["curve"]) for run in found["runs"]] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("name", ["num_steps", "eval_every", "eval_batches"])
+def test_a_figure_needs_points(name):
+    config = get_config("tiny")
+    config.clip.train[name] = 0
+    with pytest.raises(UserError, match=f"config: clip.train.{name} must be above 0"):
+        from_config_dict(efficiency.EfficiencyConfig, config)
 
 
 def test_a_seed_that_diverges_is_left_out(monkeypatch, tmp_path):
@@ -114,7 +147,7 @@ def test_a_seed_that_diverges_is_left_out(monkeypatch, tmp_path):
 
     monkeypatch.setattr(efficiency, "run", diverges_with_one)
     config, left_out = SimpleNamespace(seeds=(0, 1, 2), learning_rates=(0.1, 0.2)), []
-    experiment = efficiency.Experiment(config, None, np.zeros((2, 1, 4), np.int32), tmp_path)
+    experiment = efficiency.Experiment(config, None, np.zeros((2, 1, 4), np.int32), None, tmp_path)
     runs = efficiency.search(experiment, Objective.CONTRASTIVE, left_out)
     assert [(run["learning_rate"], run["seed"]) for run in runs if run["chosen"]] == [(0.2, 0), (0.2, 2)]
     assert [(run["learning_rate"], run["seed"]) for run in left_out] == [(0.2, 1)]
