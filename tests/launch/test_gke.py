@@ -45,6 +45,8 @@ def manifest(name: str) -> str:
         ([*NAMED, "--accelerator=h100", "--slices=2", *TRAIN], ["--slices=2 is for TPUs"]),
         ([*NAMED, "--accelerator=v4-8", "--nodes=2", *TRAIN], ["--nodes=2 is for GPUs"]),
         ([*NAMED, "--accelerator=v4-8", "--slices=none", *TRAIN], ["--slices", "'none'", "whole number"]),
+        ([*NAMED, "--accelerator=v4-8", "--queue=my team", *TRAIN], ["--queue", "'my team' is not a queue's name"]),
+        ([*NAMED, "--accelerator=v4-8", "--service-account=me", *TRAIN], ["'me' is not a service account's address"]),
         ([*NAMED, "--accelerator=v4-8", "--spt", *TRAIN], ["--spt", "--help"]),
         ([*NAMED, "--accelerator=v4-8"], ["no command given"]),
         ([*NAMED, "--accelerator=v4-8", "--", "python", "--workdir=runs/x"], ["--workdir=runs/x", "gs://"]),

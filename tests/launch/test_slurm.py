@@ -37,6 +37,15 @@ def slurm(*arguments: str, **environment: str):
         (["--restarts=08", *TRAIN], ["--restarts=08", "whole number"]),
         (["--mem=lots", *TRAIN], ["--mem=lots", "64G"]),
         (["--name=a b", *TRAIN], ["--name=a b"]),
+        (["--partition=a b", *TRAIN], ["--partition=a b", "commas"]),
+        (["--account=--x", *TRAIN], ["--account=--x", "without blanks"]),
+        (["--qos=low;", *TRAIN], ["--qos=low;", "without blanks"]),
+        (["--constraint=a100 h100", *TRAIN], ["--constraint=a100 h100", "a100|h100"]),
+        (["--logs=100%", *TRAIN], ["--logs=100%", "a folder"]),
+        (["--logs=a\\b", *TRAIN], ["--logs=a\\b", "a folder"]),
+        (["--logs=my logs", *TRAIN], ["--logs=my logs", "a folder"]),
+        (["--logs=-l", *TRAIN], ["--logs=-l", "a folder"]),
+        (["--logs=~/l", *TRAIN], ["--logs=~/l", "a folder"]),
         (["--nodes=2"], ["no command given"]),
         (["--nodes=2", "--", "--config=x"], ["begins with '--config=x'"]),
         (["python", "-m", "launch.train"], ["what is 'python'", "after --"]),
@@ -64,8 +73,17 @@ def test_dry_run():
     generate = ["--", "python", "-m", "launch.generate", "--workdir=/shared/run", "--prompt=a red  circle's edge"]
     said = []
     for arguments in (
-        ["--nodes=4", "--gpus=8", "--time=2-00:00:00", "--grace=300", "--partition=a", "--account=b", *TRAIN],
-        ["--cpus=16", "--mem=64G", "--qos=low", "--constraint=c", "--name=draw", "--restarts=0", "--logs=l", *generate],
+        ["--nodes=4", "--gpus=8", "--time=2-00:00:00", "--grace=300", "--partition=a,b-2", "--account=b", *TRAIN],
+        [
+            "--cpus=16",
+            "--mem=64G",
+            "--qos=low",
+            "--constraint=[rack1*2&rack2*4]",
+            "--name=draw",
+            "--restarts=0",
+            "--logs=l",
+            *generate,
+        ],
     ):
         done = slurm("--dry-run", *arguments)
         assert done.returncode == 0 and done.stderr == "", done

@@ -80,6 +80,11 @@ def tpu_vm(clone: Path, *arguments: str, **environment: str) -> subprocess.Compl
         (["create", *TPU, "--spot", "--reserved"], ["exclude each other"]),
         (["create", *TPU, "--poll=soon"], ["--poll=soon"]),
         (["create", *TPU, "--project=My Project"], ["--project=My Project"]),
+        (["create", *TPU, "--runtime-version=v2 alpha"], ["--runtime-version=v2 alpha", "v2-alpha-tpuv5-lite"]),
+        (["create", *TPU, "--runtime-version=--spot"], ["--runtime-version=--spot"]),
+        (["create", *TPU, "--network=a b"], ["--network=a b", "global/networks"]),
+        (["create", *TPU, "--subnetwork=-s"], ["--subnetwork=-s", "subnetworks"]),
+        (["create", *TPU, "--service-account=me"], ["--service-account=me", "iam.gserviceaccount.com"]),
         (["run", *TPU], ["no command given"]),
         (["run", *TPU, "--", "--config=x"], ["begins with '--config=x'"]),
         (["run", *TPU, "--", "python", "--workdir=runs/x"], ["--workdir=runs/x", "gs://"]),
@@ -112,6 +117,21 @@ def test_without_gcloud(clone, tmp_path):
     for name in ("bash", "dirname", "mktemp", "rm"):
         (tmp_path / name).symlink_to(shutil.which(name))
     assert_refused(tpu_vm(clone, "status", *WHERE, PATH=str(tmp_path)), "gcloud is not here", "gcloud auth login")
+
+
+def test_an_old_system_python_is_passed_over(clone, tmp_path):
+    """RHEL 9 and macOS have 3.9 as python3, which cannot read the starters' modules."""
+    script(tmp_path / "python3", "#!/bin/sh\nexit 1\n")
+    python_that_installs_nothing(tmp_path / "python3.13", tmp_path / "pip")
+    start = ["start", *WHERE, "--dry-run", "--", "python", "--out=runs/x"]
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    assert_refused(tpu_vm(clone, *start, PATH=path), "--out=runs/x", "gs://")
+    assert tpu_vm(clone, "create", *TPU, "--dry-run", PATH=path).returncode == 0
+    path = str(tmp_path)
+    for name in ("bash", "dirname"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    (tmp_path / "python3.13").unlink()
+    assert_refused(tpu_vm(clone, *start, PATH=path), "Python 3.11 or newer is needed")
 
 
 def test_help(clone):
