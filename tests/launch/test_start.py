@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
+from launch import flags
 from tests.launch.starters import ROOT, assert_refused, run
 
 pytestmark = pytest.mark.entry
@@ -25,6 +27,19 @@ def test_which_scripts_join():
 
 def script(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     return run([sys.executable, "-m", f"launch.{name}", *arguments], PYTHONPATH=str(ROOT), **environment)
+
+
+def test_compiled_programs_lie_in_the_users_cache(monkeypatch):
+    """Beside the indices of tars, so that one volume keeps both."""
+    monkeypatch.setattr(jax.config, "update", lambda name, value: kept.append((name, value)))
+    kept: list[tuple[str, str]] = []
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    flags._use_compilation_cache()
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    flags._use_compilation_cache()
+    home = str(Path.home() / ".cache/dalle-jax/programs")
+    assert kept == [("jax_compilation_cache_dir", path) for path in ("/cache/dalle-jax/programs", home)]
 
 
 def test_one_process_waits_for_no_other(tmp_path):
