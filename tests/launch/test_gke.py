@@ -57,7 +57,7 @@ def manifest(name: str) -> str:
     ],
 )
 def test_refusals(arguments, parts):
-    assert_refused(gke(*arguments), *parts)
+    assert_refused(gke("--dry-run", *arguments), *parts)  # what is not refused is not applied
 
 
 def test_slices_of_the_mesh():

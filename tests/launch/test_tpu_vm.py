@@ -99,7 +99,8 @@ def tpu_vm(clone: Path, *arguments: str, **environment: str) -> subprocess.Compl
     ],
 )
 def test_refusals(clone, arguments, parts):
-    assert_refused(tpu_vm(clone, *arguments), *parts)
+    action, *rest = arguments
+    assert_refused(tpu_vm(clone, action, "--dry-run", *rest), *parts)  # what is not refused rents nothing
 
 
 def test_changed_files_would_not_reach_the_workers(clone):
