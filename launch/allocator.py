@@ -37,6 +37,6 @@ def _computes_on_cpu() -> bool:
     """Without asking JAX for its devices, which would start them."""
     platforms = os.environ.get("JAX_PLATFORMS")
     if platforms:
-        return platforms == "cpu"
+        return set(platforms.split(",")) == {"cpu"}
     has_tpu = any(Path("/dev").glob("accel*")) or Path("/dev/vfio").exists()
     return not has_tpu and not importlib.metadata.entry_points(group="jax_plugins")

@@ -137,4 +137,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    start(main)
+    start(main, alone=True)

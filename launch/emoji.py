@@ -121,4 +121,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    start(main)
+    start(main, alone=True)

@@ -106,12 +106,13 @@ def _check_overrides(config: ConfigDict, arguments: Iterable[str]) -> None:
             node = node[part]
 
 
-def start(main: Callable[[], int | None], *, preemptible: bool = False) -> None:
+def start(main: Callable[[], int | None], *, preemptible: bool = False, alone: bool = False) -> None:
     """Parses the command line, joins the processes of the run, runs `main` and ends; see `run_main` for the exit codes.
 
     Args:
       main: the script.
       preemptible: whether it answers a SIGTERM to one of several processes by saving; see `initialize`.
+      alone: it is one process, also on a worker of a pod, where it would wait for the others in vain.
     """
 
     def run() -> int | None:
@@ -119,7 +120,9 @@ def start(main: Callable[[], int | None], *, preemptible: bool = False) -> None:
         if rest:
             raise UserError(f"what is '{rest[0]}'? options are written --name=value; --help lists them")
         _use_compilation_cache()
-        initialize(preemptible)
+        if not alone:
+            initialize(preemptible)
+            _check_platform()
         return main()
 
     run_as_one(lambda: run_main(run))
@@ -133,7 +136,18 @@ def start_command(main: Callable[[Sequence[str]], int | None]) -> None:
 def _use_compilation_cache() -> None:
     """Keeps compiled programs between runs, in the user's cache folder unless JAX is told another place."""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/dalle-jax/programs").expanduser()))
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(caches / "dalle-jax" / "programs"))
+
+
+def _check_platform() -> None:
+    """Refuses CPUs where JAX_PLATFORMS has GPUs first: where JAX sees none, it takes the next without a word."""
+    wanted = os.environ.get("JAX_PLATFORMS", "")
+    if wanted.split(",")[0] in ("cuda", "gpu") and jax.default_backend() == "cpu":
+        raise UserError(
+            f"JAX_PLATFORMS={wanted}, but there is no GPU here: give the container its GPUs (docker run --gpus=all), "
+            "or set JAX_PLATFORMS=cpu to compute on CPUs"
+        )
 
 
 def _parse() -> list[str]:

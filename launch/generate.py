@@ -8,6 +8,7 @@ DIR/drawn as it comes: the same command after a stop goes on from there.
 
 import hashlib
 import io
+import re
 import sys
 import zipfile
 from typing import Any
@@ -175,8 +176,9 @@ def load_ranker(workdir: str) -> tuple[clip_jax.Clip | None, dict[str, Any]]:
 
 
 def write_results(out: epath.Path, dalle: Dalle, prompts: list[str], samples: Samples, settings: dict) -> None:
-    """The grid, a PNG a picture, and the manifest that says how each was made."""
+    """The grid, a PNG a picture, and the manifest that says how each was made; what an older one names goes."""
     out.mkdir(parents=True, exist_ok=True)
+    older = named_pictures(out / "manifest.json")
     count, keep = samples.images.shape[:2]
     sheet = picture_grid(samples.images.reshape(-1, *samples.images.shape[2:]), columns=keep)
     save_png(sheet, out / "grid.png")
@@ -196,7 +198,19 @@ def write_results(out: epath.Path, dalle: Dalle, prompts: list[str], samples: Sa
                     "tokens": samples.tokens[p, rank].tolist(),
                 }
             )
+    # Before the manifest, so that after a stop in between it still names them.
+    for name in older - {picture["file"] for picture in pictures}:
+        (out / name).unlink(missing_ok=True)
     write_json(out / "manifest.json", settings | {"pictures": pictures})
+
+
+def named_pictures(manifest: epath.Path) -> set[str]:
+    """Files of pictures that a manifest names, in its own folder; none where it is absent or not what we write."""
+    try:
+        names = {picture["file"] for picture in read_json(manifest)["pictures"]}
+    except (UserError, KeyError, TypeError):
+        return set()
+    return {name for name in names if re.fullmatch(r"\d{4,}_\d{3,}\.png", str(name))}
 
 
 if __name__ == "__main__":

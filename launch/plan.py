@@ -56,4 +56,4 @@ def _plans(run: RunConfig) -> list[Plan]:
 
 
 if __name__ == "__main__":
-    start(main)
+    start(main, alone=True)

@@ -4,19 +4,28 @@
 
 VENV="${DALLE_JAX_VENV:-.venv}"
 
-# The first interpreter that is 3.11 or newer and can make environments; the versions that the tests run with first.
+is_new_enough() {
+  "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+}
+
+# find_python [MODULES]: the first interpreter that is 3.11 or newer and has these modules, in Python's words; the versions
+# that the tests run with first.
 find_python() {
-  local candidate
-  for candidate in ${PYTHON:-} python3.13 python3.12 python3.11 python3 python; do
-    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-      if "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then
-        echo "$candidate"
-        return
-      fi
-      echo "error: $candidate cannot make environments: install its venv package (Debian: apt-get install python3-venv)" >&2
+  local candidate incapable=""
+  for candidate in ${PYTHON:-} python3.13 python3.12 python3.11 python3 python "$VENV/bin/python"; do
+    is_new_enough "$candidate" || continue
+    if "$candidate" -c "import ${1:-sys}" 2>/dev/null; then
+      echo "$candidate"
+      return
     fi
+    incapable="${incapable:-$candidate}"
   done
-  echo "error: Python 3.11 or newer is needed; install one (3.13, say) or name one: PYTHON=/path/to/python bash $0" >&2
+  if [[ -z "$incapable" ]]; then
+    echo "error: Python 3.11 or newer is needed; install one (3.13, say) or name one: PYTHON=/path/to/python bash $0" >&2
+  else
+    candidate="$("$incapable" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
+    echo "error: $incapable cannot make environments: install its venv package (Debian: apt-get install $candidate)" >&2
+  fi
   return 2
 }
 
@@ -34,9 +43,9 @@ install_once() {
 }
 
 make_environment() {
-  if ! "$VENV/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+  if ! is_new_enough "$VENV/bin/python"; then
     local base
-    base="$(find_python)" || exit
+    base="$(find_python "ensurepip, venv")" || exit
     echo "making $VENV with $("$base" --version)" >&2
     "$base" -m venv --clear "$VENV"
   fi

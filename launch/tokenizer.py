@@ -53,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    start(main)
+    start(main, alone=True)

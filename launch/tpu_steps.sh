@@ -5,6 +5,8 @@ scratch="$(mktemp -d)"
 trap 'rm -rf "$scratch"' EXIT
 place=(--zone="$zone")
 [[ -z "$project" ]] || place+=(--project="$project")
+named="--name=$name ${place[*]}" # the TPU in a command of this script that a message proposes
+((slices == 1)) || named+=" --slices=$slices"
 ssh_options=(--quiet)
 ! $internal_ips || ssh_options+=(--internal-ip)
 

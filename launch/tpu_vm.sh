@@ -47,6 +47,7 @@ Needs the gcloud command, signed in; for several workers its SSH key in the agen
 END
 }
 
+RESOURCE='[a-z][a-z0-9-]*(/[A-Za-z0-9][A-Za-z0-9.:_-]*)*' # of Google Cloud
 ACTIONS="run create setup start status logs stop delete"
 action="${1:-}"
 if (($# == 0)) || [[ " $* " == *" --help "* || "$action" == -h || "$action" == help ]]; then
@@ -65,6 +66,11 @@ service-account= internal-ips commit= poll= grace= restarts= delete-at-end dry-r
 check_option name "$name" '[a-z]([a-z0-9-]{0,60}[a-z0-9])?' "small letters, digits and dashes, a letter first"
 check_option zone "$zone" '[a-z]+-[a-z]+[0-9]+-[a-z]' "a zone is like us-central2-b"
 [[ -z "$project" ]] || check_option project "$project" '[a-z][a-z0-9.:-]{4,62}[a-z0-9]' "the ID of a project is like my-project-1"
+[[ -z "$runtime_version" ]] || check_option runtime-version "$runtime_version" '[a-z0-9][a-z0-9._-]*' "as in v2-alpha-tpuv5-lite"
+[[ -z "$network" ]] || check_option network "$network" "$RESOURCE" "a name, or projects/P/global/networks/N"
+[[ -z "$subnetwork" ]] || check_option subnetwork "$subnetwork" "$RESOURCE" "a name, or projects/P/regions/R/subnetworks/S"
+[[ -z "$service_account" ]] ||
+  check_option service-account "$service_account" '[A-Za-z0-9][A-Za-z0-9._-]*@[A-Za-z0-9.-]+' "an address like me@my-project.iam.gserviceaccount.com"
 check_count slices "$slices"
 check_count grace "$grace"
 check_count lines "$lines"
@@ -75,16 +81,23 @@ check_number worker "$worker"
 ((slice < slices)) || refuse "--slice=$slice: there are --slices=$slices, the first is 0"
 ! { $spot && $reserved; } || refuse "--spot and --reserved exclude each other"
 case "$action" in
+  run | create | start)
+    # The system's python3 may be older than what launch/ is written for.
+    source launch/setup.sh
+    python="$(find_python)" || exit
+    ;;
+esac
+case "$action" in
   run | create)
     check_option accelerator "$accelerator" '.+' "the TPU to ask for, as in --accelerator=v5e-256"
-    described="$(python3 -m launch.accelerators "$accelerator")" || exit
+    described="$("$python" -m launch.accelerators "$accelerator")" || exit
     read -r accelerator_type default_version <<<"$described"
     ;;
 esac
 case "$action" in
   run | start)
     check_command
-    python3 -m launch.commands "$slices" "${COMMAND[@]}" || exit
+    "$python" -m launch.commands "$slices" "${COMMAND[@]}" || exit
     ;;
 esac
 case "$action" in

@@ -21,7 +21,7 @@ running() {
 install_python() {
   # The system's Python of TPU virtual machines is older than 3.11.
   "$DALLE_JAX_VENV/bin/python" -c '' 2>/dev/null && return
-  PYTHON="$(find_python 2>/dev/null)" && return
+  PYTHON="$(find_python "ensurepip, venv" 2>/dev/null)" && return
   python3 -m pip install --quiet --user uv
   python3 -m uv python install --quiet 3.13
   PYTHON="$(python3 -m uv python find 3.13)"

@@ -28,6 +28,12 @@ HEARTBEAT = "DALLE_JAX_HEARTBEAT_SECONDS"
 
 HEARTBEAT_SECONDS = 100
 
+JOIN = "DALLE_JAX_JOIN_SECONDS"
+"""Environment variable: how long a process waits for the others to come up before it ends."""
+
+JOIN_SECONDS = 1800
+"""Slices may be made, and images be fetched, many minutes apart; JAX's own five would end those that came first."""
+
 
 def initialize(preemptible: bool = False) -> None:
     """Joins the processes of this run, where there are several; call it once, before anything touches a device.
@@ -45,17 +51,18 @@ def initialize(preemptible: bool = False) -> None:
     if jax.distributed.is_initialized():
         return
     jax.config.update("jax_enable_preemption_service", preemptible)
-    heartbeat = _number(HEARTBEAT, os.environ.get(HEARTBEAT, str(HEARTBEAT_SECONDS)))
+    patience = {
+        "heartbeat_timeout_seconds": _number(HEARTBEAT, os.environ.get(HEARTBEAT, str(HEARTBEAT_SECONDS))),
+        "initialization_timeout": _number(JOIN, os.environ.get(JOIN, str(JOIN_SECONDS))),
+    }
     named = _named_processes(os.environ)
     if named is not None:
         address, count, index = named
         if count > 1:
-            jax.distributed.initialize(
-                address, count, index, cluster_detection_method="deactivate", heartbeat_timeout_seconds=heartbeat
-            )
+            jax.distributed.initialize(address, count, index, cluster_detection_method="deactivate", **patience)
     elif in_cluster(os.environ):
         try:
-            jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat)
+            jax.distributed.initialize(**patience)
         except ValueError as error:
             # A machine with a TPU of its own and no cluster around it.
             if "coordinator_address should be defined" not in str(error):

@@ -52,8 +52,17 @@ def make_parser() -> Parser:
     add("--image", required=True, type=_matching(r"[\w.:/@-]+", "an image's name"), help="built from launch/Dockerfile")
     add("--namespace", default="default", type=_matching(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", "a namespace's name"))
     add("--spot", action="store_true", help="on nodes that may be taken away at any time")
-    add("--queue", default="", help="Kueue's local queue that admits it")
-    add("--service-account", default="", help="Google service account for gs://, by Workload Identity")
+    queue = _matching(r"([a-z0-9]([a-z0-9.-]*[a-z0-9])?)?", "a queue's name")
+    add("--queue", default="", type=queue, help="Kueue's local queue that admits it")
+    address = _matching(r"([A-Za-z0-9][\w.-]*@[\w.-]+)?", "a service account's address")
+    add("--service-account", default="", type=address, help="Google service account for gs://, by Workload Identity")
+    claim = _matching(r"([a-z0-9]([a-z0-9.-]*[a-z0-9])?)?", "a claim's name")
+    add(
+        "--cache-volume",
+        default="",
+        type=claim,
+        help="claim of a volume that all pods write: caches outlive them there",
+    )
     add("--restarts", type=_count, default=1000, help="after preemptions and crashes together")
     add("--grace", type=_count, default=120, help="seconds from SIGTERM to SIGKILL; spot nodes give 25 at the most")
     add("--dry-run", "--dry_run", action="store_true", help="print the manifest")
@@ -86,7 +95,7 @@ def fill_in(options: argparse.Namespace, command: Sequence[str]) -> str:
     if options.spot:
         fields["node_selector"] |= {"cloud.google.com/gke-spot": "true"}
         fields["tolerations"] += [SPOT_TOLERATION]
-    google = options.service_account
+    google, claim = options.service_account, options.cache_volume
     fields |= {
         "name": options.name,
         "namespace": options.namespace,
@@ -96,6 +105,8 @@ def fill_in(options: argparse.Namespace, command: Sequence[str]) -> str:
         "grace": options.grace,
         "image": options.image,
         "command": ["tini", "--", *command],
+        # An empty folder goes with its pod.
+        "cache": {"name": "cache"} | ({"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}),
     }
     template = string.Template(Path(__file__).with_name("jobset.yaml").read_text())
     return template.substitute({key: json.dumps(value) for key, value in fields.items()})  # JSON is YAML

@@ -3,7 +3,8 @@
 Every worker of a TPU is a folder that is the HOME of what is run there over "SSH", so that launch/tpu_worker.sh does
 its real work. A queued resource goes one state further each time it is described. It is preempted once, at the look
 after the commands of all workers have begun for the first time; where its folder has a file `warns`, that look sends
-SIGTERM to all that runs, and so many say ACTIVE before the machines go. Its folder is $GCLOUD_STANDIN, the transcript
+SIGTERM to all that runs, and so many say ACTIVE before the machines go. Where there is a file `keeps`, so many
+deletions are refused; where there is one `silent`, no machine answers. Its folder is $GCLOUD_STANDIN, the transcript
 $GCLOUD_TRANSCRIPT.
 """
 
@@ -18,7 +19,7 @@ import time
 from pathlib import Path
 
 HERE = Path(os.environ["GCLOUD_STANDIN"])
-STATE, MACHINES, WARNS = HERE / "resource.json", HERE / "machines", HERE / "warns"
+STATE, MACHINES, WARNS, KEEPS = HERE / "resource.json", HERE / "machines", HERE / "warns", HERE / "keeps"
 WORKERS = 2
 NEXT = {
     "WAITING_FOR_RESOURCES": "PROVISIONING",
@@ -71,14 +72,21 @@ def describe(positional, flags) -> int:
 
 def warned() -> bool:
     """Whether there is still time; tells all that runs, and lets it end."""
-    left = int(WARNS.read_text()) if WARNS.exists() else 0
+    left = counted_down(WARNS)
     if left:
         send(signal.SIGTERM)
         deadline = time.monotonic() + 30
         while holders() and time.monotonic() < deadline:
             time.sleep(0.05)
-        WARNS.write_text(str(left - 1))
     return left > 0
+
+
+def counted_down(file: Path) -> int:
+    """The number in a file, which is one less afterwards; 0 without the file."""
+    left = int(file.read_text()) if file.exists() else 0
+    if left:
+        file.write_text(str(left - 1))
+    return left
 
 
 def holders() -> list[Path]:
@@ -100,12 +108,18 @@ def take_away() -> None:
 
 
 def delete(positional, flags) -> int:
+    if counted_down(KEEPS):
+        print("ERROR: (gcloud.compute.tpus) INTERNAL: try again", file=sys.stderr)
+        return 1
     take_away()
     STATE.write_text(json.dumps(json.loads(STATE.read_text()) | {"state": "DELETING"}))
     return 0
 
 
 def ssh(positional, flags) -> int:
+    if (HERE / "silent").exists():
+        print("ssh: connect to host: Connection timed out", file=sys.stderr)
+        return 255
     codes = []
     for home in homes(positional[0], flags["worker"]):
         environment = os.environ | {"HOME": str(home)}

@@ -49,7 +49,7 @@ def test_not_in_a_process_that_has_begun_otherwise():
     assert "numpy" in sys.modules and not allocator.keep_freed_memory()
 
 
-@pytest.mark.parametrize("platforms, cpu", [("cpu", True), ("cuda", False), ("tpu,cpu", False)])
+@pytest.mark.parametrize("platforms, cpu", [("cpu", True), ("cpu,cpu", True), ("cuda", False), ("tpu,cpu", False)])
 def test_only_where_a_cpu_computes(platforms, cpu, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
     assert allocator._computes_on_cpu() == cpu

@@ -130,6 +130,23 @@ def test_other_settings_draw_anew(scripts, tiny_run, tmp_path):
     assert len(list((tmp_path / "drawn").iterdir())) == 2
 
 
+def test_pictures_of_an_older_request_go(scripts, tiny_run, tmp_path):
+    """Those that its manifest names, and nothing else."""
+    draw = command(tiny_run, tmp_path / "out", f"--prompt={CAPTIONS[1]}", "--clip=none")
+    assert scripts("generate", *draw, "--num_samples=2").code == 0
+    older = json.loads((tmp_path / "out/manifest.json").read_text())
+    mine = [tmp_path / "mine.png", tmp_path / "out/mine.png", tmp_path / "out/0007_000.png"]
+    for file in mine:
+        file.touch()
+    older["pictures"] += [{"file": name} for name in ("../mine.png", "mine.png", "9999_000.png")]  # the last is gone
+    (tmp_path / "out/manifest.json").write_text(json.dumps(older))
+    ended = scripts("generate", *draw, "--num_samples=1")
+    assert (ended.code, ended.err) == (0, ""), ended
+    left = {path.name for path in (tmp_path / "out").glob("*.png")}
+    assert left == {"grid.png", "0000_000.png", "0001_000.png", "mine.png", "0007_000.png"}
+    assert mine[0].exists()
+
+
 def test_prime_keeps_its_rows(scripts, tiny_run, drawn, tmp_path, alone):
     prime = drawn / "0000_000.png"
     arguments = ["--num_samples=2", f"--prime={prime}", "--prime_rows=3", "--clip=none"]

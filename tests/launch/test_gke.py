@@ -20,7 +20,8 @@ GENERATE = ["--", "python", "-m", "launch.generate", "--workdir=gs://bucket/run"
 MANIFESTS = {
     "tpu": ["--accelerator=v5e-16", *TRAIN],
     "tpu_slices": ["--accelerator=v4-128", "--slices=2", "--spot", "--queue=team", "--namespace=models",
-                   "--service-account=trainer@p.iam.gserviceaccount.com", "--restarts=5", "--grace=25", *GENERATE],
+                   "--service-account=trainer@p.iam.gserviceaccount.com", "--restarts=5", "--grace=25",
+                   "--cache-volume=dalle-cache", *GENERATE],
     "gpu": ["--accelerator=h100", "--nodes=4", "--gpus=8", "--spot", *TRAIN],
 }  # fmt: skip
 
@@ -45,6 +46,9 @@ def manifest(name: str) -> str:
         ([*NAMED, "--accelerator=h100", "--slices=2", *TRAIN], ["--slices=2 is for TPUs"]),
         ([*NAMED, "--accelerator=v4-8", "--nodes=2", *TRAIN], ["--nodes=2 is for GPUs"]),
         ([*NAMED, "--accelerator=v4-8", "--slices=none", *TRAIN], ["--slices", "'none'", "whole number"]),
+        ([*NAMED, "--accelerator=v4-8", "--queue=my team", *TRAIN], ["--queue", "'my team' is not a queue's name"]),
+        ([*NAMED, "--accelerator=v4-8", "--service-account=me", *TRAIN], ["'me' is not a service account's address"]),
+        ([*NAMED, "--accelerator=v4-8", "--cache-volume=/mnt", *TRAIN], ["'/mnt' is not a claim's name"]),
         ([*NAMED, "--accelerator=v4-8", "--spt", *TRAIN], ["--spt", "--help"]),
         ([*NAMED, "--accelerator=v4-8"], ["no command given"]),
         ([*NAMED, "--accelerator=v4-8", "--", "python", "--workdir=runs/x"], ["--workdir=runs/x", "gs://"]),
@@ -53,7 +57,7 @@ def manifest(name: str) -> str:
     ],
 )
 def test_refusals(arguments, parts):
-    assert_refused(gke(*arguments), *parts)
+    assert_refused(gke("--dry-run", *arguments), *parts)  # what is not refused is not applied
 
 
 def test_slices_of_the_mesh():

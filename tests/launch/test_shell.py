@@ -80,6 +80,16 @@ def test_dockerfile():
     assert done.returncode == 0, done.stdout
 
 
+def test_dockerfile_finds_the_driver_and_takes_no_cpus_for_gpus():
+    """Where GKE mounts it; the platform of the image comes first, and JAX ends where that fails."""
+    last = (ROOT / "launch/Dockerfile").read_text().split("\nFROM ")[-1]
+    before, _, environment = last.partition("\nENV ")
+    assert "\nARG BACKEND=cpu\n" in before + "\n"  # else it is empty in this stage
+    assert {"LD_LIBRARY_PATH=/usr/local/nvidia/lib64", "JAX_PLATFORMS=$BACKEND,cpu"} <= set(
+        environment.split("\n")[0].split()
+    )
+
+
 def test_dockerfile_names_extras_that_exist():
     """Each of its back ends, and every file it copies before the code."""
     text = (ROOT / "launch/Dockerfile").read_text()

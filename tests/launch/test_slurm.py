@@ -1,6 +1,7 @@
 """launch/slurm.sbatch: what it refuses, what it would submit, and its work on a Slurm that the test starts."""
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 from tests.launch import slurm_cluster
 from tests.launch.slurm_cluster import SlurmCluster
-from tests.launch.starters import ROOT, assert_golden, assert_refused, python_that_installs_nothing, run
+from tests.launch.starters import ROOT, assert_golden, assert_refused, python_that_installs_nothing, run, script
 
 pytestmark = pytest.mark.entry
 
@@ -36,13 +37,22 @@ def slurm(*arguments: str, **environment: str):
         (["--restarts=08", *TRAIN], ["--restarts=08", "whole number"]),
         (["--mem=lots", *TRAIN], ["--mem=lots", "64G"]),
         (["--name=a b", *TRAIN], ["--name=a b"]),
+        (["--partition=a b", *TRAIN], ["--partition=a b", "commas"]),
+        (["--account=--x", *TRAIN], ["--account=--x", "without blanks"]),
+        (["--qos=low;", *TRAIN], ["--qos=low;", "without blanks"]),
+        (["--constraint=a100 h100", *TRAIN], ["--constraint=a100 h100", "a100|h100"]),
+        (["--logs=100%", *TRAIN], ["--logs=100%", "a folder"]),
+        (["--logs=a\\b", *TRAIN], ["--logs=a\\b", "a folder"]),
+        (["--logs=my logs", *TRAIN], ["--logs=my logs", "a folder"]),
+        (["--logs=-l", *TRAIN], ["--logs=-l", "a folder"]),
+        (["--logs=~/l", *TRAIN], ["--logs=~/l", "a folder"]),
         (["--nodes=2"], ["no command given"]),
         (["--nodes=2", "--", "--config=x"], ["begins with '--config=x'"]),
         (["python", "-m", "launch.train"], ["what is 'python'", "after --"]),
     ],
 )
 def test_refusals(arguments, parts):
-    assert_refused(slurm(*arguments), *parts)
+    assert_refused(slurm("--dry-run", *arguments), *parts)  # what is not refused installs and submits nothing
 
 
 def test_without_slurm(tmp_path):
@@ -63,13 +73,84 @@ def test_dry_run():
     generate = ["--", "python", "-m", "launch.generate", "--workdir=/shared/run", "--prompt=a red  circle's edge"]
     said = []
     for arguments in (
-        ["--nodes=4", "--gpus=8", "--time=2-00:00:00", "--grace=300", "--partition=a", "--account=b", *TRAIN],
-        ["--cpus=16", "--mem=64G", "--qos=low", "--constraint=c", "--name=draw", "--restarts=0", "--logs=l", *generate],
+        ["--nodes=4", "--gpus=8", "--time=2-00:00:00", "--grace=300", "--partition=a,b-2", "--account=b", *TRAIN],
+        [
+            "--cpus=16",
+            "--mem=64G",
+            "--qos=low",
+            "--constraint=[rack1*2&rack2*4]",
+            "--name=draw",
+            "--restarts=0",
+            "--logs=l",
+            *generate,
+        ],
     ):
         done = slurm("--dry-run", *arguments)
         assert done.returncode == 0 and done.stderr == "", done
         said.append(done.stdout)
     assert_golden("slurm.dry_run.txt", "\n".join(said))
+
+
+SRUN = """#!/bin/bash
+# Two tasks; where the second fails, the first is killed if it is still there, and that is what counts.
+while [[ "$1" == -* ]]; do shift; done
+SLURM_PROCID=0 "$@" & first=$!
+SLURM_PROCID=1 "$@"; code=$?
+((code == 0)) || kill "$first" 2>/dev/null; wait
+exit $((code == 0 ? 0 : 143))
+"""
+
+
+def attempt(folder: Path, *command: str, **environment: str) -> tuple[subprocess.CompletedProcess, str, str]:
+    """The script as Slurm starts it, without Slurm: how it ended, its log, and what was installed."""
+    python = python_that_installs_nothing(folder / "venv/bin/python", folder / "pip")
+    script(folder / "bin/srun", SRUN)
+    copy = script(folder / "slurm_script", (ROOT / "launch/slurm.sbatch").read_text())
+    slurms = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1"}
+    paths = {"DALLE_JAX_VENV": str(python.parents[1]), "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+    environment = os.environ | slurms | paths | {"DALLE_JAX_RESTARTS": "0"} | environment
+    with open(folder / "job.log", "w") as log:
+        done = subprocess.run(["bash", copy, *command], env=environment, stdout=log, stderr=log)
+    assert not list(folder.glob(".codes*"))
+    return done, (folder / "job.log").read_text(), (folder / "pip").read_text()
+
+
+@pytest.mark.parametrize(
+    ("variables", "installed"),
+    [
+        ({}, "-e ."),
+        ({"SLURM_GPUS_PER_NODE": "0", "SLURM_GPUS": "gpu:0"}, "-e ."),
+        ({"SLURM_GPUS_PER_NODE": "a100:8"}, "-e .[cuda]"),
+        ({"SLURM_GPUS_ON_NODE": "8"}, "-e .[cuda]"),  # by sbatch --gres=gpu:8
+        ({"SLURM_JOB_GPUS": "0"}, "-e .[cuda]"),
+        ({"SLURM_GPUS": "16"}, "-e .[cuda]"),
+        ({"SLURM_GPUS_PER_TASK": "1"}, "-e .[cuda]"),
+    ],
+)
+def test_gpus_by_any_of_slurms_options(tmp_path, variables, installed):
+    done, log, pip = attempt(tmp_path, "true", **variables)
+    assert done.returncode == 0, log
+    assert pip.splitlines()[-1].endswith(f" {installed}")
+
+
+@pytest.mark.parametrize(
+    ("codes", "code", "said"),
+    [
+        ("0 0", 0, "finished"),
+        ("143 2", 2, "a mistake"),
+        ("1 2", 2, "a mistake"),
+        ("75 2", 2, "a mistake"),
+        ("134 1", 1, "died with code 1,"),
+        ("75 9", 9, "died with code 9,"),
+        ("143 75", 75, "stopped (unknown job)"),
+        ("137 134", 143, "died with code 143,"),
+    ],
+)
+def test_the_code_of_the_task_that_ended_by_itself(tmp_path, codes, code, said):
+    """Not of those that srun kills for it."""
+    end = 'codes=($0); sleep "0.$((1 - SLURM_PROCID))"; exit "${codes[SLURM_PROCID]}"'
+    done, log, _ = attempt(tmp_path, "bash", "-c", end, codes)
+    assert done.returncode == code and f" {said}" in log, log
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +164,9 @@ def cluster(tmp_path_factory) -> Iterator[SlurmCluster]:
 
 
 class Submitted:
-    """A job that the script has submitted."""
+    """A job that the script has submitted, or sbatch itself."""
 
-    def __init__(self, cluster: SlurmCluster, folder: Path, *arguments: str):
+    def __init__(self, cluster: SlurmCluster, folder: Path, *arguments: str, by_sbatch: bool = False):
         self.cluster, self._folder = cluster, folder
         python = python_that_installs_nothing(folder / "venv/bin/python", folder / "pip")
         with socket.socket() as free:  # the nodes' names are no names of the network
@@ -97,6 +178,8 @@ class Submitted:
             "JAX_PLATFORMS": "cpu",
         }
         command = ["bash", "launch/slurm.sbatch", f"--logs={folder}", *arguments]
+        if by_sbatch:
+            command = ["sbatch", f"--output={folder}/%x-%j.log", *arguments]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         self.number = re.search(r"Submitted batch job (\d+)", done.stdout)[1]
@@ -175,6 +258,20 @@ def test_crash_mistake_and_cancel(cluster, tmp_path):
     cancelled.wait_for("^0: saved")
     assert cancelled.ended()[0] == "CANCELLED"
     assert "back into the queue" not in cancelled.log
+
+
+@pytest.mark.slow
+def test_a_mistake_of_one_task(cluster, tmp_path):
+    """Slurm ends the other tasks for it, and the job all the same with the mistake; a job of sbatch's own options."""
+    one = "test $SLURM_PROCID = 1 || exec sleep 600; echo error: no such config; exit 2"
+    job = Submitted(cluster, tmp_path / "two", "--nodes=2", "--gpus=2", "--", "bash", "-c", one)
+    assert job.ended() == ("FAILED", "2:0"), job.log
+    assert "1: error: no such config" in job.log and "starting again does not mend" in job.log
+    options = ["--gres=gpu:2", "--ntasks-per-node=2", "launch/slurm.sbatch"]
+    job = Submitted(cluster, tmp_path / "sbatch", *options, "bash", "-c", one, by_sbatch=True)
+    assert job.ended() == ("FAILED", "2:0"), job.log
+    assert "-e .[cuda]" in job.installed
+    assert not list(tmp_path.glob("*/.codes*"))
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -81,6 +80,11 @@ def tpu_vm(clone: Path, *arguments: str, **environment: str) -> subprocess.Compl
         (["create", *TPU, "--spot", "--reserved"], ["exclude each other"]),
         (["create", *TPU, "--poll=soon"], ["--poll=soon"]),
         (["create", *TPU, "--project=My Project"], ["--project=My Project"]),
+        (["create", *TPU, "--runtime-version=v2 alpha"], ["--runtime-version=v2 alpha", "v2-alpha-tpuv5-lite"]),
+        (["create", *TPU, "--runtime-version=--spot"], ["--runtime-version=--spot"]),
+        (["create", *TPU, "--network=a b"], ["--network=a b", "global/networks"]),
+        (["create", *TPU, "--subnetwork=-s"], ["--subnetwork=-s", "subnetworks"]),
+        (["create", *TPU, "--service-account=me"], ["--service-account=me", "iam.gserviceaccount.com"]),
         (["run", *TPU], ["no command given"]),
         (["run", *TPU, "--", "--config=x"], ["begins with '--config=x'"]),
         (["run", *TPU, "--", "python", "--workdir=runs/x"], ["--workdir=runs/x", "gs://"]),
@@ -95,7 +99,8 @@ def tpu_vm(clone: Path, *arguments: str, **environment: str) -> subprocess.Compl
     ],
 )
 def test_refusals(clone, arguments, parts):
-    assert_refused(tpu_vm(clone, *arguments), *parts)
+    action, *rest = arguments
+    assert_refused(tpu_vm(clone, action, "--dry-run", *rest), *parts)  # what is not refused rents nothing
 
 
 def test_changed_files_would_not_reach_the_workers(clone):
@@ -113,6 +118,21 @@ def test_without_gcloud(clone, tmp_path):
     for name in ("bash", "dirname", "mktemp", "rm"):
         (tmp_path / name).symlink_to(shutil.which(name))
     assert_refused(tpu_vm(clone, "status", *WHERE, PATH=str(tmp_path)), "gcloud is not here", "gcloud auth login")
+
+
+def test_an_old_system_python_is_passed_over(clone, tmp_path):
+    """RHEL 9 and macOS have 3.9 as python3, which cannot read the starters' modules."""
+    script(tmp_path / "python3", "#!/bin/sh\nexit 1\n")
+    python_that_installs_nothing(tmp_path / "python3.13", tmp_path / "pip")
+    start = ["start", *WHERE, "--dry-run", "--", "python", "--out=runs/x"]
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    assert_refused(tpu_vm(clone, *start, PATH=path), "--out=runs/x", "gs://")
+    assert tpu_vm(clone, "create", *TPU, "--dry-run", PATH=path).returncode == 0
+    path = str(tmp_path)
+    for name in ("bash", "dirname"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    (tmp_path / "python3.13").unlink()
+    assert_refused(tpu_vm(clone, *start, PATH=path), "Python 3.11 or newer is needed")
 
 
 def test_help(clone):
@@ -170,6 +190,11 @@ esac
 """
 
 
+HOSTNAME = """#!/bin/sh
+echo "t1v-n-$(basename "$(dirname "$HOME")")-w-$(basename "$HOME")"
+"""  # as Google calls a TPU's machines
+
+
 class Pod:
     """The stand-in and what it plays on."""
 
@@ -177,6 +202,7 @@ class Pod:
         self._clone, self.folder, self._slices = clone, folder, slices
         standin = f"exec {sys.executable} {ROOT}/tests/launch/gcloud_standin.py"
         script(folder / "bin/gcloud", f'#!/bin/sh\n{standin} "$@"\n')
+        script(folder / "bin/hostname", HOSTNAME)
         python = python_that_installs_nothing(folder / "bin/python3.13", folder / "pip")
         self._environment = {
             "GCLOUD_STANDIN": str(folder),
@@ -214,6 +240,19 @@ class Pod:
     def __call__(self, action: str, *arguments: str, code: int = 0) -> str:
         with self.start(action, *arguments) as process:
             return self.end(process, action, code)
+
+    def is_there(self, worker: str) -> None:
+        """The TPU is active from the start; `worker` is the script that answers on each of its workers."""
+        nodes = [f"dalle-{i}" for i in range(self._slices)] if self._slices > 1 else ["dalle"]
+        state = {"name": "dalle", "state": "ACTIVE", "nodes": nodes}
+        (self.folder / "resource.json").write_text(json.dumps(state))
+        for node, number in itertools.product(nodes, "01"):
+            script(self.folder / "machines" / node / number / "dalle-jax/launch/tpu_worker.sh", worker)
+
+    def asked(self, words: str) -> int:
+        """How many commands of the last call have these words."""
+        lines = [line for line in self.transcripts[-1].read_text().splitlines() if line.startswith("[")]
+        return sum(words in " ".join(json.loads(line)) for line in lines)
 
     def attempts(self) -> list[int]:
         return [len(path.read_text().split()) for path in sorted(self.folder.glob("attempts-*"))]
@@ -298,6 +337,61 @@ def test_told_to_stop(clone, tmp_path):
     assert_golden("tpu_vm.told_to_stop.txt", readable(pod, clone))
 
 
+def test_a_tpu_that_is_not_given_back_is_asked_for_again(clone, tmp_path):
+    """A failure of the deletion after workers that do not answer is no end of the run."""
+    pod = Pod(clone, tmp_path, "", slices=1)
+    pod.is_there("exit 255")
+    (tmp_path / "silent").write_text("")
+    (tmp_path / "keeps").write_text("1")
+    said = pod("run", "--accelerator=v4-16", "--restarts=1", "--poll=0.05", "--", "sleep", "1", code=2)
+    assert "giving the TPU back; starting again (0 more times)" in said and "no answer" in said
+    assert "error: giving the TPU back, and --restarts is used up\n" in said
+    assert "finished" not in said
+
+
+FINISHED = 'echo "$(hostname) dalle-jax state: exit 0"'
+
+
+@pytest.mark.parametrize("refused", [0, 2, 9])
+def test_delete_at_end(clone, tmp_path, refused):
+    """What finished gives its TPU back, also where Google refuses at first; where it never does, that is said."""
+    pod = Pod(clone, tmp_path, "", slices=2)
+    pod.is_there(FINISHED)
+    (tmp_path / "keeps").write_text(str(refused))
+    arguments = ["--accelerator=v4-16", "--poll=0.05", "--delete-at-end", "--", "sleep", "1"]
+    said = pod("run", *arguments, code=2 if refused == 9 else 0)
+    assert said.count("the TPU was not given back") == min(refused, 5)
+    assert pod.asked("queued-resources delete") == min(refused + 1, 5)
+    assert (tmp_path / "machines").exists() == (refused == 9)
+    command = "bash launch/tpu_vm.sh delete --name=dalle --zone=us-central2-b --slices=2"
+    assert (f"its TPU may still be rented: {command} gives it back" in said) == (refused == 9)
+
+
+MISTAKE = """
+test "$1" = state || exit 0
+mkdir -p "$HOME/seen"
+state=running
+case "$(hostname) $(ls "$HOME/seen" | wc -l)" in
+  *"-w-1 1") state="exit 134" ;;
+  "t1v-n-dalle-0-w-0 1") state="exit 75" ;;
+  "t1v-n-dalle-1-w-0 1") state="exit 2" ;;
+esac
+touch "$HOME/seen/$(ls "$HOME/seen" | wc -l)"
+echo "$(hostname) dalle-jax state: $state"
+"""
+
+
+def test_a_mistake_is_shown_where_it_was_made(clone, tmp_path):
+    """The others ended because that worker did, and know nothing of the reason."""
+    pod = Pod(clone, tmp_path, "", slices=2)
+    pod.is_there(MISTAKE)
+    said = pod("run", "--accelerator=v4-16", "--project=my-project", "--", "sleep", "1", code=2)
+    assert pod.asked("tpu_worker.sh end 10") == 2  # those that wait for it would be in the way of the next run
+    place = "--name=dalle --zone=us-central2-b --project=my-project --slices=2"
+    log = f"bash launch/tpu_vm.sh logs {place} --slice=1 --worker=0"
+    assert f"a mistake that starting again does not mend: {log} shows it" in said
+
+
 def test_how_a_run_ended_is_written_down(tmp_path):
     """Whether only the command gets SIGTERM, or everything on its machine; and whether a person stopped it."""
     (tmp_path / "dalle-jax").mkdir()
@@ -336,7 +430,7 @@ def readable(pod: Pod, clone: Path) -> str:
     commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=clone, capture_output=True, text=True)
     names = {
         re.escape(str(pod.folder)): "TMP",
-        re.escape(socket.gethostname()) + " dalle-jax": "HOST dalle-jax",
+        r"t1v-n-dalle(-\d)?-w-\d dalle-jax": "HOST dalle-jax",
         r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ": "TIME",
         r"\S*/tmp\.\w+/": "SCRATCH/",
         r"with Python 3\S+": "with Python",
@@ -350,8 +444,9 @@ def readable(pod: Pod, clone: Path) -> str:
         ]
         for pattern, name in names.items():
             lines = [re.sub(pattern, name, line) for line in lines]
-        # Slices are spoken to at the same time, workers answer in any order.
-        for _, group in itertools.groupby(lines, key=lambda line: re.sub(r"^(making|installing).*|dalle-\d", "", line)):
+        # Slices are spoken to and set up at the same time, workers answer in any order.
+        anyhow = r"^(making|installing).*|dalle-\d|^.*( scp |rm -rf dalle-jax.new).*"
+        for _, group in itertools.groupby(lines, key=lambda line: re.sub(anyhow, "", line)):
             shown += sorted(set(group))
             # A look is describe and the state of every slice, repeated as often as there is time for.
             for look in (2, 3):

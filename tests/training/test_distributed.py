@@ -35,6 +35,7 @@ def started(monkeypatch):
         (ADDRESS | {"JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"}, "JAX_NUM_PROCESSES must be a whole number"),
         (ADDRESS | {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"}, "none of the 2 processes"),
         ({"DALLE_JAX_HEARTBEAT_SECONDS": "soon"}, "DALLE_JAX_HEARTBEAT_SECONDS must be a whole number, not 'soon'"),
+        ({"DALLE_JAX_JOIN_SECONDS": "long"}, "DALLE_JAX_JOIN_SECONDS must be a whole number, not 'long'"),
     ],
 )
 def test_half_an_environment_is_refused(started, monkeypatch, environment, message):
@@ -60,6 +61,15 @@ def test_named_processes_are_joined(started, monkeypatch):
     distributed.initialize()
     ((args, kwargs),) = started
     assert args == ("127.0.0.1:1", 4, 3) and kwargs["heartbeat_timeout_seconds"] == 7
+    assert kwargs["initialization_timeout"] == 1800
+    monkeypatch.setenv("DALLE_JAX_JOIN_SECONDS", "60")
+    distributed.initialize()
+    assert started[1][1]["initialization_timeout"] == 60
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")  # found by JAX
+    distributed.initialize()
+    assert started[2] == ((), {"heartbeat_timeout_seconds": 7, "initialization_timeout": 60})
 
 
 @pytest.mark.parametrize(
