@@ -9,20 +9,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
+Factor = Array | np.ndarray
 
-def precision_of(*factors: Array) -> jax.lax.Precision:
+
+def precision_of(*factors: Factor) -> jax.lax.Precision:
     """The precision of a product of arrays, and of its gradient's products."""
     wide = jnp.result_type(*factors) == jnp.float32
     return jax.lax.Precision.HIGHEST if wide else jax.lax.Precision.DEFAULT
 
 
-def matmul(a: Array, b: Array) -> Array:
+def matmul(a: Factor, b: Factor) -> Array:
     """`a @ b`."""
     return jnp.matmul(a, b, precision=precision_of(a, b))
 
 
-def einsum(subscripts: str, *factors: Array, **options: Any) -> Array:
+def einsum(subscripts: str, *factors: Factor, **options: Any) -> Array:
     """`jnp.einsum`."""
     return jnp.einsum(subscripts, *factors, precision=precision_of(*factors), **options)
