@@ -87,9 +87,8 @@ def open_published(path: epath.PathLike, *, activation: str | Activation | None 
     chosen = _activation(activation)
     if file is not None:
         check_official(file)
-        if is_torchscript(
-            file
-        ):  # OpenAI's own, whatever lies beside it: open_clip's and Hugging Face's are no programs
+        # OpenAI's own, whatever lies beside it: open_clip's and Hugging Face's are no programs.
+        if is_torchscript(file):
             return _bare_file(file, chosen)
     opened = None
     if os.path.isfile(os.path.join(folder, OPEN_CLIP_CONFIG)):

@@ -14,7 +14,7 @@ from dalle_jax.nn.precision import einsum, matmul
 from dalle_jax.training.config import MeshConfig
 from launch.planning.families import FAMILIES
 from launch.planning.flops import inner_programs
-from launch.planning.programs import training_target
+from launch.planning.programs import sampling_targets, training_target
 from launch.planning.topologies import Topology
 from launch.run_config import RunConfig
 
@@ -55,6 +55,18 @@ def test_every_product_of_float32_is_one(module, arg, stage):
     found = list(products(traced_step(module, arg, stage, "float32")))
     assert found and all(dtypes == ["float32", "float32"] for dtypes, _ in found)
     assert {precision for _, precision in found} == {(HIGHEST, HIGHEST)}
+
+
+def test_drawing_multiplies_float32_as_such():
+    """The caption's program and the loop, on two devices: on one CPU device kernels take another form."""
+    run, topology = (
+        from_config_dict(RunConfig, decoder_1b.get_config("tiny")),
+        Topology("v5e-2", FAMILIES["v5e"], (1, 2)),
+    )
+    prefill, drawing = sampling_targets(run, MeshConfig(data=2, fsdp=1), topology, jax.devices()[:2], 4)
+    traced, _ = prefill.traced()
+    programs = [traced.jaxpr, drawing(prefill.compile(traced)).traced()[0].jaxpr]
+    assert {precision for program in programs for _, precision in products(program)} == {(HIGHEST, HIGHEST)}
 
 
 def test_logits_alone_are_exact_where_a_model_is_bfloat16():
