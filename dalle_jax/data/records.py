@@ -62,6 +62,17 @@ class Record:
     """int32 [crops, grid_size ** 2]: the picture as a codec sees several crops of it, which are alternatives."""
 
 
+@dataclasses.dataclass(frozen=True)
+class LeftOut:
+    """What was found beside the samples of a source and is not among them, under one reason."""
+
+    reason: str
+    """A plural phrase that follows the count: `images that captions.csv does not name`."""
+    count: int
+    example: str
+    """One of them: a path, a key or a line number."""
+
+
 class Source(abc.ABC):
     """A random-access sequence of records. Picklable, because worker processes get a copy."""
 
@@ -77,6 +88,8 @@ class Source(abc.ABC):
     """Whether records hold pictures; where only some do (a mixture), the others hold tokens."""
     part_names: tuple[str, ...] = ()
     """Of a mixture's parts."""
+    left_out: tuple[LeftOut, ...] = ()
+    """What was found where the samples lie and is not among them; a person is told at the start of a run."""
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
