@@ -97,12 +97,26 @@ class Tfds(Source):
             example = self._features.deserialize_example_np(data, decoders=self._decoders)
         except Exception as error:  # of many types: nobody has looked at a TFRecord's checksum
             raise BadSample(BadReason.TRUNCATED, f"{self.key(index)}: {error}") from error
+        image = example.get(self._image)
+        if not isinstance(image, bytes):  # damage to a field's name: the record holds the rest
+            raise BadSample(BadReason.TRUNCATED, f"{self.key(index)}: no image under '{self._image}'")
         texts, fault = captions_from_mapping(example, self._caption)
-        one, several = None, None
-        if self._label is not None:
-            found = np.unique(example[self._label]).tolist()
-            one, several = (int(found[0]), None) if self.has_labels else (None, tuple(found))
-        return Record(example[self._image], texts, self.key(index), one, several, fault)
+        one, several = self._labels(index, example.get(self._label))
+        return Record(image, texts, self.key(index), one, several, fault)
+
+    def _labels(self, index: int, value: Any) -> tuple[int | None, tuple[int, ...] | None]:
+        """The label of a record, or all of its labels; TFDS writes -1 where a label is not known.
+
+        Raises:
+          BadSample: the record does not hold them, or they are of no class.
+        """
+        if self._label is None:
+            return None, None
+        found = [] if value is None else np.unique(value).tolist()
+        unknown = self.class_names and not all(-1 <= label < len(self.class_names) for label in found)
+        if unknown or (self.has_labels and len(found) != 1):
+            raise BadSample(BadReason.TRUNCATED, f"{self.key(index)}: no class under '{self._label}' ({value})")
+        return (found[0], None) if self.has_labels else (None, tuple(found))
 
 
 def _is_label_list(feature: Any) -> bool:
