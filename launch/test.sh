@@ -1,23 +1,20 @@
 #!/usr/bin/env bash
 # Set-up, then lint, types, documentation and every test of the default tier.
 #   --parity   install torch, the peers and the TPU compiler as well, so that the tests that need them run
-#   --slow     run the slow tests too (and install what checks the cluster starters and paths at gs://)
+#   --slow     run the slow tests too, one after the other (and install what checks the cluster starters and gs://)
 # Other arguments go to pytest: bash launch/test.sh tests/data -k webdataset
+# Two processes share the work; TEST_WORKERS=N names another number, each of which takes up to 2.5 GB.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/setup.sh
 
 parity=false
 slow=false
-tier=(-m "not slow")
 arguments=()
 for argument in "$@"; do
   case "$argument" in
     --parity) parity=true ;;
-    --slow)
-      slow=true
-      tier=(-m "")
-      ;;
+    --slow) slow=true ;;
     *) arguments+=("$argument") ;;
   esac
 done
@@ -45,11 +42,19 @@ check() {
   echo "== $name"
   "$@" || failed+=("$name")
 }
+slow_tests() {
+  "$PYTHON" -m pytest -m slow "$@" || (($? == 5))  # 5: none of those asked for is slow
+}
 check "lint" "$PYTHON" -m ruff check .
 check "format" "$PYTHON" -m ruff format --check .
 check "types" "$PYTHON" -m pyrefly check
 check "documentation" env NO_MKDOCS_2_WARNING=1 "$PYTHON" -m mkdocs build --strict --quiet --site-dir "$VENV/site"
-check "tests" "$PYTHON" -m pytest "${tier[@]}" ${arguments[@]+"${arguments[@]}"}
+# A file's tests stay together, because they share what is compiled.
+check "tests" "$PYTHON" -m pytest -n "${TEST_WORKERS:-2}" --dist loadfile ${arguments[@]+"${arguments[@]}"}
+if $slow; then
+  # Several of these start processes that wait for each other, and time what they do.
+  check "slow tests" slow_tests ${arguments[@]+"${arguments[@]}"}
+fi
 
 if ((${#failed[@]})); then
   echo "failed: ${failed[*]}" >&2
