@@ -1,7 +1,5 @@
 """What a person means by `--data=...`."""
 
-from etils import epath
-
 from dalle_jax import storage
 from dalle_jax.data.config import SourceKind
 from dalle_jax.errors import UserError
@@ -11,7 +9,7 @@ def guess_source(data: str) -> SourceKind:
     """What kind of data a path names."""
     if data == "shapes":
         return SourceKind.SHAPES
-    if epath.Path(data).is_dir():
+    if storage.as_path(data).is_dir():
         names = storage.files_in(data)
         if "dataset_info.json" in names:
             return SourceKind.TFDS

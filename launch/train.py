@@ -14,6 +14,7 @@ from dalle_jax.config import from_config_dict, to_json
 from dalle_jax.data.sources import TRAIN, open_source, splits_of
 from dalle_jax.data.tokenizer import RowTokenizer
 from dalle_jax.errors import UserError
+from dalle_jax.storage import as_path
 from dalle_jax.training.clock import process_began
 from dalle_jax.training.determinism import set_deterministic
 from dalle_jax.training.freezing import Freezing
@@ -46,7 +47,7 @@ def main() -> None:
         return
     if WORKDIR.value is None:
         raise UserError("no work directory given: --workdir=FOLDER")
-    run, workdir = with_absolute_paths(run), epath.Path(WORKDIR.value)
+    run, workdir = with_absolute_paths(run), as_path(WORKDIR.value)
     stages, watch = choose_stages(run, STAGES.value), Watch(_profile_steps(), WANDB.value)
     if any(getattr(run, name).train.deterministic for name in stages):
         set_deterministic()

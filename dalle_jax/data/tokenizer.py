@@ -16,7 +16,7 @@ from jaxtyping import Int32
 from dalle_jax.data.bpe import Merges
 from dalle_jax.data.config import TextConfig
 from dalle_jax.errors import UserError
-from dalle_jax.storage import write_whole
+from dalle_jax.storage import as_path, write_whole
 
 PAD, UNKNOWN, START, END = range(4)
 
@@ -65,7 +65,7 @@ class Tokenizer:
         where = "this model" if isinstance(model, bytes) else os.fspath(model)
         if not isinstance(model, bytes):
             try:
-                model = epath.Path(model).read_bytes()
+                model = as_path(model).read_bytes()
             except OSError as error:
                 raise UserError(
                     f"there is no tokenizer at {where} ({error.strerror or error}): train one with "
