@@ -24,7 +24,8 @@ class ClassCaptions(Source):
             if "{}" not in template:
                 raise UserError(f"config.data.caption_templates: '{template}' has no '{{}}' for the class's name")
         self._source, self._templates = source, tuple(templates)
-        self.name, self.has_labels, self.class_names = source.name, source.has_labels, source.class_names
+        self.name = f"{source.name} with config.data.caption_templates"
+        self.has_labels, self.class_names, self.left_out = source.has_labels, source.class_names, source.left_out
         self._captions = [tuple(fill(template, name) for template in templates) for name in names or source.class_names]
 
     def __len__(self) -> int:

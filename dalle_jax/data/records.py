@@ -88,6 +88,8 @@ class Source(abc.ABC):
     """Whether records hold pictures; where only some do (a mixture), the others hold tokens."""
     part_names: tuple[str, ...] = ()
     """Of a mixture's parts."""
+    captions_from: str = ""
+    """Where captions were looked for, for the message that there are none; empty: each record says."""
     left_out: tuple[LeftOut, ...] = ()
     """What was found where the samples lie and is not among them; a person is told at the start of a run."""
 
@@ -161,6 +163,7 @@ class Subset(Source):
         self.name = name
         self.has_labels = source.has_labels
         self.class_names = source.class_names
+        self.captions_from = source.captions_from
 
     def __len__(self) -> int:
         return len(self._indices)
