@@ -91,7 +91,7 @@ def rows(path: str, image_field: str = "") -> Iterator[tuple[str, Mapping[str, A
     """Rows of a table in any format, each with its place in it, such as `line 12`.
 
     By the end of the name: `.csv` and `.tsv` (see `delimited`), `.token` and `.token.txt` (Flickr's: `name#0`, a tab, a
-    caption), `.jsonl` (an object a line), `.json` (a list of objects, captions by file name, or COCO's annotations),
+    caption), `.jsonl` (an object a line), `.json` (a list of objects, or COCO's annotations),
     `.parquet`; any other is read as `.csv`.
 
     Raises:
@@ -196,13 +196,12 @@ def _json_rows(path: str, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if isinstance(value, dict) and "annotations" in value:
         yield from _coco_rows(path, value)
         return
-    if isinstance(value, dict):
-        value = [{"file_name": name, **(about if isinstance(about, dict) else {"caption": about})}
-                 for name, about in value.items()]  # fmt: skip
-    for i, row in enumerate(value if isinstance(value, list) else [value]):
+    for i, row in enumerate(value if isinstance(value, list) else ()):
         if not isinstance(row, dict):
             raise UserError(f"{path}, entry {i} is not a JSON object: write a list of objects")
         yield f"entry {i}", row
+    if not isinstance(value, list):
+        raise UserError(f"{path} is neither a list of JSON objects nor COCO's JSON of captions")
 
 
 def _coco_rows(path: str, value: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -115,6 +115,7 @@ def test_two_columns_without_a_header(tmp_path):
         ("a.json", '{"annotations": [{"image_id": 1, "caption": "x"}]}', "names no file for image 1"),
         ("a.json", '{"annotations": [{"caption": "x"}]}', "lack 'image_id'"),
         ("a.json", "[1]", "entry 0 is not a JSON object"),
+        ("a.json", '{"a.jpg": "one"}', "neither a list of JSON objects nor COCO's"),
         ("a.json", "{", "is not JSON"),
         ("a.token", "0.jpg#0\tone\nno tab\n", "line 2 has no tab"),
         ("a.parquet", "PAR1", "is not a Parquet file"),
@@ -132,10 +133,8 @@ def test_json_in_its_forms(tmp_path):
         "images": [{"id": 7, "file_name": "a.jpg"}, {"id": 8, "file_name": "b.jpg"}, {"id": 9, "file_name": "c.jpg"}],
         "annotations": [{"image_id": i, "caption": text} for i, text in ((7, "one"), (8, "two"), (7, "uno"))],
     }
-    by_name = {"a.jpg": ["one", "uno"], "b.jpg": {"caption": "two", "tags": "x"}}
     lines = "\n".join(map(json.dumps, rows))
     assert plain(table(tmp_path, "1.json", json.dumps(rows))) == wanted
-    assert plain(table(tmp_path, "2.json", json.dumps(by_name))) == wanted
     assert plain(table(tmp_path, "3.json", lines)) == plain(table(tmp_path, "4.jsonl", lines)) == wanted
     assert plain(table(tmp_path, "5.json", json.dumps(coco))) == wanted | {"c.jpg": ()}
 
