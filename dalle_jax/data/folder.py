@@ -1,11 +1,13 @@
 """A folder of images, with captions beside them or in tables."""
 
 import os
+from collections.abc import Sequence
 
 from absl import logging
 
 from dalle_jax import storage
 from dalle_jax.data.captions import Captions, captions_from_text
+from dalle_jax.data.config import SourceKind
 from dalle_jax.data.layouts import first_of, tables_in
 from dalle_jax.data.listing import caption_files, is_image, list_files, list_tables
 from dalle_jax.data.records import BadReason, BadSample, Record, Source
@@ -53,7 +55,7 @@ class Folder(Source):
         else:
             listing = list_files(files, endings)
         if not listing.files:
-            raise UserError(f"{self.name} holds no picture (.{', .'.join(IMAGE_SUFFIXES)})")
+            raise UserError(f"{self.name} holds no picture (.{', .'.join(IMAGE_SUFFIXES)}){_other_source(files)}")
         self._files, self._keys = listing.files, listing.keys
         self._captions, self._endings = listing.captions, listing.endings
         self.left_out, self.captions_from = listing.left_out, listing.captions_from
@@ -84,6 +86,15 @@ class Folder(Source):
             return storage.read(storage.join(self._root, file))
         except OSError as error:
             raise BadSample(BadReason.MISSING, str(error)) from error
+
+
+def _other_source(files: Sequence[str]) -> str:
+    """What to set where a folder holds data of another kind."""
+    for ending, kind in ((".tar", SourceKind.WEBDATASET), (".parquet", SourceKind.PARQUET)):
+        inside = next((file for file in files if file.endswith(ending)), None)
+        if inside is not None:
+            return f", but {inside}: set config.data.source={kind.value}, and the path to such files"
+    return ""
 
 
 def _root(path: str) -> tuple[str, str]:

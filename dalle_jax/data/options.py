@@ -5,7 +5,7 @@ import dataclasses
 from dalle_jax.data.config import DataConfig, SourceConfig, SourceKind
 from dalle_jax.errors import UserError
 
-_IDLE = {
+IDLE = {
     SourceKind.SHAPES: ("path", "caption_field", "image_field", "label_field", "caption_templates"),
     SourceKind.WEBDATASET: ("image_field", "label_field", "caption_templates"),
     SourceKind.FOLDER: ("label_field",),
@@ -13,7 +13,8 @@ _IDLE = {
 """Options that a kind of data has no use for. Those that are not here may stand in the file of a config whose data the
 command line replaces: `shapes`, `eval_fraction`, and all that said how the pictures of encoded data were read."""
 
-_SPLITS_BY_NAME = (SourceKind.SHAPES, SourceKind.ENCODED, SourceKind.TFDS)
+SPLITS_BY_NAME = (SourceKind.SHAPES, SourceKind.ENCODED, SourceKind.TFDS)
+"""Kinds of data that have splits of their own; others have them where `{split}` stands in their path."""
 
 
 def check_options(config: SourceConfig) -> None:
@@ -27,11 +28,11 @@ def check_options(config: SourceConfig) -> None:
             if _is_set(config, field.name):
                 _refuse(field.name, config, "config.data.mixture is set, whose parts have these options of their own")
         return
-    for name in _IDLE.get(config.source, ()):
+    for name in IDLE.get(config.source, ()):
         if _is_set(config, name):
-            others = ", ".join(kind.value for kind in SourceKind if name not in _IDLE.get(kind, ()))
+            others = ", ".join(kind.value for kind in SourceKind if name not in IDLE.get(kind, ()))
             _refuse(name, config, f"config.data.source is '{config.source.value}' (it is for {others})")
-    if _is_set(config, "split") and config.source not in _SPLITS_BY_NAME and "{split}" not in config.path:
+    if _is_set(config, "split") and config.source not in SPLITS_BY_NAME and "{split}" not in config.path:
         _refuse("split", config, "{split} does not stand in config.data.path, where the split's name would go")
 
 

@@ -79,12 +79,12 @@ def is_table_name(path: str) -> bool:
 
 
 def names_images(path: str) -> bool:
-    """Whether the first row of a file names an image, as those of tables do."""
+    """Whether the first row of a file names an image and says something of it, as those of tables do."""
     try:
         _, row = next(rows(path))
     except (StopIteration, UserError):
         return False
-    return bool(_keys(tuple(map(str, row)), IMAGE_FIELDS))
+    return len(row) > 1 and bool(_keys(tuple(map(str, row)), IMAGE_FIELDS))
 
 
 def rows(path: str, image_field: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:

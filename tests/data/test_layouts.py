@@ -225,8 +225,46 @@ def test_captions_are_read_without_images(put):
     assert list(all_captions(source)) == ["two"]
 
 
+def test_data_of_another_kind(put):
+    root = put({"data/x.parquet": "", "readme.md": ""})
+    with pytest.raises(UserError, match="holds no picture .* but data/x.parquet: set config.data.source=parquet"):
+        Folder(str(root))
+
+
 def test_fields_of_no_table(put):
     root = put({"1.jpg": None, "1.txt": "x"})
     for option in ("caption_field", "image_field"):
         with pytest.raises(UserError, match=f"config.data.{option} has no effect: there is no table"):
             Folder(str(root), **{option: "title"})
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"1.jpg": None}, "none at 1 samples looked at.*files of the images' names that end in .txt or .caption$"),
+        ({"cat/1.jpg": None}, "of folders that are classes, config.data.caption_templates makes captions"),
+        ({"1.jpg": None, "1.txt": " \n"}, "looked for in files of the images' names"),
+        ({"1.jpg": None, "1.txt": b"\xe9"}, "those of 1 are not UTF-8"),
+        ({"1.jpg": None, "captions.csv": "file_name,alt\n1.jpg,x\n"}, r"captions.csv has no field of captions .*alt"),
+        (
+            {"1.jpg": None, "captions.csv": "file_name,caption\n1.jpg,\n"},
+            "looked for in the field caption of captions.csv",
+        ),
+    ],
+)
+def test_there_are_no_captions_for_a_reason(put, files, message):
+    root = put({name: content for name, content in files.items() if not isinstance(content, bytes)})
+    for name, content in files.items():
+        if isinstance(content, bytes):
+            (root / name).write_bytes(content)
+    source = Folder(str(root))
+    with pytest.raises(UserError, match=message):
+        list(all_captions(source))
+
+
+def test_captions_that_cannot_be_read(put):
+    root = put({"1.jpg": None, "1.txt": "one"})
+    source = Folder(str(root))
+    (root / "1.txt").unlink()
+    with pytest.raises(UserError, match=r"they cannot be read \(1 missing\)"):
+        list(all_captions(source))
