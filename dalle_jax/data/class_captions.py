@@ -33,11 +33,16 @@ class ClassCaptions(Source):
 
     def __getitem__(self, index: int) -> Record:
         record = self._source[index]
-        if record.captions or record.captions_fault or record.label is None:
+        if record.captions or record.captions_fault:
             return record
-        if not 0 <= record.label < len(self._captions):
-            return record
-        return dataclasses.replace(record, captions=self._captions[record.label])
+        return dataclasses.replace(record, captions=self._of(record.label))
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The record's captions, and those of its class too where it has some of its own that cannot be read."""
+        return self._source.captions(index) or self._of(self._source.label(index))
+
+    def _of(self, label: int | None) -> tuple[str, ...]:
+        return self._captions[label] if label is not None and 0 <= label < len(self._captions) else ()
 
     def key(self, index: int) -> str:
         return self._source.key(index)

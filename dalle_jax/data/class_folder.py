@@ -1,5 +1,7 @@
 """Pictures in one folder for each class."""
 
+import dataclasses
+
 from dalle_jax.data.folder import Folder
 from dalle_jax.data.records import Record
 from dalle_jax.errors import UserError
@@ -26,5 +28,7 @@ class ClassFolder(Folder):
 
     def __getitem__(self, index: int) -> Record:
         record = super().__getitem__(index)
-        label = self.class_names.index(self._files[index].split("/")[0])
-        return Record(record.image, record.captions, record.key, label, None, record.captions_fault)
+        return dataclasses.replace(record, label=self.label(index))
+
+    def label(self, index: int) -> int:
+        return self.class_names.index(self._files[index].split("/")[0])

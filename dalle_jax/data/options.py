@@ -31,7 +31,7 @@ def check_options(config: SourceConfig) -> None:
     for name in IDLE.get(config.source, ()):
         if _is_set(config, name):
             others = ", ".join(kind.value for kind in SourceKind if name not in IDLE.get(kind, ()))
-            _refuse(name, config, f"config.data.source is '{config.source.value}' (it is for {others})")
+            _refuse(name, config, f"config.data.source is '{config.source.value}', and it is for others ({others})")
     if _is_set(config, "split") and config.source not in SPLITS_BY_NAME and "{split}" not in config.path:
         _refuse("split", config, "{split} does not stand in config.data.path, where the split's name would go")
 
@@ -42,5 +42,5 @@ def _is_set(config: SourceConfig, name: str) -> bool:
 
 def _refuse(name: str, config: SourceConfig, why: str) -> None:
     raise UserError(
-        f"config.data.{name}={getattr(config, name)!r} has no effect: {why}; leave it out, or mend what makes it idle"
+        f"config.data.{name}={getattr(config, name)!r} has no effect: {why}; mend that, or leave config.data.{name} out"
     )

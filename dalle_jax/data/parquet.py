@@ -99,6 +99,9 @@ class Parquet(Source):
             return ()
         return captions_from_mapping(self._row(index, [self._caption]), self._caption)[0]
 
+    def label(self, index: int) -> int | None:
+        return self._row(index, [self._label])[self._label] if self.has_labels else None
+
     def _row(self, index: int, columns: list[str]) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(index)

@@ -116,6 +116,14 @@ class Source(abc.ABC):
         """
         return self[index].captions
 
+    def label(self, index: int) -> int | None:
+        """The record's label; cheaper than `self[index]` where a source can leave the picture unread.
+
+        Raises:
+          BadSample: where it cannot be read.
+        """
+        return self[index].label
+
     def key_hashes(self) -> np.ndarray:
         """uint64 [len]: `hash_key` of every key."""
         return np.fromiter((hash_key(self.key(i)) for i in range(len(self))), np.uint64, len(self))

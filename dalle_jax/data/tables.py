@@ -126,7 +126,7 @@ def read_text(path: str) -> str:
         except UnicodeDecodeError as error:
             raise UserError(f"{path} begins as UTF-16 and breaks off inside a character") from error
     if b"\0" in data:
-        raise UserError(f"{path} holds zero bytes, and so is no text in UTF-8: write it as UTF-8")
+        raise UserError(f"{path} holds zero bytes, and so is no text: name another file, or write it as UTF-8")
     return data.decode("utf-8-sig", "surrogateescape")
 
 

@@ -16,6 +16,7 @@ from dalle_jax.storage import as_path, is_remote
 
 MAY_CHANGE = (
     "num_steps",
+    "decay_steps",
     "log_every",
     "eval_every",
     "eval_batches",
