@@ -70,27 +70,18 @@ def list_tables(
       UserError: a table cannot be read, or none of the images is there.
     """
     read = {file: read_table(storage.join(root, file), caption_field, image_field) for file in tables}
-    names, rows, missing = Names(root, files), _Rows(), []
-    for file, table in read.items():
-        base = _base(file, table, names)
-        for name, captions in table.captions.items():
-            found = names.find(name, base)
-            if found is None:
-                missing.append(name)
-            else:
-                rows.add(found, posixpath.join(base, name), captions)
+    rows, missing = _find_images(read, Names(root, files))
     if missing and not rows.captions:
         raise UserError(
             f"none of the {len(missing)} images that {tables[0]} names is there: '{missing[0]}' and the others were "
             f"looked for in {root} and every folder below it; bring them there, or write the way from {root} to them "
             "into the table"
         )
-    images = list(rows.captions)
-    captions: list[Captions] | None = list(rows.captions.values())
-    found = [""] * len(images)
-    fields = sorted({field for table in read.values() for field in table.caption_fields})
-    captions_from = f"the field {' or '.join(fields)} of {tables[0]}"
-    if not fields:
+    images, fields = list(rows.captions), sorted({field for table in read.values() for field in table.caption_fields})
+    if fields:
+        captions, found = list(rows.captions.values()), [""] * len(images)
+        captions_from = f"the field {' or '.join(fields)} of {tables[0]}"
+    else:
         captions, found = None, [endings.get(_stem(file), "") for file in images]
         captions_from = (
             f"{_BESIDE}, since {tables[0]} has no field of captions (it has {', '.join(read[tables[0]].fields)[:200]}; "
@@ -132,6 +123,20 @@ class _Rows:
         merged = texts + captions[0]
         self.captions[path] = (merged, None if merged else captions[1] or fault)
         self.keys.setdefault(path, written if posixpath.normpath(written) == path else path)
+
+
+def _find_images(tables: Mapping[str, Table], names: Names) -> tuple[_Rows, list[str]]:
+    """The images that tables name, and the names of those that are not there."""
+    rows, missing = _Rows(), []
+    for file, table in tables.items():
+        base = _base(file, table, names)
+        for name, captions in table.captions.items():
+            found = names.find(name, base)
+            if found is None:
+                missing.append(name)
+            else:
+                rows.add(found, posixpath.join(base, name), captions)
+    return rows, missing
 
 
 def _base(file: str, table: Table, names: Names) -> str:

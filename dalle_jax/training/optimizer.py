@@ -100,9 +100,10 @@ def new_course(
     if now.schedule is not Schedule.COSINE or not changed or not 0 < done < steps_now:
         return None
     old, new = make_schedule(before, steps_before), make_schedule(now, steps_now)
-    last, after, end = float(old(done - 1)), float(new(done)), float(new(steps_now - 1))
+    counts = ((old, done - 1), (old, done), (new, done), (new, steps_now - 1))
+    last, planned, after, end = (jnp.asarray(rate(count)).item() for rate, count in counts)
     ended = done >= (before.decay_steps or steps_before)
-    if not ended and abs(after - float(old(done))) <= 0.01 * now.learning_rate:
+    if not ended and abs(after - planned) <= 0.01 * now.learning_rate:
         return None
     if abs(after - last) <= 0.01 * now.learning_rate and ended:
         course = f"stays at {last:.2g}, to which the cosine has fallen"

@@ -12,6 +12,7 @@ from dalle_jax.data.config import DataConfig, SourceKind
 from dalle_jax.data.folder import Folder
 from dalle_jax.data.records import BadReason
 from dalle_jax.data.sources import open_source
+from dalle_jax.data.webdataset import WebDataset
 from dalle_jax.errors import UserError
 
 
@@ -223,6 +224,13 @@ def test_captions_are_read_without_images(put):
     source = Folder(str(root))
     (root / "2.jpg").unlink()
     assert list(all_captions(source)) == ["two"]
+
+
+def test_tars_of_img_and_cap(write_tar, png):
+    source = WebDataset(
+        [write_tar("x.tar", {"0.img": png(0), "0.cap": b"one", "1.IMG": png(1), "1.cap": b"two\nzwei"})]
+    )
+    assert everything(source) == {"0": ("one",), "1": ("two", "zwei")} and source[1].image == png(1)
 
 
 def test_data_of_another_kind(put):
