@@ -74,6 +74,12 @@ class Folder(Source):
     def captions(self, index: int) -> tuple[str, ...]:
         return self._captions_of(index)[0]
 
+    def captioned(self) -> int:
+        """How many records have captions, or a caption file, which may be empty."""
+        if self._captions is None:
+            return sum(map(bool, self._endings))
+        return sum(bool(texts) for texts, _ in self._captions)
+
     def _captions_of(self, index: int) -> Captions:
         if self._captions is not None:
             return self._captions[index]

@@ -29,8 +29,8 @@ def open_source(config: SourceConfig, split: str = TRAIN) -> Source:
       UserError: where the data are missing, damaged or empty, or the split does not exist; or where an option has no
         effect (`check_options`).
     """
-    check_options(config)
     if isinstance(config, DataConfig) and config.mixture:
+        check_options(config)
         # Of the held-out parts, those that hold nothing out are none.
         parts = [part for part in config.mixture if split != EVAL or EVAL in splits_of(part)]
         if not parts:
@@ -87,6 +87,7 @@ def hold_out(source: Source, fraction: float, split: str) -> Source:
 
 def _open_named(config: SourceConfig, split: str) -> Source:
     """Opens a split under the data set's own name, with captions made where the config makes them."""
+    check_options(config)
     source = _open_stored(config, split)
     if not config.caption_templates:
         return source

@@ -218,12 +218,12 @@ def test_captions_are_read_without_images(put):
     root = put({"1.jpg": None, "2.jpg": None, "captions.csv": "file_name,caption\n1.jpg,one\n2.jpg,two\n"})
     source = Folder(str(root))
     (root / "1.jpg").unlink()
-    assert list(all_captions(source)) == ["one", "two"]
+    assert list(all_captions(source)) == ["one", "two"] and source.captioned() == 2
     (root / "captions.csv").unlink()
     put({"2.txt": "two"})
     source = Folder(str(root))
     (root / "2.jpg").unlink()
-    assert list(all_captions(source)) == ["two"]
+    assert list(all_captions(source)) == ["two"] and source.captioned() == 1
 
 
 def test_tars_of_img_and_cap(write_tar, png):
