@@ -26,6 +26,7 @@ from jaxtyping import Int32
 
 from dalle_jax.data.config import TextConfig
 from dalle_jax.errors import UserError
+from dalle_jax.storage import as_path
 
 _SPECIAL = (("<|startoftext|>", "<|endoftext|>"), ("<start_of_text>", "<end_of_text>"))
 """Start and end as OpenAI's and transformers' vocabularies name them, and as open_clip's does."""
@@ -243,7 +244,7 @@ def load_tokenizer(
         options["context_length"] = context_length
     if path is None:
         return ClipTokenizer(*_openai_table(), **options)
-    path = epath.Path(path)
+    path = as_path(path)
     folder = path if path.is_dir() else path.parent
     names = FILES if path.is_dir() else (path.name,)
     file = next((folder / name for name in names if name in FILES and (folder / name).is_file()), None)

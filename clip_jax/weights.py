@@ -21,6 +21,7 @@ from clip_jax.weights_openai import check_official, deduce_config, default_activ
 from clip_jax.weights_siglip import config_from_siglip, siglip_names
 from dalle_jax.errors import UserError, closest
 from dalle_jax.nn.transformer import Activation
+from dalle_jax.storage import as_path
 from dalle_jax.training.trees import unbox
 from dalle_jax.weights import (
     Names,
@@ -62,7 +63,7 @@ class Published:
 
 def is_published(path: epath.PathLike) -> bool:
     """Whether a path is one that `open_published` is for: a file, or a folder as Hugging Face or open_clip make it."""
-    path = epath.Path(path)
+    path = as_path(path)
     if path.is_file() or (path / OPEN_CLIP_CONFIG).is_file():
         return True
     return any((path / name).is_file() for name in HF_FILES)

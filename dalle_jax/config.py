@@ -18,7 +18,7 @@ from etils import epath
 from ml_collections import ConfigDict, config_dict
 
 from dalle_jax.errors import UserError, closest
-from dalle_jax.storage import write_whole
+from dalle_jax.storage import as_path, write_whole
 
 T = TypeVar("T")
 
@@ -117,7 +117,7 @@ def write_json(path: epath.PathLike, value: Any) -> None:
 
 def read_json(path: epath.PathLike) -> Any:
     """Reads JSON; a missing or broken file is a `UserError`."""
-    path = epath.Path(path)
+    path = as_path(path)
     try:
         return parse_json(path.read_bytes().decode())
     except (FileNotFoundError, NotADirectoryError):

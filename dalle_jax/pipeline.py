@@ -35,6 +35,7 @@ from dalle_jax.decoder.sampling import (
 from dalle_jax.decoder.task import ImageTokens
 from dalle_jax.errors import UserError
 from dalle_jax.nn.attention import CacheLayout
+from dalle_jax.storage import as_path
 from dalle_jax.training.checkpoint import load_params
 from dalle_jax.training.checksums import fingerprint
 from dalle_jax.training.config import MeshConfig
@@ -364,7 +365,7 @@ def load(workdir: epath.PathLike, *, step: int | None = None, mesh: MeshConfig |
     Raises:
       UserError: where the directory is missing, of another format version, or has no trained decoder.
     """
-    workdir = epath.Path(workdir)
+    workdir = as_path(workdir)
     run = read_workdir(workdir)
     if not run.get("decoder"):
         raise UserError(f"{workdir} has no decoder: train one with a config that has a `decoder` section")
@@ -399,11 +400,11 @@ def codec_workdir(workdir: epath.PathLike) -> epath.Path:
     Raises:
       UserError: where a work directory is missing or of another format version.
     """
-    workdir = epath.Path(workdir)
+    workdir = as_path(workdir)
     run = read_workdir(workdir)
     named = (run.get("decoder") or {}).get("codec_from")
     if named:
-        return epath.Path(named)
+        return as_path(named)
     base = run.get("init_from")
     return workdir if run.get("codec") or not base else codec_workdir(base)
 

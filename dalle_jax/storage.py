@@ -12,14 +12,46 @@ from typing import Any
 import fsspec
 from etils import epath
 
+from dalle_jax.errors import UserError
+
 # Other processes write too: a listing that is kept would hide their files.
 for _protocol in ("gcs", "gs"):
     fsspec.config.conf.setdefault(_protocol, {}).setdefault("use_listings_cache", False)
 
 
 def is_remote(path: epath.PathLike) -> bool:
-    """Whether a path is in a bucket."""
-    return "://" in os.fspath(path)
+    """Whether a path is in a bucket.
+
+    Raises:
+      UserError: it is a URL of another kind, which nothing here reads or writes.
+    """
+    text = os.fspath(path)
+    scheme, mark, rest = text.partition("://")
+    if mark and scheme != "gs":
+        advice = f"write the path alone, '{rest}'" if scheme == "file" else "copy the files to a disk or to gs:// first"
+        raise UserError(f"'{text}': paths are local or gs://, and {scheme}:// is not read or written: {advice}")
+    return bool(mark)
+
+
+def as_path(path: epath.PathLike) -> epath.Path:
+    """The path that a person has named.
+
+    Raises:
+      UserError: as `is_remote`.
+    """
+    is_remote(path)
+    return epath.Path(path)
+
+
+def local_folder(path: str, option: str) -> str:
+    """The folder that a person has named for files that are written to disks alone.
+
+    Raises:
+      UserError: it is a URL; the message names the option.
+    """
+    if "://" in path:
+        raise UserError(f"{option}={path}: name a folder on a disk, and copy it from there")
+    return path
 
 
 def expanduser(path: str) -> str:
@@ -171,7 +203,7 @@ def write_whole(path: epath.PathLike, data: bytes) -> None:
     Raises:
       OSError: it cannot be written; `NotADirectoryError` where a file stands in the place of one of its folders.
     """
-    path = epath.Path(path)
+    path = as_path(path)
     if is_remote(path):
         path.write_bytes(data)  # An object appears when all of it is there.
         return

@@ -13,6 +13,7 @@ from clip_jax.tokenizers import CaptionTokenizer, load_tokenizer
 from clip_jax.weights import is_published
 from dalle_jax.data.captions import all_captions
 from dalle_jax.data.config import TokenizerKind
+from dalle_jax.data.records import Source
 from dalle_jax.data.sources import TRAIN, open_source
 from dalle_jax.data.tokenizer import Tokenizer, train_tokenizer
 from dalle_jax.errors import UserError
@@ -97,8 +98,17 @@ def find_tokenizer(run: RunConfig, workdir: epath.Path) -> Tokenizer | CaptionTo
     if tokenizer is None and run.tokenizer.kind is TokenizerKind.PUBLISHED:
         tokenizer = load_tokenizer(context_length=_length(run))
     if tokenizer is None:
-        tokenizer = train_tokenizer(all_captions(open_source(run.data, TRAIN)), run.tokenizer.vocab_size)
+        tokenizer = _train_on(open_source(run.data, TRAIN), run.tokenizer.vocab_size)
     return _checked(tokenizer, run)
+
+
+def _train_on(source: Source, vocab_size: int) -> Tokenizer:
+    try:
+        return train_tokenizer(all_captions(source), vocab_size)
+    except UserError as error:
+        if source.name in str(error):
+            raise
+        raise UserError(f"{error} (these are the captions of {source.name})") from error
 
 
 def _named(run: RunConfig) -> Tokenizer | CaptionTokenizer | None:

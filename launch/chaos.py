@@ -25,6 +25,7 @@ from absl import flags
 
 from dalle_jax.config import from_config_dict, write_json
 from dalle_jax.errors import UserError
+from dalle_jax.storage import local_folder
 from dalle_jax.training.checkpoint import load_item
 from dalle_jax.training.trees import named_leaves
 from dalle_jax.training.workdir import saved_steps
@@ -51,7 +52,8 @@ def main() -> int:
     """Prepares, runs three times, compares."""
     began = time.monotonic()
     overrides = [argument for argument in sys.argv[1:] if argument.lstrip("-").startswith("config")]
-    bench = prepare(from_config_dict(RunConfig, CONFIG()), Path(OUT.value).absolute(), overrides, HEARTBEAT.value)
+    out = Path(local_folder(OUT.value, "--out")).absolute()
+    bench = prepare(from_config_dict(RunConfig, CONFIG()), out, overrides, HEARTBEAT.value)
     hosts = _hosts()
     calm = bench.out / "calm"
     bench.run(calm, PROCESSES.value, DEVICES.value)

@@ -1,9 +1,9 @@
 """What a person means by `--data=...`."""
 
-from etils import epath
-
 from dalle_jax import storage
 from dalle_jax.data.config import SourceKind
+from dalle_jax.data.layouts import is_table
+from dalle_jax.data.tables import is_table_name
 from dalle_jax.errors import UserError
 
 
@@ -11,15 +11,22 @@ def guess_source(data: str) -> SourceKind:
     """What kind of data a path names."""
     if data == "shapes":
         return SourceKind.SHAPES
-    if epath.Path(data).is_dir():
+    if storage.as_path(data).is_dir():
         names = storage.files_in(data)
         if "dataset_info.json" in names:
             return SourceKind.TFDS
         if "manifest.json" in names:
             return SourceKind.ENCODED
-        return SourceKind.WEBDATASET if any(name.endswith(".tar") for name in names) else SourceKind.FOLDER
+        if any(name.endswith(".tar") for name in names):
+            return SourceKind.WEBDATASET
+        parquet = any(name.endswith(".parquet") and not is_table(name) for name in names)
+        return SourceKind.PARQUET if parquet else SourceKind.FOLDER
+    if ".parquet" in data and not is_table(data):
+        return SourceKind.PARQUET
     if ".tar" in data:
         return SourceKind.WEBDATASET
+    if storage.as_path(data).is_file() and is_table_name(data):
+        return SourceKind.FOLDER
     if "/" in data and not _is_tfds_config(data):
         raise UserError(f"--data='{data}' does not exist: name tars, a folder, a text file, a TFDS name or 'shapes'")
     return SourceKind.TFDS

@@ -33,6 +33,7 @@ from dalle_jax.data.records import Source
 from dalle_jax.data.sources import EVAL, TRAIN, open_source
 from dalle_jax.data.tokenizer import RowTokenizer
 from dalle_jax.errors import UserError
+from dalle_jax.storage import as_path
 from dalle_jax.training.distributed import from_primary, is_primary
 from dalle_jax.training.loop import train
 from dalle_jax.training.report import NotFinite
@@ -67,7 +68,7 @@ class Experiment:
 
 def main() -> None:
     """Trains what is not trained yet, and draws."""
-    config, workdir = from_config_dict(EfficiencyConfig, CONFIG()), epath.Path(WORKDIR.value)
+    config, workdir = from_config_dict(EfficiencyConfig, CONFIG()), as_path(WORKDIR.value)
     check_processes(config=config)
     from_primary(lambda: check_same_points(config, workdir))
     names = class_names(config)

@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw, ImageFont, features
 from tqdm import tqdm
 
 from dalle_jax.errors import UserError
+from dalle_jax.storage import local_folder
 from launch.flags import start
 from launch.tar_shards import write_shard
 
@@ -106,11 +107,11 @@ def samples(folder: Path, font: ImageFont.FreeTypeFont) -> list[dict[str, bytes]
 
 
 def main() -> None:
+    out = Path(local_folder(OUT.value, "--out"))
     found = samples(Path(CLDR.value), load_font(FONT.value))
     if not found:
         raise UserError(f"{FONT.value} draws none of the emoji: take fonts-noto-color-emoji's font")
     found.sort(key=lambda sample: hashlib.sha256(sample["json"]).digest())
-    out = Path(OUT.value)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

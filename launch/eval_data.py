@@ -14,6 +14,7 @@ from dalle_jax.config import from_config_dict, read_json
 from dalle_jax.data import paths
 from dalle_jax.data.class_folder import ClassFolder
 from dalle_jax.data.config import DataConfig, SourceKind
+from dalle_jax.data.options import IDLE, SPLITS_BY_NAME
 from dalle_jax.data.records import Source
 from dalle_jax.data.sources import EVAL, TRAIN, open_source
 from dalle_jax.data.webdataset import WebDataset
@@ -73,18 +74,19 @@ def open_split(data: str, split: str, flags: DataFlags, *, labelled: bool) -> So
     path = data.replace("{split}", split)
     if is_benchmark(path):
         return WebDataset(_shards(storage.join(path, split)), caption_field=flags.caption_field)
-    if guess_source(path) is SourceKind.FOLDER:
+    if guess_source(path) is SourceKind.FOLDER and storage.as_path(path).is_dir():
         path = _split_folder(path, split, labelled)
         if labelled:
             return ClassFolder(path)
+    kind = guess_source(path)
+    # What is said of all data sets may be of use to some of them alone.
+    fields = [name for name in ("caption_field", "image_field", "label_field") if name not in IDLE.get(kind, ())]
     config = DataConfig(
-        source=guess_source(path),
-        path=path,
-        split=split,
+        source=kind,
+        path="" if kind is SourceKind.SHAPES else path,
+        split=split if kind in SPLITS_BY_NAME else TRAIN,  # of others it stood in the path, if anywhere
         eval_fraction=0.0,
-        caption_field=flags.caption_field,
-        image_field=flags.image_field,
-        label_field=flags.label_field,
+        **{name: getattr(flags, name) for name in fields},
     )
     return open_source(config)
 

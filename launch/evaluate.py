@@ -27,6 +27,7 @@ import dalle_jax
 from clip_jax.weights import is_published
 from dalle_jax.config import write_json
 from dalle_jax.errors import UserError, closest
+from dalle_jax.storage import as_path
 from dalle_jax.training.distributed import is_primary
 from dalle_jax.training.workdir import code_version, read_workdir
 from launch.eval_data import Classes, DataFlags, named_prompts
@@ -83,8 +84,8 @@ def main() -> None:
     if PROMPTS.value:
         named_prompts(PROMPTS.value)  # a slip here would fail every data set in turn
     check_processes()
-    model = epath.Path(MODEL.value)
-    out = epath.Path(OUT.value) if OUT.value else epath.Path("report") if is_published(model) else model / "report"
+    model = as_path(MODEL.value)
+    out = as_path(OUT.value) if OUT.value else epath.Path("report") if is_published(model) else model / "report"
     results = []
     for name in SUITE.value:
         if name == "shapes":

@@ -27,7 +27,7 @@ from dalle_jax.data.grid import picture_grid, save_png
 from dalle_jax.data.records import BadSample
 from dalle_jax.errors import UserError
 from dalle_jax.pipeline import Chunk, Dalle, Samples
-from dalle_jax.storage import write_whole
+from dalle_jax.storage import as_path, write_whole
 from dalle_jax.training.checkpoint import saved_steps
 from dalle_jax.training.checksums import fingerprint
 from dalle_jax.training.distributed import is_primary
@@ -90,6 +90,7 @@ def main() -> None:
     prompts = read_prompts()
     if WORKDIR.value is None or OUT.value is None:
         raise UserError("--workdir (the trained run) and --out (folder for the results) are needed")
+    out = as_path(OUT.value)
     check_processes()
     dalle = dalle_jax.load(WORKDIR.value, step=STEP.value)
     clip, ranked_by = load_ranker(WORKDIR.value)
@@ -113,7 +114,6 @@ def main() -> None:
         "prime_rows": PRIME_ROWS.value,
         "sampling": sampling,
     }
-    out = epath.Path(OUT.value)
     quiet = not is_primary() or not sys.stderr.isatty()
     with tqdm(total=len(prompts) * NUM_SAMPLES.value, unit="picture", disable=quiet) as bar:
 
@@ -144,7 +144,7 @@ def read_prompts() -> list[str]:
     prompts = list(PROMPT.value)
     if PROMPTS.value:
         try:
-            lines = epath.Path(PROMPTS.value).read_text(encoding="utf-8").splitlines()
+            lines = as_path(PROMPTS.value).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeError) as error:
             raise UserError(f"--prompts={PROMPTS.value} cannot be read as UTF-8 text: {error}") from None
         prompts += [line for line in lines if line.strip()]
@@ -158,7 +158,7 @@ def read_prime() -> np.ndarray | None:
     if not PRIME.value:
         return None
     try:
-        return decode(epath.Path(PRIME.value).read_bytes(), max_pixels=DataConfig.max_pixels)
+        return decode(as_path(PRIME.value).read_bytes(), max_pixels=DataConfig.max_pixels)
     except (OSError, BadSample) as error:
         raise UserError(f"--prime={PRIME.value} cannot be read as a picture: {error}") from None
 
@@ -168,7 +168,7 @@ def load_ranker(workdir: str) -> tuple[clip_jax.Clip | None, dict[str, Any]]:
     own = epath.Path(workdir) / "clip"
     if CLIP.value == "none" or (CLIP.value is None and not own.exists()):
         return None, {"clip": None, "clip_step": None, "clip_weights": None}
-    where = epath.Path(CLIP.value or workdir)
+    where = as_path(CLIP.value or workdir)
     steps = saved_steps(where / "clip")
     clip = clip_jax.load(where, truncate=True)
     about = {"clip": str(where), "clip_step": steps[-1] if steps else None, "clip_weights": fingerprint(clip.variables)}

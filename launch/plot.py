@@ -39,7 +39,7 @@ def main(runs: Sequence[str]) -> None:
         raise UserError("no run given: python -m launch.plot W1 W2 --out=loss.png")
     if len(runs) > len(COLOURS):
         raise UserError(f"{len(runs)} runs are given, and {len(COLOURS)} colours can be told apart: draw fewer")
-    found = {name: stages(epath.Path(run)) for name, run in zip(names(runs), runs, strict=True)}
+    found = {name: stages(storage.as_path(run)) for name, run in zip(names(runs), runs, strict=True)}
     colours = dict(zip(found, COLOURS, strict=False))
     look = Look(METRIC.value, OVER.value, SMOOTH.value, frozenset(LOG.value), WIDTH.value, HEIGHT.value)
     pictures = []

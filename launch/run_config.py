@@ -8,6 +8,7 @@ from dalle_jax.codec import CodecStage
 from dalle_jax.data.config import DataConfig, TokenizerConfig, TokenizerKind
 from dalle_jax.decoder.config import DecoderStage
 from dalle_jax.errors import UserError
+from dalle_jax.storage import is_remote
 from dalle_jax.training.config import MeshConfig
 
 
@@ -87,7 +88,7 @@ def with_absolute_paths(run: RunConfig) -> RunConfig:
 
 
 def _absolute(path: str | None) -> str | None:
-    return path if not path or "://" in path else os.path.abspath(os.path.expanduser(path))
+    return path if not path or is_remote(path) else os.path.abspath(os.path.expanduser(path))
 
 
 def _same(name: str, value: int, other_name: str, other: int) -> None:

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
-from etils import epath
 
 from dalle_jax.errors import UserError
+from dalle_jax.storage import as_path
 from launch.flags import start_command
 from launch.health import Verdict
 from launch.run_health import describe, find, whole
@@ -32,7 +32,7 @@ def main(folders: Sequence[str]) -> int:
     if len(folders) != 1:
         raise UserError("name one work directory: python -m launch.status W")
     now = time.time()
-    stages, waiting, start = find(epath.Path(folders[0]), now)
+    stages, waiting, start = find(as_path(folders[0]), now)
     verdict, reason = whole(stages, waiting, start, now)
     if JSON.value:
         report: dict[str, Any] = {"verdict": verdict.value, "reason": reason, "waiting": waiting}

@@ -5,6 +5,7 @@ config, data and sizes without training.
 """
 
 import dataclasses
+import sys
 
 import jax
 from absl import flags
@@ -14,14 +15,18 @@ from dalle_jax.config import from_config_dict, to_json
 from dalle_jax.data.sources import TRAIN, open_source, splits_of
 from dalle_jax.data.tokenizer import RowTokenizer
 from dalle_jax.errors import UserError
+from dalle_jax.storage import as_path
 from dalle_jax.training.clock import process_began
+from dalle_jax.training.config import OptimizerConfig
 from dalle_jax.training.determinism import set_deterministic
+from dalle_jax.training.distributed import is_primary
 from dalle_jax.training.freezing import Freezing
 from dalle_jax.training.mesh import make_mesh
+from dalle_jax.training.optimizer import new_course
 from dalle_jax.training.program import build_step
 from dalle_jax.training.sharding import ShardingRules, check_batch
 from dalle_jax.training.starts import read_starts
-from dalle_jax.training.workdir import check_workdir
+from dalle_jax.training.workdir import check_workdir, read_workdir, saved_steps
 from launch.base import check_base, check_base_run, find_tokenizer
 from launch.flags import define_config, start
 from launch.run_config import RunConfig, with_absolute_paths
@@ -46,7 +51,7 @@ def main() -> None:
         return
     if WORKDIR.value is None:
         raise UserError("no work directory given: --workdir=FOLDER")
-    run, workdir = with_absolute_paths(run), epath.Path(WORKDIR.value)
+    run, workdir = with_absolute_paths(run), as_path(WORKDIR.value)
     stages, watch = choose_stages(run, STAGES.value), Watch(_profile_steps(), WANDB.value)
     if any(getattr(run, name).train.deterministic for name in stages):
         set_deterministic()
@@ -77,6 +82,7 @@ def _check(run: RunConfig, workdir: epath.Path, stages: list[str]) -> tuple[dict
         check_batch(config.batch_size, config.micro_batches, mesh, rules)
     if (workdir / "config.json").exists():
         check_workdir(workdir, dataclasses.asdict(run))
+        _warn_of_rates(run, workdir, stages)
     sources = [open_source(run.data, split) for split in splits_of(run.data)]
     check_base(run, workdir, stages)
     plans = {name: PLANS[name](run, workdir, "codec" not in stages) for name in stages}
@@ -86,6 +92,20 @@ def _check(run: RunConfig, workdir: epath.Path, stages: list[str]) -> tuple[dict
     tokenizer = find_tokenizer(run, workdir)
     check_base_run(run, workdir, {name: plan.task for name, plan in plans.items()})
     return plans, tokenizer
+
+
+def _warn_of_rates(run: RunConfig, workdir: epath.Path, stages: list[str]) -> None:
+    """Says of every stage that is lengthened what its learning rate will do."""
+    before = read_workdir(workdir)
+    for name in stages:
+        steps, now = saved_steps(workdir / name), getattr(run, name).train
+        if not steps or not before.get(name):
+            continue
+        train = before[name]["train"]
+        optimizer = from_config_dict(OptimizerConfig, train["optimizer"], f"config.{name}.train.optimizer")
+        course = new_course(optimizer, train["num_steps"], now.optimizer, now.num_steps, steps[-1])
+        if course and is_primary():
+            print(f"warning: {name}: {course}", file=sys.stderr, flush=True)
 
 
 def _profile_steps() -> tuple[int, int] | None:

@@ -21,7 +21,7 @@ from dalle_jax.codec.weights_vqgan import load_vqgan, save_vqgan
 from dalle_jax.config import from_config_dict, write_json
 from dalle_jax.data.records import Encoding
 from dalle_jax.errors import UserError
-from dalle_jax.storage import is_remote
+from dalle_jax.storage import as_path, is_remote
 from dalle_jax.training.checkpoint import load_params
 from dalle_jax.training.trees import named_leaves
 from dalle_jax.training.workdir import read_workdir
@@ -130,7 +130,7 @@ def load_codec(path: epath.PathLike, *, step: int | None = None, image_size: int
       UserError: the path is missing, of another format version, or has no codec; or a file of weights is damaged, asks
         for a call that weights do not need, or lacks parameters, and the message names them.
     """
-    path = epath.Path(path)
+    path = as_path(path)
     if path.is_dir() and (files := find_dvae(path)):
         return _published(*load_dvae(files), _noted_size(path) if image_size is None else image_size)
     if file := _vqgan_file(path):

@@ -9,16 +9,15 @@ import jax
 import numpy as np
 
 from dalle_jax.data import order
+from dalle_jax.data.captions import require_captions
 from dalle_jax.data.config import Augment, DataConfig, TextConfig
 from dalle_jax.data.counts import ReadCounts
 from dalle_jax.data.mixture import parts_of
 from dalle_jax.data.prefetch import compute_ahead, read_ahead, to_global
-from dalle_jax.data.records import BadSample, Source
+from dalle_jax.data.records import Source
 from dalle_jax.data.samples import SampleReader
 from dalle_jax.data.tokenizer import RowTokenizer
 from dalle_jax.errors import UserError
-
-_PROBES = 64
 
 
 class Batches:
@@ -71,7 +70,7 @@ class Batches:
             raise ValueError("`tokenizer` and `text` go together")
         if tokenizer is not None:
             for part in parts_of(source):
-                _require_captions(part)
+                require_captions(part)
         self.source = source
         self.batch_size = batch_size
         self._seed = seed
@@ -158,19 +157,3 @@ class Batches:
             for counts, batch in placed:
                 self._counts.add(counts)
                 yield batch
-
-
-def _require_captions(source: Source) -> None:
-    """Looks at samples all over the source: a data set without any caption is a mistake, not a bad sample."""
-    probes = min(len(source), _PROBES)
-    for i in range(probes):
-        try:
-            record = source[i * len(source) // probes]
-        except BadSample:
-            continue
-        if record.captions or record.captions_fault:
-            return
-    raise UserError(
-        f"{source.name} has no captions (none at {probes} samples looked at): put a .txt of the same name beside each "
-        "picture, or name the caption's field with config.data.caption_field"
-    )

@@ -1,16 +1,19 @@
 """Captions as people store them: text files, JSON objects, columns of a table."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from dalle_jax.config import parse_json
 from dalle_jax.data.records import BadReason, BadSample, Source
+from dalle_jax.errors import UserError
 
 CAPTION_FIELDS = ("caption", "captions", "text")
 """Where a caption is looked for when the config names no field, in this order."""
 
 _READERS = 32
+_PROBES = 64  # samples looked at before a data set counts as one without captions
 
 Captions = tuple[tuple[str, ...], BadReason | None]
 """The captions of one picture, and why there are none where they cannot be read."""
@@ -68,8 +71,11 @@ def all_captions(source: Source, limit: int = 2_000_000) -> Iterator[str]:
     """Captions to train a tokenizer on: those of every record, or of `limit` records spread evenly over the source.
 
     Bad samples are passed over. Many are read at once, in order: from a bucket each takes tens of milliseconds.
+
+    Raises:
+      UserError: after the last record, where none has a caption; says why.
     """
-    count = min(len(source), limit)
+    count, found = min(len(source), limit), False
 
     def read(i: int) -> tuple[str, ...]:
         try:
@@ -80,7 +86,55 @@ def all_captions(source: Source, limit: int = 2_000_000) -> Iterator[str]:
     with ThreadPoolExecutor(_READERS) as pool:
         for start in range(0, count, 64 * _READERS):
             for captions in pool.map(read, range(start, min(start + 64 * _READERS, count))):
+                found = found or bool(captions)
                 yield from captions
+    if not found:
+        raise UserError("there are no captions to train a tokenizer on: " + _no_captions(source, _causes(source)))
+
+
+def require_captions(source: Source) -> None:
+    """Looks at samples all over the source: a data set without any caption is a mistake, not a bad sample.
+
+    Raises:
+      UserError: no sample has a caption, or one that cannot be read; says where captions were looked for.
+    """
+    causes = _causes(source)
+    if None not in causes and BadReason.CAPTION_ENCODING not in causes:
+        raise UserError(_no_captions(source, causes))
+
+
+def _causes(source: Source) -> Counter[BadReason | None]:
+    """Why samples all over the source have no captions; looks no further than the first that has one, which is None."""
+    causes: Counter[BadReason | None] = Counter()
+    probes = min(len(source), _PROBES)
+    for i in range(probes):
+        try:
+            record = source[i * len(source) // probes]
+        except BadSample as error:
+            causes[error.reason] += 1
+            continue
+        causes[None if record.captions else record.captions_fault or BadReason.NO_CAPTION] += 1
+        if record.captions:
+            break
+    return causes
+
+
+def _no_captions(source: Source, causes: Counter[BadReason | None]) -> str:
+    """What to say of a source without captions."""
+    total = causes.total()
+    about = f"{source.name} has no captions (none at {total} samples looked at)"
+    if causes[BadReason.CAPTION_ENCODING]:
+        return f"{about}: those of {causes[BadReason.CAPTION_ENCODING]} are not UTF-8; write them as UTF-8"
+    if causes[BadReason.NO_CAPTION]:
+        looked = f"they are looked for in {source.captions_from}" if source.captions_from else (
+            "put a .txt of the same name beside each picture, or name the caption's field with "
+            "config.data.caption_field"
+        )  # fmt: skip
+        classes = any("/" in source.key(i) for i in range(min(len(source), 10)))
+        names = "; of folders that are classes, config.data.caption_templates makes captions" if classes else ""
+        return f"{about}: {looked}{names}"
+    reasons = ", ".join(f"{count} {reason.value}" for reason, count in causes.items() if reason is not None)
+    return f"{about}: they cannot be read ({reasons})"
 
 
 def _strings(value: Any) -> list[str]:

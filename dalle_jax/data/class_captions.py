@@ -24,7 +24,8 @@ class ClassCaptions(Source):
             if "{}" not in template:
                 raise UserError(f"config.data.caption_templates: '{template}' has no '{{}}' for the class's name")
         self._source, self._templates = source, tuple(templates)
-        self.name, self.has_labels, self.class_names = source.name, source.has_labels, source.class_names
+        self.name = f"{source.name} with config.data.caption_templates"
+        self.has_labels, self.class_names, self.left_out = source.has_labels, source.class_names, source.left_out
         self._captions = [tuple(fill(template, name) for template in templates) for name in names or source.class_names]
 
     def __len__(self) -> int:
@@ -32,11 +33,16 @@ class ClassCaptions(Source):
 
     def __getitem__(self, index: int) -> Record:
         record = self._source[index]
-        if record.captions or record.captions_fault or record.label is None:
+        if record.captions or record.captions_fault:
             return record
-        if not 0 <= record.label < len(self._captions):
-            return record
-        return dataclasses.replace(record, captions=self._captions[record.label])
+        return dataclasses.replace(record, captions=self._of(record.label))
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The record's captions, and those of its class too where it has some of its own that cannot be read."""
+        return self._source.captions(index) or self._of(self._source.label(index))
+
+    def _of(self, label: int | None) -> tuple[str, ...]:
+        return self._captions[label] if label is not None and 0 <= label < len(self._captions) else ()
 
     def key(self, index: int) -> str:
         return self._source.key(index)

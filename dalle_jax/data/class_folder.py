@@ -1,5 +1,7 @@
 """Pictures in one folder for each class."""
 
+import dataclasses
+
 from dalle_jax.data.folder import Folder
 from dalle_jax.data.records import Record
 from dalle_jax.errors import UserError
@@ -8,13 +10,13 @@ from dalle_jax.errors import UserError
 class ClassFolder(Folder):
     """A folder whose folders are the classes, in the order of their names; pictures may lie deeper."""
 
-    def __init__(self, path: str):
-        """Lists the folder.
+    def __init__(self, path: str, *, caption_field: str = "", image_field: str = ""):
+        """Lists the folder; see `Folder`.
 
         Raises:
           UserError: where there is no picture, or one that lies in no class's folder.
         """
-        super().__init__(path)
+        super().__init__(path, caption_field=caption_field, image_field=image_field)
         self.name = f"folder by class {path}"
         outside = next((file for file in self._files if "/" not in file), None)
         if outside is not None:
@@ -26,5 +28,7 @@ class ClassFolder(Folder):
 
     def __getitem__(self, index: int) -> Record:
         record = super().__getitem__(index)
-        label = self.class_names.index(record.key.split("/")[0])
-        return Record(record.image, record.captions, record.key, label, None, record.captions_fault)
+        return dataclasses.replace(record, label=self.label(index))
+
+    def label(self, index: int) -> int:
+        return self.class_names.index(self._files[index].split("/")[0])

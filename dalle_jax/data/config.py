@@ -15,7 +15,8 @@ class SourceKind(enum.Enum):
 
     SHAPES = "shapes"  # drawn scenes, built on first use
     WEBDATASET = "webdataset"  # tars as img2dataset writes them
-    FOLDER = "folder"  # pictures beside same-named .txt files, or with captions.csv or captions.jsonl
+    FOLDER = "folder"  # images beside same-named .txt files, or with tables: COCO's, Flickr's, Hugging Face's, your own
+    PARQUET = "parquet"  # Parquet files with the bytes of the images in them, as Hugging Face stores data sets
     TFDS = "tfds"  # any TensorFlow Datasets name or directory
     ENCODED = "encoded"  # tokens and captions, written by `launch.encode`
 
@@ -65,23 +66,25 @@ class SourceConfig:
     source: SourceKind = SourceKind.SHAPES
     path: str = ""
     """webdataset: glob or brace range of tars (`data/{00000..00099}.tar`, `data/*.tar`), several separated by commas;
-    folder: the folder; tfds: a name (`coco_captions`) or a prepared directory; encoded: the folder that
-    `launch.encode` wrote. `{split}` in it stands for the split's name."""
+    parquet: the same of Parquet files; folder: the folder, or a table in it; tfds: a name (`coco_captions`) or a
+    prepared directory; encoded: the folder that `launch.encode` wrote. `{split}` in it stands for the split's name."""
     split: str = "train"
     """The split that is trained on: of a TFDS data set, or what replaces `{split}` in `path`."""
     eval_split: str = ""
     """The split that is held out; empty: `eval_fraction` of `split`, chosen by a hash of each sample's key."""
     eval_fraction: float = 0.02
     caption_field: str = ""
-    """Of a .json member, a captions.csv or .jsonl, or a TFDS data set; empty: `caption`, `captions` or `text`."""
+    """Of a .json member, a table, Parquet files or a TFDS data set; empty: `caption`, `captions` or `text`, and in a
+    table `comment`."""
     caption_templates: tuple[str, ...] = ()
-    """Captions for pictures that have a label and no caption, with `{}` where the class's name goes. TFDS names its
-    classes."""
+    """Captions for pictures that have a label and no caption, with `{}` where the class's name goes. TFDS and Parquet
+    name their classes; in a folder, each folder is one."""
     image_field: str = ""
-    """Of a captions.csv or .jsonl, or a TFDS data set; empty: the usual names, or the picture that a data set calls its
+    """Of a table, Parquet files or a TFDS data set; empty: the usual names, or the picture that a data set calls its
     own, or the only one there is."""
     label_field: str = ""
-    """Of a TFDS data set; empty: what the data set calls its label, or the only class label there is."""
+    """Of a TFDS data set or Parquet files; empty: what the data set calls its label, the only class label there is, or
+    `label`."""
     shapes: ShapesConfig = ShapesConfig()
 
     def __post_init__(self):

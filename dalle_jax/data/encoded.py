@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from etils import epath
 from jaxtyping import Int32
 
 from dalle_jax import storage
@@ -128,7 +127,7 @@ def read_manifest(folder: str) -> Manifest:
     Raises:
       UserError: there is none, or it is of another format version.
     """
-    file = epath.Path(folder) / MANIFEST
+    file = storage.as_path(folder) / MANIFEST
     if not file.exists():
         raise UserError(
             f"there is no {file}: config.data.path must name a folder of launch.encode, which writes the manifest when "

@@ -1,131 +1,118 @@
-"""A folder of pictures, with captions beside them or in one table."""
+"""A folder of images, with captions beside them or in tables."""
 
-import csv
-import io
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Sequence
 
-from etils import epath
+from absl import logging
 
 from dalle_jax import storage
-from dalle_jax.config import parse_json
-from dalle_jax.data.captions import Captions, captions_from_mapping, captions_from_text
+from dalle_jax.data.captions import Captions, captions_from_text
+from dalle_jax.data.config import SourceKind
+from dalle_jax.data.layouts import first_of, tables_in
+from dalle_jax.data.listing import caption_files, is_image, list_files, list_tables
 from dalle_jax.data.records import BadReason, BadSample, Record, Source
+from dalle_jax.data.tables import is_table_name
 from dalle_jax.data.tar_index import IMAGE_SUFFIXES
-from dalle_jax.errors import UserError, closest
-
-TABLES = ("captions.csv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
-"""A table of pictures and captions in the folder, the first that is there; `metadata` is what Hugging Face writes."""
-
-_IMAGE_FIELDS = ("file_name", "image", "file", "filename", "filepath", "path")
+from dalle_jax.errors import UserError
 
 
 class Folder(Source):
-    """Pictures in a folder and below it.
+    """Images in a folder and below it.
 
-    With a table, its rows are the data set: a picture named in several rows has several captions. Without one, every
-    picture is a sample, and each line of the `.txt` of the same name is a caption.
+    With tables, their rows are the data set: an image named in several rows has several captions. Without one, every
+    image is a sample, and each line of the `.txt` or `.caption` of the same name is a caption.
+
+    A sample's key is the path of its image relative to the folder, as a table writes it.
     """
 
     def __init__(self, path: str, *, caption_field: str = "", image_field: str = ""):
-        """Lists the folder, or reads its table.
+        """Lists the folder, and reads its tables.
+
+        Args:
+          path: the folder, or a table in it or in a folder of it.
+          caption_field: of tables; empty: the usual names.
+          image_field: the same.
 
         Raises:
-          UserError: where the folder or the pictures are missing, or the table cannot be read.
+          UserError: where the folder or the images are missing, or a table cannot be read; or a field is named and
+            there is no table.
         """
-        self._root = storage.expanduser(path)
+        self._root, table = _root(path)
+        files = sorted(storage.walk(self._root))
+        endings = caption_files(files)
+        first = table or first_of(files)
+        tables = [first] if first else [] if endings else tables_in(self._root, files)
         self.name = f"folder {path}"
-        if not path or not epath.Path(self._root).is_dir():
-            raise UserError(f"config.data.path='{path}' is not a folder: name the folder with the pictures")
-        beside = storage.files_in(self._root)
-        table = next((name for name in TABLES if name in beside), None)
-        self._captions: dict[str, Captions] | None = None
-        if table:
-            self.name = f"folder {path} ({table})"
-            self._captions = _read_table(storage.join(self._root, table), caption_field, image_field)
-            self._files = list(self._captions)
+        if tables:
+            more = f" and {len(tables) - 1} more" if len(tables) > 1 else ""
+            self.name = f"folder {path} ({tables[0]}{more})"
+            listing = list_tables(self._root, files, endings, tables, caption_field, image_field)
+            if listing.captions is None and any(listing.endings):
+                logging.warning("%s: captions are read from %s", self.name, listing.captions_from)
+        elif caption_field or image_field:
+            option = "caption_field" if caption_field else "image_field"
+            raise UserError(f"config.data.{option} has no effect: there is no table in {path}; leave it out")
         else:
-            self._files = sorted(_pictures(self._root))
-        if not self._files:
-            raise UserError(f"{self.name} holds no picture (.{', .'.join(IMAGE_SUFFIXES)})")
+            listing = list_files(files, endings)
+        if not listing.files:
+            raise UserError(f"{self.name} holds no picture (.{', .'.join(IMAGE_SUFFIXES)}){_other_source(files)}")
+        self._files, self._keys = listing.files, listing.keys
+        self._captions, self._endings = listing.captions, listing.endings
+        self.left_out, self.captions_from = listing.left_out, listing.captions_from
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._keys)
 
     def key(self, index: int) -> str:
-        return self._files[index]
+        return self._keys[index]
 
     def __getitem__(self, index: int) -> Record:
-        file = self._files[index]
-        path = storage.join(self._root, file)
+        image = self._read(self._files[index])
+        texts, fault = self._captions_of(index)
+        return Record(image, texts, self._keys[index], captions_fault=fault)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self._captions_of(index)[0]
+
+    def captioned(self) -> int:
+        """How many records have captions, or a caption file, which may be empty."""
+        if self._captions is None:
+            return sum(map(bool, self._endings))
+        return sum(bool(texts) for texts, _ in self._captions)
+
+    def _captions_of(self, index: int) -> Captions:
+        if self._captions is not None:
+            return self._captions[index]
+        if not self._endings[index]:
+            return (), None
+        return captions_from_text(self._read(os.path.splitext(self._files[index])[0] + self._endings[index]))
+
+    def _read(self, file: str) -> bytes:
         try:
-            image = storage.read(path)
+            return storage.read(storage.join(self._root, file))
         except OSError as error:
             raise BadSample(BadReason.MISSING, str(error)) from error
-        texts, fault = self._captions[file] if self._captions is not None else _captions_beside(path)
-        return Record(image, texts, file, captions_fault=fault)
 
 
-def _pictures(root: str) -> Iterator[str]:
-    """Paths of the pictures, relative to the root and with forward slashes, so that keys are the same everywhere."""
-    for file in storage.walk(root):
-        name = file.rpartition("/")[2]
-        if not name.startswith(".") and os.path.splitext(name)[1][1:].lower() in IMAGE_SUFFIXES:
-            yield file
+def _other_source(files: Sequence[str]) -> str:
+    """What to set where a folder holds data of another kind."""
+    for ending, kind in ((".tar", SourceKind.WEBDATASET), (".parquet", SourceKind.PARQUET)):
+        inside = next((file for file in files if file.endswith(ending)), None)
+        if inside is not None:
+            return f", but {inside}: set config.data.source={kind.value}, and the path to such files"
+    return ""
 
 
-def _captions_beside(path: str) -> Captions:
-    try:
-        return captions_from_text(storage.read(os.path.splitext(path)[0] + ".txt"))
-    except FileNotFoundError:
-        return (), None
-
-
-def _read_table(path: str, caption_field: str, image_field: str) -> dict[str, Captions]:
-    table: dict[str, Captions] = {}
-    for line, row in _rows(path):
-        file = next((row[name] for name in ((image_field,) if image_field else _IMAGE_FIELDS) if row.get(name)), None)
-        if not isinstance(file, str):
-            fields = ", ".join(str(name) for name in row)
-            raise UserError(
-                f"{path}, line {line}: no picture is named by {image_field or ' or '.join(_IMAGE_FIELDS)} (its fields: "
-                f"{fields}); set config.data.image_field{closest(image_field, map(str, row))}"
-            )
-        if caption_field and caption_field not in row:
-            near = closest(caption_field, map(str, row))
-            raise UserError(f"{path}, line {line}: no field '{caption_field}'{near} (config.data.caption_field)")
-        texts, fault = captions_from_mapping(row, caption_field)
-        before, fault_before = table.get(file, ((), None))
-        # A readable caption is worth more than the fault of another row.
-        merged = before + texts
-        table[file] = (merged, None if merged else fault or fault_before)
-    return table
-
-
-def _rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows with their line numbers. Bytes that are not UTF-8 are kept as surrogates: one caption is bad, not all."""
-    # Of a bucket's object, all of it is fetched: a table is read to its end anyway.
-    data = io.BytesIO(storage.read(path))
-    with io.TextIOWrapper(data, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        if path.endswith(".csv"):
-            reader = csv.DictReader(file)
-            try:
-                for row in reader:
-                    yield reader.line_num, row
-            except csv.Error as error:
-                raise UserError(
-                    f"{path}, line {reader.line_num} is not CSV ({error}): is a quote not closed?"
-                ) from error
-            return
-        for line, text in enumerate(file, 1):
-            if not text.strip():
-                continue
-            try:
-                row = parse_json(text)
-            except ValueError as error:
-                reason = getattr(error, "msg", error)  # JSON's own message counts lines within this one
-                raise UserError(f"{path}, line {line} is not JSON ({reason}): mend or delete the line") from error
-            if not isinstance(row, dict):
-                raise UserError(f"{path}, line {line} is not a JSON object: write one object a line")
-            yield line, row
+def _root(path: str) -> tuple[str, str]:
+    """The folder that a path names, and the table in it that it names; empty where it names none."""
+    root = storage.expanduser(path)
+    place = storage.as_path(root)
+    if path and place.is_dir():
+        return root, ""
+    if not path or not (is_table_name(path) and place.is_file()):
+        raise UserError(f"config.data.path='{path}' is not a folder: name the folder with the pictures")
+    folder, _, table = (root if storage.is_remote(root) else os.path.abspath(root)).rpartition("/")
+    if any(map(is_image, storage.walk(folder))):
+        return folder, table
+    above, _, inner = folder.rpartition("/")  # COCO's tables lie in a folder beside those of its images
+    return above, f"{inner}/{table}"

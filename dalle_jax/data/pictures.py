@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterable
 
 import numpy as np
-from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
@@ -12,6 +11,7 @@ from dalle_jax.data.config import DataConfig
 from dalle_jax.data.decode import decode, to_rgb, upright
 from dalle_jax.data.records import BadSample
 from dalle_jax.errors import UserError
+from dalle_jax.storage import as_path
 
 Picture = np.ndarray | Image.Image | str | os.PathLike
 """uint8 [height, width, 3], a Pillow image, or the path of a file."""
@@ -59,7 +59,7 @@ def read_picture(picture: Picture, index: int = 0) -> UInt8[np.ndarray, "height 
 
 def _read(path: str | os.PathLike) -> np.ndarray:
     try:
-        return decode(epath.Path(path).read_bytes(), max_pixels=_MAX_PIXELS)
+        return decode(as_path(path).read_bytes(), max_pixels=_MAX_PIXELS)
     except OSError as error:
         raise UserError(f"cannot read the picture {path}: {error.strerror or error}") from error
     except BadSample as error:

@@ -88,6 +88,8 @@ class Source(abc.ABC):
     """Whether records hold pictures; where only some do (a mixture), the others hold tokens."""
     part_names: tuple[str, ...] = ()
     """Of a mixture's parts."""
+    captions_from: str = ""
+    """Where captions were looked for, for the message that there are none; empty: each record says."""
     left_out: tuple[LeftOut, ...] = ()
     """What was found where the samples lie and is not among them; a person is told at the start of a run."""
 
@@ -113,6 +115,14 @@ class Source(abc.ABC):
           BadSample: where they cannot be read.
         """
         return self[index].captions
+
+    def label(self, index: int) -> int | None:
+        """The record's label; cheaper than `self[index]` where a source can leave the picture unread.
+
+        Raises:
+          BadSample: where it cannot be read.
+        """
+        return self[index].label
 
     def key_hashes(self) -> np.ndarray:
         """uint64 [len]: `hash_key` of every key."""
@@ -161,6 +171,7 @@ class Subset(Source):
         self.name = name
         self.has_labels = source.has_labels
         self.class_names = source.class_names
+        self.captions_from = source.captions_from
 
     def __len__(self) -> int:
         return len(self._indices)

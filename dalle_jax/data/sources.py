@@ -7,6 +7,7 @@ from dalle_jax.data import paths
 from dalle_jax.data.class_captions import ClassCaptions
 from dalle_jax.data.config import DataConfig, SourceConfig, SourceKind
 from dalle_jax.data.mixture import Mixture
+from dalle_jax.data.options import check_options
 from dalle_jax.data.records import Rest, Source, Subset
 from dalle_jax.errors import UserError
 
@@ -25,9 +26,11 @@ def open_source(config: SourceConfig, split: str = TRAIN) -> Source:
         data set itself, such as `unseen`.
 
     Raises:
-      UserError: where the data are missing, damaged or empty, or the split does not exist.
+      UserError: where the data are missing, damaged or empty, or the split does not exist; or where an option has no
+        effect (`check_options`).
     """
     if isinstance(config, DataConfig) and config.mixture:
+        check_options(config)
         # Of the held-out parts, those that hold nothing out are none.
         parts = [part for part in config.mixture if split != EVAL or EVAL in splits_of(part)]
         if not parts:
@@ -84,10 +87,16 @@ def hold_out(source: Source, fraction: float, split: str) -> Source:
 
 def _open_named(config: SourceConfig, split: str) -> Source:
     """Opens a split under the data set's own name, with captions made where the config makes them."""
+    check_options(config)
     source = _open_stored(config, split)
-    if config.caption_templates and source.class_names:
-        return ClassCaptions(source, config.caption_templates)
-    return source
+    if not config.caption_templates:
+        return source
+    if not source.class_names:
+        raise UserError(
+            f"config.data.caption_templates has no effect: {source.name} does not name classes; leave it out, "
+            "--config.data.caption_templates='()'"
+        )
+    return ClassCaptions(source, config.caption_templates)
 
 
 def _open_stored(config: SourceConfig, split: str) -> Source:
@@ -117,9 +126,20 @@ def _open_stored(config: SourceConfig, split: str) -> Source:
         )
     path = config.path.replace("{split}", split)
     if config.source is SourceKind.FOLDER:
+        from dalle_jax.data.class_folder import ClassFolder
         from dalle_jax.data.folder import Folder
 
-        return Folder(path, caption_field=config.caption_field, image_field=config.image_field)
+        kind = ClassFolder if config.caption_templates else Folder
+        return kind(path, caption_field=config.caption_field, image_field=config.image_field)
+    if config.source is SourceKind.PARQUET:
+        from dalle_jax.data.parquet import Parquet
+
+        return Parquet(
+            paths.expand(path, ".parquet"),
+            caption_field=config.caption_field,
+            image_field=config.image_field,
+            label_field=config.label_field,
+        )
     from dalle_jax.data.webdataset import WebDataset
 
     return WebDataset(paths.expand(path, ".tar"), caption_field=config.caption_field)

@@ -22,7 +22,7 @@ IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 PARTS = ("image", "txt", "json", "cls", "npy")
 """What a sample may consist of."""
 
-_PART_OF = dict.fromkeys(IMAGE_SUFFIXES, "image") | {name: name for name in PARTS[1:]}
+_PART_OF = dict.fromkeys((*IMAGE_SUFFIXES, "img"), "image") | {name: name for name in PARTS[1:]} | {"cap": "txt"}
 _BLOCK = 512  # members of a tar begin at multiples of it
 _ABSENT = 0xFFFFFFFF
 _VERSION = 1

@@ -10,16 +10,18 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import sentencepiece
+from absl import logging
 from etils import epath
 from jaxtyping import Int32
 
 from dalle_jax.data.bpe import Merges
 from dalle_jax.data.config import TextConfig
 from dalle_jax.errors import UserError
-from dalle_jax.storage import write_whole
+from dalle_jax.storage import as_path, write_whole
 
 PAD, UNKNOWN, START, END = range(4)
 
+_LONGEST = 1 << 16  # bytes of a text; SentencePiece passes over longer ones without a word
 _NO_CAPTIONS = "there are no captions to train a tokenizer on: check the data's captions"
 
 
@@ -65,7 +67,7 @@ class Tokenizer:
         where = "this model" if isinstance(model, bytes) else os.fspath(model)
         if not isinstance(model, bytes):
             try:
-                model = epath.Path(model).read_bytes()
+                model = as_path(model).read_bytes()
             except OSError as error:
                 raise UserError(
                     f"there is no tokenizer at {where} ({error.strerror or error}): train one with "
@@ -178,7 +180,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out: epath.PathLike |
     """Trains a tokenizer, the same one for the same texts.
 
     Args:
-      texts: captions. They are held in memory.
+      texts: captions. They are held in memory; those of more than 65,536 bytes are left out, with a warning.
       vocab_size: entries, the four special ones and every character among them.
       out: where to save the model; None: nowhere.
 
@@ -189,6 +191,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out: epath.PathLike |
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise UserError(_NO_CAPTIONS)
+    every = len(texts)
+    texts = [text for text in texts if len(text.encode("utf-8", "surrogatepass")) <= _LONGEST]
+    if not texts:
+        raise UserError(f"all captions have more than {_LONGEST:,} bytes: write one caption a line")
+    if len(texts) < every:
+        logging.warning("%d captions of more than %d bytes are left out of the tokenizer", every - len(texts), _LONGEST)
     if vocab_size <= END:
         raise UserError(
             f"a vocabulary of {vocab_size} does not hold its {END + 1} special entries and the characters of the "
@@ -232,7 +240,7 @@ def _train(texts: list[str], vocab_size: int) -> tuple[bytes, int]:
             hard_vocab_limit=False,
             character_coverage=coverage,
             normalization_rule_name="nmt_nfkc_cf",
-            max_sentence_length=1 << 16,
+            max_sentence_length=_LONGEST,
             pad_id=PAD,
             unk_id=UNKNOWN,
             bos_id=START,

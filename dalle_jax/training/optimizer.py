@@ -81,6 +81,40 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     return lambda count: schedule(count + 1)
 
 
+def new_course(
+    before: OptimizerConfig, steps_before: int, now: OptimizerConfig, steps_now: int, done: int
+) -> str | None:
+    """What the rate of a run will do that goes on for another length, where that is not what it did until now.
+
+    A cosine lies over the length of the run, so that one that had fallen rises again; or it has ended for good.
+
+    Args:
+      before, steps_before: the optimizer and the length that the first `done` updates were made with.
+      now, steps_now: those that the others will be made with.
+      done: updates.
+
+    Returns:
+      A sentence; None where the rate goes on as it was going to, or there is nothing left to do.
+    """
+    changed = (before.decay_steps, steps_before) != (now.decay_steps, steps_now)
+    if now.schedule is not Schedule.COSINE or not changed or not 0 < done < steps_now:
+        return None
+    old, new = make_schedule(before, steps_before), make_schedule(now, steps_now)
+    counts = ((old, done - 1), (old, done), (new, done), (new, steps_now - 1))
+    last, planned, after, end = (jnp.asarray(rate(count)).item() for rate, count in counts)
+    ended = done >= (before.decay_steps or steps_before)
+    if not ended and abs(after - planned) <= 0.01 * now.learning_rate:
+        return None
+    if abs(after - last) <= 0.01 * now.learning_rate and ended:
+        course = f"stays at {last:.2g}, to which the cosine has fallen"
+    else:
+        course = f"goes from {last:.2g} to {after:.2g} with the next update, and falls from there to {end:.2g}"
+    return (
+        f"after {done:,} steps of a run of {steps_before:,}, which is now one of {steps_now:,}, the learning rate "
+        f"{course}: 'Longer runs' in docs/configs.md says how to go on well"
+    )
+
+
 def learning_rate(config: OptimizerConfig, num_steps: int, step: jax.Array, opt_state: Any) -> jax.Array:
     """The rate, float32, that update `step` (counted from 0) used; `opt_state` is the state after that update."""
     rate = jnp.asarray(make_schedule(config, num_steps)(step), jnp.float32)

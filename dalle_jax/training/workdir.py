@@ -12,10 +12,11 @@ from etils import epath
 
 from dalle_jax.config import FORMAT_VERSION, read_json, to_json, write_json
 from dalle_jax.errors import UserError
-from dalle_jax.storage import is_remote
+from dalle_jax.storage import as_path, is_remote
 
 MAY_CHANGE = (
     "num_steps",
+    "decay_steps",
     "log_every",
     "eval_every",
     "eval_batches",
@@ -60,7 +61,7 @@ def open_workdir(path: epath.PathLike, config: Mapping[str, Any]) -> Workdir:
       UserError: the folder holds a run of another config (the message names the keys), of an unknown format version,
         or files of something else; or it cannot be made.
     """
-    path = epath.Path(path)
+    path = as_path(path)
     file = path / "config.json"
     record = {"format_version": FORMAT_VERSION, "commit": code_version(), "config": config}
     plain = _plain(config)
@@ -109,7 +110,7 @@ def read_workdir(path: epath.PathLike) -> dict[str, Any]:
     Raises:
       UserError: it is missing, broken, or of a format that this version does not know.
     """
-    file = epath.Path(path) / "config.json"
+    file = as_path(path) / "config.json"
     record = read_json(file)
     version = record.get("format_version") if isinstance(record, dict) else None
     if version != FORMAT_VERSION:
@@ -136,7 +137,7 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str =
 
 def saved_steps(stage_dir: epath.PathLike) -> list[int]:
     """The steps of a stage's checkpoints, oldest first; empty where there are none."""
-    directory = epath.Path(stage_dir) / "checkpoints"
+    directory = as_path(stage_dir) / "checkpoints"
     if not directory.exists():
         return []
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and _is_whole(path))

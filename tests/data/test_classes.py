@@ -123,3 +123,17 @@ def test_the_config_makes_captions(tmp_path, png):
         caption_templates=("a photo of a {}",),
     )
     assert open_source(config)[0].captions == ("a photo of an ant",)
+
+
+def test_captions_of_class_names_are_read_without_pictures(tmp_path, png):
+    for name in ("cat/1.png", "dog/1.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(png())
+    (tmp_path / "dog/1.txt").write_text("its own")
+    source = ClassCaptions(ClassFolder(str(tmp_path)), ["a {}"])
+    assert (
+        [source.captions(i) for i in range(2)] == [source[i].captions for i in range(2)] == [("a cat",), ("its own",)]
+    )
+    for name in ("cat/1.png", "dog/1.png"):
+        (tmp_path / name).unlink()
+    assert [source.captions(i) for i in range(2)] == [("a cat",), ("its own",)]

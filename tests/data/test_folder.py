@@ -3,7 +3,7 @@
 import pytest
 
 from dalle_jax.data.folder import Folder
-from dalle_jax.data.records import BadReason, BadSample
+from dalle_jax.data.records import BadReason
 from dalle_jax.errors import UserError
 
 
@@ -35,12 +35,10 @@ def test_csv(folder, png):
     (folder / "captions.csv").write_bytes(rows + b"caf\xe9\ngone.png,nobody\n")
     source = Folder(str(folder))
     records = {source.key(i): i for i in range(len(source))}
-    assert list(records) == ["a.JPG", "sub/c.webp", "b.png", "gone.png"]
+    assert list(records) == ["a.JPG", "sub/c.webp", "b.png"]
     assert source[0].captions == ("one, with a comma", "uno")
     assert source[records["b.png"]].captions_fault == BadReason.CAPTION_ENCODING
-    with pytest.raises(BadSample) as error:
-        source[records["gone.png"]]
-    assert error.value.reason == BadReason.MISSING
+    assert [(left.count, left.example) for left in source.left_out] == [(1, "gone.png")]
 
 
 def test_jsonl(folder):

@@ -67,6 +67,13 @@ def test_finished_run_does_nothing(scripts, tiny_run):
     assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*") if path.is_file()} == before
 
 
+def test_a_finished_run_that_is_lengthened_says_what_its_rate_will_do(scripts, tiny_run):
+    ended = scripts.train(TINY, tiny_run, "--dry_run", "--stages=clip", "--config.clip.train.num_steps=4")
+    assert ended.code == 0
+    (line,) = [line for line in ended.err.splitlines() if "learning rate" in line]
+    assert line.startswith("warning: clip: after 2 steps of a run of 2, which is now one of 4, the learning rate goes")
+
+
 def test_print_and_dry_run_leave_nothing_behind(scripts, tmp_path):
     printed = scripts.train(TINY, tmp_path / "run", "--print_config", "--config.seed=5", "--config.init_from=base")
     assert printed.code == 0

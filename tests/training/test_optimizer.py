@@ -1,5 +1,8 @@
 """The optimizer against plain numpy, and schedules against their closed forms."""
 
+import dataclasses
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 
 from dalle_jax.errors import UserError
 from dalle_jax.training.config import OptimizerConfig, Schedule
-from dalle_jax.training.optimizer import decay_mask, learning_rate, make_optimizer, make_schedule
+from dalle_jax.training.optimizer import decay_mask, learning_rate, make_optimizer, make_schedule, new_course
 
 
 def numpy_adamw(params, grads, config, rate):
@@ -134,3 +137,35 @@ def test_plateau_halves_at_most_so_often():
 def test_refuses(changes, message):
     with pytest.raises(UserError, match=message):
         make_optimizer(OptimizerConfig(learning_rate=1.0, **changes), 100)
+
+
+COSINE = OptimizerConfig(1e-3, final_learning_rate=1e-5)
+OF_400, OF_1000, OF_2000 = (dataclasses.replace(COSINE, decay_steps=steps) for steps in (400, 1000, 2000))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "done", "course"),
+    [
+        ((COSINE, 1000), (COSINE, 2000), 1000, "goes from 1e-05 to 0.0005 with the next update, and falls .* to 1e-05"),
+        ((COSINE, 1000), (COSINE, 2000), 500, "goes from 0.00051 to 0.00085"),
+        ((COSINE, 1000), (OF_1000, 2000), 1000, "stays at 1e-05"),
+        ((OF_400, 1000), (OF_400, 2000), 700, "stays at 1e-05"),
+        ((COSINE, 1000), (COSINE, 1000), 1000, None),
+        ((COSINE, 1000), (COSINE, 2000), 0, None),
+        ((COSINE, 1000), (COSINE, 900), 1000, None),
+        ((OF_2000, 1000), (OF_2000, 2000), 900, None),
+        ((OptimizerConfig(1e-3, Schedule.CONSTANT), 10), (OptimizerConfig(1e-3, Schedule.CONSTANT), 20), 10, None),
+    ],
+)  # fmt: skip
+def test_what_the_rate_of_a_lengthened_run_will_do(before, now, done, course):
+    said = new_course(*before, *now, done)
+    assert (said is None) is (course is None)
+    if said is not None:
+        assert re.search(course, said) and "docs/configs.md" in said
+
+
+def test_a_cosine_of_the_length_it_had_is_the_same_one():
+    """So a lengthened run may keep its own: `decay_steps` is then what `num_steps` was."""
+    old, new = make_schedule(COSINE, 100), make_schedule(dataclasses.replace(COSINE, decay_steps=100), 300)
+    assert [float(old(i)) for i in range(100)] == [float(new(i)) for i in range(100)]
+    assert float(new(200)) == pytest.approx(1e-5)

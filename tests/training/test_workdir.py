@@ -10,8 +10,8 @@ from dalle_jax.training.config import OptimizerConfig, TrainConfig
 from dalle_jax.training.workdir import check_workdir, differing_keys, open_workdir, read_workdir
 
 
-def config(learning_rate=1e-3, seed=0, data=1, **train):
-    optimizer = OptimizerConfig(learning_rate=learning_rate)
+def config(learning_rate=1e-3, seed=0, data=1, decay_steps=None, **train):
+    optimizer = OptimizerConfig(learning_rate=learning_rate, decay_steps=decay_steps)
     values = {"batch_size": 8, "num_steps": 10} | train
     return {
         "seed": seed,
@@ -36,6 +36,7 @@ def test_length_intervals_and_mesh_may_change(tmp_path):
     longer = config(num_steps=20, log_every=1, eval_every=2, checkpoint_every=3, data=8)
     assert open_workdir(tmp_path, longer).resumed
     assert read_workdir(tmp_path)["decoder"]["train"]["num_steps"] == 20
+    assert open_workdir(tmp_path, config(num_steps=20, decay_steps=10)).resumed
 
 
 def test_another_config_is_refused_by_key(tmp_path):

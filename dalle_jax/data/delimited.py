@@ -1,0 +1,119 @@
+"""Rows of text whose fields a comma, a tab, a semicolon or a bar parts; a fault ends in an error that names the line.
+
+A quote that nobody closes would swallow the rows after it, and an unquoted comma would shift fields: neither is guessed
+at.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Collection, Iterator, Sequence
+
+from dalle_jax.data.tar_index import IMAGE_SUFFIXES
+from dalle_jax.errors import UserError
+
+_DELIMITERS = (",", "\t", ";", "|")
+_HEADERLESS = ("file_name", "caption")
+
+
+def rows(path: str, text: str, image_fields: Collection[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows below the header, each with the number of its first line.
+
+    Two columns without a header, a file name and a caption in either order, are read as `file_name` and `caption`. A
+    row of fewer fields than the header lacks the last of them.
+
+    Args:
+      path: of the table, for messages.
+      text: of it; bytes that are no text in it as surrogates.
+      image_fields: names, in lower case, by which the header is told from other lines.
+
+    Raises:
+      UserError: naming the line: a quote is not closed, or a row has more fields than the header.
+    """
+    delimiter = _delimiter(text, image_fields)
+    header: list[str] = []
+    for line, cells, lines in _records(path, text, delimiter):
+        if not header:
+            header = [cell.strip() for cell in cells]
+            names = [_looks_like_image(cell) for cell in header]
+            if sum(names) != 1 or len(header) != 2:
+                continue
+            header = list(_HEADERLESS if names[0] else reversed(_HEADERLESS))
+        if any(cell.strip() for cell in cells[len(header) :]):
+            raise UserError(
+                f"{path}, line {line} has {len(cells)} fields, and the header has {len(header)}: put a text that holds "
+                f"'{delimiter}' between quotes"
+            )
+        if lines > 1:
+            _check_inside(path, line, cells, header, delimiter, image_fields)
+        yield line, dict(zip(header, cells, strict=False))
+
+
+def _delimiter(text: str, image_fields: Collection[str]) -> str:
+    """The one under which the header names the images; else the one that cuts it into most fields."""
+    header = text.lstrip().partition("\n")[0]
+
+    def score(delimiter: str) -> tuple[bool, int]:
+        cells = [cell.strip().strip('"').lower() for cell in header.split(delimiter)]
+        return any(cell in image_fields or _looks_like_image(cell) for cell in cells), len(cells)
+
+    return max(_DELIMITERS, key=score)
+
+
+def _records(path: str, text: str, delimiter: str) -> Iterator[tuple[int, list[str], int]]:
+    """The first line, the fields, and the number of lines of every record that is not blank."""
+    plain = delimiter == "\t" and _quotes_nothing(text)
+    quoting = csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, quoting=quoting)
+    before = 0
+    try:
+        for cells in reader:
+            first, lines, before = before + 1, reader.line_num - before, reader.line_num
+            if any(cell.strip() for cell in cells):
+                yield first, [_unquoted(cell) for cell in cells] if plain else cells, lines
+    except csv.Error as error:
+        raise UserError(f"{path}, line {before + 1} is not CSV ({error}): is a quote not closed?") from error
+
+
+def _quotes_nothing(text: str) -> bool:
+    """Whether a line of a table with tabs is a row: every line has its fields, and quotes stand as they happen to."""
+    if len({line.count("\t") for line in text.split("\n") if line.strip()}) > 1:
+        return False
+    try:
+        for _ in csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True):
+            pass
+    except csv.Error:
+        return True
+    return False
+
+
+def _unquoted(cell: str) -> str:
+    """A field that is quoted as CSV has it, without its quotes."""
+    return cell[1:-1].replace('""', '"') if re.fullmatch(r'"(?:[^"]|"")*"', cell) else cell
+
+
+def _check_inside(
+    path: str, line: int, cells: Sequence[str], header: Sequence[str], delimiter: str, image_fields: Collection[str]
+) -> None:
+    """Refuses a quoted text that holds other rows: the quote that opens it was meant to close in its own row."""
+    column = next((i for i, name in enumerate(header) if name.lower() in image_fields), len(cells))
+    own = cells[column] if column < len(cells) else ""
+    for cell in cells:
+        for inner in cell.splitlines() if "\n" in cell or "\r" in cell else ():
+            parts = next(csv.reader([inner], delimiter=delimiter), [])
+            if len(parts) == len(header) and _is_named_alike(parts[column : column + 1], own):
+                raise UserError(
+                    f"{path}, line {line} is not CSV: a quote that opens there holds whole rows, such as "
+                    f"'{inner[:40]}': is a quote not closed?"
+                )
+
+
+def _is_named_alike(found: Sequence[str], own: str) -> bool:
+    """Whether a field holds the name of an image: by its extension, or by its digits where names have none."""
+    form = re.sub(r"\d+", "0", own.strip())
+    alike = "0" in form and [re.sub(r"\d+", "0", name.strip()) for name in found] == [form]
+    return alike or any(map(_looks_like_image, found))
+
+
+def _looks_like_image(text: str) -> bool:
+    return "://" not in text and text.strip().lower().endswith(tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES))

@@ -1,0 +1,187 @@
+"""What a folder of images holds: its samples, where the captions of each are, and what is no part of any."""
+
+import dataclasses
+import os
+import posixpath
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+
+from dalle_jax import storage
+from dalle_jax.data.captions import Captions
+from dalle_jax.data.layouts import coco_split, is_table
+from dalle_jax.data.names import Names
+from dalle_jax.data.records import LeftOut
+from dalle_jax.data.tables import TABLE_CAPTION_FIELDS, Table, read_table
+from dalle_jax.data.tar_index import IMAGE_SUFFIXES
+from dalle_jax.errors import UserError
+
+_TEXTS = (".txt", ".caption")  # of two beside one image, the first is read
+_BESIDE = "files of the images' names that end in .txt or .caption"
+_SAMPLE = 20  # names of a table by which the folder of its images is found
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """The samples of a folder."""
+
+    files: list[str]
+    """Images, relative to the folder, or as a table writes them where they lie elsewhere."""
+    keys: list[str]
+    """Of the samples: the same, but as a table writes it where that is a path to the image."""
+    captions: list[Captions] | None
+    """As tables have them; None: they are in files beside the images."""
+    endings: list[str]
+    """Of the caption file beside each image, which has its name otherwise; empty where there is none."""
+    captions_from: str
+    """Where captions were looked for, for messages."""
+    left_out: tuple[LeftOut, ...]
+
+
+def list_files(files: Sequence[str], endings: Mapping[str, str]) -> Listing:
+    """Every image is a sample.
+
+    Args:
+      files: in the folder and below it, relative to it.
+      endings: see `caption_files`.
+    """
+    images = [file for file in files if is_image(file)]
+    found = [endings.get(_stem(file), "") for file in images]
+    return Listing(images, images, None, found, _BESIDE, _left_over(files, images, found))
+
+
+def list_tables(
+    root: str,
+    files: Sequence[str],
+    endings: Mapping[str, str],
+    tables: Sequence[str],
+    caption_field: str = "",
+    image_field: str = "",
+) -> Listing:
+    """Every image that a table names is a sample, in the order of the tables.
+
+    Args:
+      root: the folder.
+      files: in it and below it, relative to it.
+      endings: see `caption_files`; used where no table has a field of captions.
+      tables: among the files.
+      caption_field, image_field: see `read_table`.
+
+    Raises:
+      UserError: a table cannot be read, or none of the images is there.
+    """
+    read = {file: read_table(storage.join(root, file), caption_field, image_field) for file in tables}
+    rows, missing = _find_images(read, Names(root, files))
+    if missing and not rows.captions:
+        raise UserError(
+            f"none of the {len(missing)} images that {tables[0]} names is there: '{missing[0]}' and the others were "
+            f"looked for in {root} and every folder below it; bring them there, or write the way from {root} to them "
+            "into the table"
+        )
+    images, fields = list(rows.captions), sorted({field for table in read.values() for field in table.caption_fields})
+    if fields:
+        captions, found = list(rows.captions.values()), [""] * len(images)
+        captions_from = f"the field {' or '.join(fields)} of {tables[0]}"
+    else:
+        captions, found = None, [endings.get(_stem(file), "") for file in images]
+        captions_from = (
+            f"{_BESIDE}, since {tables[0]} has no field of captions (it has {', '.join(read[tables[0]].fields)[:200]}; "
+            f"config.data.caption_field names another than {', '.join(TABLE_CAPTION_FIELDS)})"
+        )
+    left_out = (
+        *(left_out for table in read.values() for left_out in table.left_out),
+        *_group(f"rows of tables whose images are not in {root}", missing),
+        *_left_over(files, images, found, tables),
+    )
+    return Listing(images, list(rows.keys.values()), captions, found, captions_from, left_out)
+
+
+def caption_files(files: Sequence[str]) -> dict[str, str]:
+    """Endings of the caption files of images, by the path of the image without its own."""
+    stems = {_stem(file) for file in files if is_image(file)}
+    found: dict[str, str] = {}
+    for file in sorted(filter(_is_text, files), key=lambda file: (_TEXTS.index(_ending(file).lower()), file)):
+        if _stem(file) in stems:
+            found.setdefault(_stem(file), sys.intern(_ending(file)))
+    return found
+
+
+def is_image(file: str) -> bool:
+    """Whether a file is read as an image where no table says so."""
+    return not posixpath.basename(file).startswith(".") and _ending(file)[1:].lower() in IMAGE_SUFFIXES
+
+
+class _Rows:
+    """Captions and keys of the images of tables, by the path of the image."""
+
+    def __init__(self):
+        self.captions: dict[str, Captions] = {}
+        self.keys: dict[str, str] = {}
+
+    def add(self, path: str, written: str, captions: Captions) -> None:
+        """Adds to the captions of an image; `written` is its path as the table has it."""
+        texts, fault = self.captions.get(path, ((), None))
+        merged = texts + captions[0]
+        self.captions[path] = (merged, None if merged else captions[1] or fault)
+        self.keys.setdefault(path, written if posixpath.normpath(written) == path else path)
+
+
+def _find_images(tables: Mapping[str, Table], names: Names) -> tuple[_Rows, list[str]]:
+    """The images that tables name, and the names of those that are not there."""
+    rows, missing = _Rows(), []
+    for file, table in tables.items():
+        base = _base(file, table, names)
+        for name, captions in table.captions.items():
+            found = names.find(name, base)
+            if found is None:
+                missing.append(name)
+            else:
+                rows.add(found, posixpath.join(base, name), captions)
+    return rows, missing
+
+
+def _base(file: str, table: Table, names: Names) -> str:
+    """The folder that the names of a table start from."""
+    every, split = list(table.captions), coco_split(file)
+    some = every[:: max(1, len(every) // _SAMPLE)][:_SAMPLE]
+    named = [folder for folder in names.folders if split and posixpath.basename(folder) == split]
+    return names.base_of(some, [*named, posixpath.dirname(file), ""]) or ""
+
+
+def _left_over(
+    files: Sequence[str], images: Sequence[str], endings: Sequence[str], tables: Sequence[str] = ()
+) -> tuple[LeftOut, ...]:
+    """The files that are no part of a sample, by reason."""
+    used = {*images, *tables, *(_stem(file) + ending for file, ending in zip(images, endings, strict=True) if ending)}
+    stems = {_stem(file) for file in images}
+    groups: dict[str, list[str]] = {}
+    for file in files:
+        if file in used:
+            continue
+        if posixpath.basename(file).startswith("."):
+            reason = "files whose names begin with a dot"
+        elif is_image(file):
+            reason = f"images that {tables[0]} does not name" if len(tables) == 1 else "images that no table names"
+        elif _is_text(file) and _stem(file) in stems:
+            reason = "caption files of images that have their captions from elsewhere"
+        elif is_table(file):
+            reason = "tables that are not read"
+        else:
+            reason = "caption files without an image" if _is_text(file) else "files with other extensions"
+        groups.setdefault(reason, []).append(file)
+    return tuple(left_out for reason, found in groups.items() for left_out in _group(reason, found))
+
+
+def _group(reason: str, found: Sequence[str]) -> Iterable[LeftOut]:
+    return [LeftOut(reason, len(found), found[0])] if found else []
+
+
+def _is_text(file: str) -> bool:
+    return not posixpath.basename(file).startswith(".") and _ending(file).lower() in _TEXTS
+
+
+def _stem(file: str) -> str:
+    return os.path.splitext(file)[0]
+
+
+def _ending(file: str) -> str:
+    return os.path.splitext(file)[1]
