@@ -25,6 +25,7 @@ class ClassCaptions(Source):
                 raise UserError(f"config.data.caption_templates: '{template}' has no '{{}}' for the class's name")
         self._source, self._templates = source, tuple(templates)
         self.name, self.has_labels, self.class_names = source.name, source.has_labels, source.class_names
+        self.left_out = source.left_out
         self._captions = [tuple(fill(template, name) for template in templates) for name in names or source.class_names]
 
     def __len__(self) -> int:
@@ -43,6 +44,9 @@ class ClassCaptions(Source):
 
     def key_hashes(self):
         return self._source.key_hashes()
+
+    def captioned(self) -> int | None:
+        return len(self) if self.has_labels and self._captions else self._source.captioned()
 
 
 def fill(template: str, name: str) -> str:

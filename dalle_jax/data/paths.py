@@ -5,6 +5,8 @@ import glob
 import os
 import re
 
+from absl import logging
+
 from dalle_jax import storage
 from dalle_jax.errors import UserError
 
@@ -12,7 +14,7 @@ _BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
 
 
 def expand(pattern: str, suffix: str) -> list[str]:
-    """Lists the files that a pattern names, in order.
+    """Lists the files that a pattern names, in order; one that it names twice, or by a link too, comes once.
 
     Args:
       pattern: paths, local or `gs://`, globs (`*`, `?`, `[..]`), brace ranges (`{00000..00099}`, `{a,b}`), several
@@ -46,7 +48,13 @@ def expand(pattern: str, suffix: str) -> list[str]:
         )
     if not files:
         raise UserError(f"'{pattern}' matches no {suffix} file: check the path, and quote the pattern in the shell")
-    return files
+    once = storage.once(files)
+    if len(once) < len(files):
+        logging.warning(
+            "%d of the %d files that '%s' names are others again, or links to them: each is read once",
+            len(files) - len(once), len(files), pattern,
+        )  # fmt: skip
+    return once
 
 
 def expand_braces(pattern: str) -> list[str]:
