@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from absl import flags
 from etils import epath
 
+from dalle_jax.data.account import in_lines
 from dalle_jax.data.captions import all_captions
-from dalle_jax.data.config import DataConfig
-from dalle_jax.data.sources import open_source
+from dalle_jax.data.config import DataConfig, SourceKind, TarKey
+from dalle_jax.data.sources import TRAIN, open_splits
 from dalle_jax.data.tokenizer import train_tokenizer
 from launch.data_path import guess_source
 from launch.flags import start
@@ -23,6 +24,7 @@ from launch.flags import start
 DATA = flags.DEFINE_string("data", None, "tars, folder, text file, TFDS name or directory, or 'shapes'", required=True)
 VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 16_384, "entries, special ones and characters included")
 OUT = flags.DEFINE_string("out", None, "where to write the model", required=True)
+KEY = flags.DEFINE_enum_class("key", TarKey.FIRST_DOT, TarKey, "of tars: up to which dot a name is a sample's key")
 CAPTION_FIELD = flags.DEFINE_string("caption_field", "", "of .json members, tables and TFDS; default: the usual names")
 SPLIT = flags.DEFINE_string("split", "train", "of a TFDS data set, or what {split} in --data stands for")
 
@@ -37,14 +39,18 @@ def texts(data: str) -> Iterator[str]:
         with epath.Path(data).open("rb") as file:
             yield from (line.decode("utf-8", "ignore").strip() for line in file)
         return
+    source = guess_source(data)
     config = DataConfig(
-        source=guess_source(data),
+        source=source,
         path=data,
         split=SPLIT.value,
         eval_fraction=0.0,  # the data are wholly for training here; name a held-out split's data apart
         caption_field=CAPTION_FIELD.value,
+        key=KEY.value if source is SourceKind.WEBDATASET else TarKey.FIRST_DOT,
     )
-    yield from all_captions(open_source(config))
+    sources = open_splits(config)
+    print(in_lines(config, sources), file=sys.stderr)
+    yield from all_captions(sources[TRAIN])
 
 
 def main() -> None:

@@ -22,8 +22,11 @@ class Tally:
 
 
 def in_words(left_out: Iterable[LeftOut]) -> list[str]:
-    """A text for each reason: `12 members of other extensions, for example 0.tar: readme.md`."""
-    return [f"{found.count:,} {found.reason}, for example {_shown(found.example)}" for found in left_out]
+    """A text for each reason: `members of other extensions: 12, such as readme.md in 0.tar`."""
+    return [
+        f"{found.reason}: {found.count:,}{', such as' if found.count > 1 else ','} {_shown(found.example)}"
+        for found in left_out
+    ]
 
 
 def _shown(name: str) -> str:

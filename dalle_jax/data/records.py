@@ -67,7 +67,7 @@ class LeftOut:
     """What was found beside the samples of a source and is not among them, under one reason."""
 
     reason: str
-    """A plural phrase that follows the count: `images that captions.csv does not name`."""
+    """A plural phrase: `images that captions.csv does not name`."""
     count: int
     example: str
     """One of them: a path, a key or a line number."""

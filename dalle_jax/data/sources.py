@@ -36,11 +36,16 @@ def open_source(config: SourceConfig, split: str = TRAIN) -> Source:
       UserError: where the data are missing, damaged or empty, or the split does not exist.
     """
     source = _open(config, split)
+    warn_of_left_out(source)
+    return source
+
+
+def warn_of_left_out(source: Source) -> None:
+    """Logs what was left out of a source, where this process has not told of it yet."""
     for whole in map(whole_of, parts_of(source)):
         if whole.left_out and (whole.name, whole.left_out) not in _told:
             _told.add((whole.name, whole.left_out))
             logging.warning("%s: left out: %s", whole.name, "; ".join(in_words(whole.left_out)))
-    return source
 
 
 def open_splits(config: SourceConfig) -> dict[str, Source]:

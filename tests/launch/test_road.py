@@ -63,7 +63,11 @@ def test_tiny_run_trains_every_stage(tiny_run, stage):
 def test_finished_run_does_nothing(scripts, tiny_run):
     before = {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*") if path.is_file()}
     ended = scripts.train(TINY, tiny_run)
-    assert (ended.code, ended.out, ended.err) == (0, "", "")
+    assert (ended.code, ended.out) == (0, "")
+    (line,) = ended.err.splitlines()  # what it would have read
+    assert re.fullmatch(
+        r"data: (\d+) images, \1 with captions, \d+ held out \(\S+%; a split of its own\): shapes/.*", line
+    )
     assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*") if path.is_file()} == before
 
 
@@ -74,7 +78,7 @@ def test_print_and_dry_run_leave_nothing_behind(scripts, tmp_path):
     assert (config["seed"], config["init_from"], config["decoder"]["train"]["num_steps"]) == (5, "base", 2)
     checked = scripts.train(TINY, tmp_path / "run", "--dry_run")
     assert checked.code == 0, checked
-    assert [line.split(":")[0] for line in checked.out.splitlines()] == list(STAGES)
+    assert [line.split(":")[0] for line in checked.out.splitlines()] == ["data", *STAGES]
     assert not (tmp_path / "run").exists()
 
 
