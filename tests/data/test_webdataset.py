@@ -248,6 +248,11 @@ def test_patterns(tmp_path):
         names("@/{00..04}.tar")
     with pytest.raises(UserError, match="matches no .tar file"):
         names("@/*.tarr")
+    (tmp_path / "03.tar").symlink_to("moved.tar")
+    for pattern in ("@/{00..03}.tar", "@/*.tar", "@/0[0-9].tar", "@"):
+        with pytest.raises(UserError, match=r"1 of the files .* do not exist, the first is '.*/03\.tar'"):
+            names(pattern)
+    (tmp_path / "03.tar").unlink()
     with pytest.raises(UserError, match="cannot read the brace range '{a..b}'"):
         names("@/{a..b}.tar")
     with pytest.raises(UserError, match="config.data.path is empty"):
