@@ -25,7 +25,7 @@ from dalle_jax.training.mesh import make_mesh
 from dalle_jax.training.program import build_step
 from dalle_jax.training.sharding import ShardingRules, check_batch
 from dalle_jax.training.starts import read_starts
-from dalle_jax.training.workdir import check_workdir
+from dalle_jax.training.workdir import check_workdir, saved_steps
 from launch.base import check_base, check_base_run, find_tokenizer
 from launch.flags import define_config, start
 from launch.run_config import RunConfig, held_out_as_begun, with_absolute_paths
@@ -67,7 +67,7 @@ def main() -> None:
         sources, _, tokenizer = _check(run, workdir, stages)
         begin(run, sources, workdir, tokenizer)
         ready()
-        if is_primary():
+        if is_primary() and any(_is_unfinished(run, workdir, name) for name in stages):
             print(in_lines(run.data, sources), file=sys.stderr, flush=True)
         began = process_began()
         for name in stages:
@@ -97,6 +97,10 @@ def _check(
     tokenizer = find_tokenizer(run, workdir)
     check_base_run(run, workdir, {name: plan.task for name, plan in plans.items()})
     return sources, plans, tokenizer
+
+
+def _is_unfinished(run: RunConfig, workdir: epath.Path, stage: str) -> bool:
+    return getattr(run, stage).train.num_steps not in saved_steps(workdir / stage)
 
 
 def _profile_steps() -> tuple[int, int] | None:

@@ -63,11 +63,7 @@ def test_tiny_run_trains_every_stage(tiny_run, stage):
 def test_finished_run_does_nothing(scripts, tiny_run):
     before = {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*") if path.is_file()}
     ended = scripts.train(TINY, tiny_run)
-    assert (ended.code, ended.out) == (0, "")
-    (line,) = ended.err.splitlines()  # what it would have read
-    assert re.fullmatch(
-        r"data: (\d+) images, \1 with captions, \d+ held out \(\S+%; a split of its own\): shapes/.*", line
-    )
+    assert (ended.code, ended.out, ended.err) == (0, "", "")
     assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*") if path.is_file()} == before
 
 
