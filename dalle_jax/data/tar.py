@@ -64,10 +64,11 @@ def scan(path: str, tally: Tally | None = None) -> Iterator[Member]:
     waiting: list[str] = []
     with storage.Reader(path) as file:
         for entry in _entries(path, file):
-            name, place = entry.name.removeprefix("./"), os.path.normpath(entry.name)
+            name = entry.name.removeprefix("./")
+            place = os.path.normpath(name) if "./" in name or "//" in name else name
             if entry.kind in (tar_header.FOLDER, tar_header.VOLUME_LABEL) or name.endswith("/"):
                 continue
-            if entry.kind == tar_header.SPARSE or any(key.startswith("GNU.sparse.") for key in entry.said):
+            if entry.kind == tar_header.SPARSE or entry.said and any(key.startswith("GNU.") for key in entry.said):
                 tally.add(_SPARSE, entry.said.get("GNU.sparse.name", name))
             elif entry.kind in tar_header.REGULAR:
                 files[place] = entry.offset, entry.size
@@ -132,7 +133,9 @@ def _entries(path: str, file: storage.Reader) -> Iterator[_Entry]:
         offset = start + -(-size // BLOCK) * BLOCK
         if is_extension or kind == tar_header.GLOBAL:
             continue
-        name, link = said.get("path") or tar_header.name_of(header), said.get("linkpath") or tar_header.link_of(header)
+        name, link = said.get("path") or tar_header.name_of(header), ""
+        if kind in (tar_header.HARD_LINK, tar_header.SYMBOLIC_LINK):
+            link = said.get("linkpath") or tar_header.link_of(header)
         yield _Entry(kind, name, link, start, size, said)
         said = {}
     if said:

@@ -86,8 +86,8 @@ class WebDataset(Source):
     def key_hashes(self) -> np.ndarray:
         hashes = [index.rows["hash"] for index in self._tars]
         if self._by_tar:
-            hashes = [_mix(keys ^ np.uint64(hash_key(tar))) for keys, tar in zip(hashes, self._tar_names, strict=True)]
-        return np.concatenate(hashes)
+            hashes = [keys ^ np.uint64(hash_key(tar)) for keys, tar in zip(hashes, self._tar_names, strict=True)]
+        return _mix(np.concatenate(hashes)) if self._by_tar else np.concatenate(hashes)
 
     def captioned(self) -> int | None:
         return sum(index.count_any(("txt", "json")) for index in self._tars)
@@ -131,10 +131,11 @@ class WebDataset(Source):
 
 
 def _mix(hashes: np.ndarray) -> np.ndarray:
-    """uint64 from uint64, one to one, each bit of every bit: the finaliser of SplitMix64 (Steele et al. 2014)."""
-    hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return hashes ^ (hashes >> np.uint64(31))
+    """uint64 in place, one to one, each bit of every bit: the finaliser of SplitMix64 (Steele et al. 2014)."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        hashes ^= hashes >> np.uint64(shift)
+        hashes *= np.uint64(factor)
+    return hashes
 
 
 def _classes(data: bytes) -> tuple[int, ...] | None:
