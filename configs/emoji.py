@@ -19,7 +19,7 @@ from clip_jax import ClipConfig, ClipStage, TextConfig, VisionConfig, tower_conf
 from configs.quickstart import two_steps
 from dalle_jax.codec import Body, CodecConfig, CodecStage, CosineRamp, PatchConfig, Reconstruction, Relaxation, VqConfig
 from dalle_jax.config import choose_preset, to_config_dict
-from dalle_jax.data.config import Augment, DataConfig, SourceKind, TokenizerConfig
+from dalle_jax.data.config import Augment, DataConfig, HeldOutBy, SourceKind, TokenizerConfig
 from dalle_jax.decoder.config import DecoderConfig, DecoderStage
 from dalle_jax.nn.transformer import Remat
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
@@ -83,7 +83,11 @@ def get_config(arg: str = ""):
             "seed": 0,
             "init_from": None,
             "data": DataConfig(
-                source=SourceKind.WEBDATASET, path="data/emoji/*.tar", image_size=IMAGE_SIZE, eval_fraction=0.05
+                source=SourceKind.WEBDATASET,
+                path="data/emoji/*.tar",
+                image_size=IMAGE_SIZE,
+                eval_fraction=0.05,
+                held_out_by=HeldOutBy.KEY,  # keys are code points; the figures are of this split
             ),
             "mesh": MeshConfig(),
             "tokenizer": TokenizerConfig(size.vocab_size, TEXT_LENGTH, bpe_dropout=0.1),

@@ -12,6 +12,7 @@ from typing import Any
 import fsspec
 from etils import epath
 
+from dalle_jax import links
 from dalle_jax.errors import UserError
 
 # Other processes write too: a listing that is kept would hide their files.
@@ -135,6 +136,30 @@ class Reader:
             self._window = _cat(self._path, offset, end) if end > offset else b""
         return self._window[offset - self._start :][:size]
 
+    def skip_zeros(self, offset: int) -> int:
+        """Where the first byte from `offset` on lies that is not 0; the file's size where there is none."""
+        while offset < self.size:
+            if self._descriptor is not None:
+                offset = _next_data(self._descriptor, offset, self.size)
+            data = self.pread(self.WINDOW, offset)
+            if data != _ZEROS[: len(data)] or not data:
+                return offset + len(data) - len(data.lstrip(b"\0")) if data else self.size
+            offset += len(data)
+        return self.size
+
+
+_ZEROS = bytes(Reader.WINDOW)
+
+
+def _next_data(descriptor: int, offset: int, size: int) -> int:
+    """Where a file next has data on the disk: what was never written is passed over without being read."""
+    try:
+        return os.lseek(descriptor, offset, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return size  # a hole up to the end
+        return offset  # the file system does not know
+
 
 def read(path: str) -> bytes:
     """All of a file.
@@ -179,14 +204,32 @@ def files_in(folder: str) -> dict[str, int]:
 
 
 def walk(folder: str) -> list[str]:
-    """Paths of the files in a folder and below it, relative to it and with forward slashes, in no order."""
+    """Paths of the files in a folder and below it, relative to it and with forward slashes, in no order.
+
+    Raises:
+      UserError: see `walk_links`.
+    """
+    return walk_links(folder)[0]
+
+
+def walk_links(folder: str) -> tuple[list[str], list[str]]:
+    """As `walk`; and links to files that it leaves out, because their files are there under another path.
+
+    Every file comes once, however many links lead to it or to a folder around it; see `dalle_jax.links`. A bucket has
+    no links.
+
+    Raises:
+      UserError: a folder cannot be read.
+    """
     if is_remote(folder):
         start = len(str(_system(folder)._strip_protocol(folder)).rstrip("/")) + 1
-        return [str(path)[start:] for path in _system(folder).find(folder)]
-    found = []
-    for inner, _, names in os.walk(folder, followlinks=True):
-        found += [os.path.relpath(os.path.join(inner, name), folder).replace(os.sep, "/") for name in names]
-    return found
+        return [str(path)[start:] for path in _system(folder).find(folder)], []
+    return links.walk(folder)
+
+
+def once(paths: list[str]) -> list[str]:
+    """The paths without those that lead to the file of another, by a link say; in their order."""
+    return links.once(paths)
 
 
 def glob_files(pattern: str) -> list[str]:
@@ -194,7 +237,8 @@ def glob_files(pattern: str) -> list[str]:
     if is_remote(pattern):
         protocol = pattern.split("://", 1)[0]
         return sorted(f"{protocol}://{path}" for path in _system(pattern).glob(pattern))
-    return sorted(glob.glob(pattern, recursive=True))
+    found = links.glob_below(pattern) if "**" in pattern.split("/") else glob.glob(pattern)
+    return links.once(sorted(found))
 
 
 def write_whole(path: epath.PathLike, data: bytes) -> None:

@@ -27,10 +27,12 @@ from jaxtyping import Int
 from clip_jax.objectives import TASKS, Objective
 from clip_jax.prompts import published_prompts
 from dalle_jax.config import from_config_dict, write_json
+from dalle_jax.data.account import in_lines
 from dalle_jax.data.class_captions import ClassCaptions, fill
 from dalle_jax.data.config import TextConfig
+from dalle_jax.data.options import check_options
 from dalle_jax.data.records import Source
-from dalle_jax.data.sources import EVAL, TRAIN, open_source
+from dalle_jax.data.sources import EVAL, TRAIN, open_source, open_splits
 from dalle_jax.data.tokenizer import RowTokenizer
 from dalle_jax.errors import UserError
 from dalle_jax.storage import as_path
@@ -41,7 +43,7 @@ from dalle_jax.training.workdir import code_version, read_workdir
 from launch.base import find_tokenizer
 from launch.efficiency_report import describe, draw, read_curve, summarise, write_csv
 from launch.flags import define_config, start
-from launch.run_config import EfficiencyConfig, RunConfig
+from launch.run_config import EfficiencyConfig, RunConfig, held_out_as_begun
 from launch.stages import StagePlan, make_batches
 from launch.together import begin, check_processes
 
@@ -70,13 +72,19 @@ def main() -> None:
     """Trains what is not trained yet, and draws."""
     config, workdir = from_config_dict(EfficiencyConfig, CONFIG()), as_path(WORKDIR.value)
     check_processes(config=config)
+    config = dataclasses.replace(config, data=held_out_as_begun(config.data, workdir))
     from_primary(lambda: check_same_points(config, workdir))
+    if not (workdir / "config.json").exists():
+        check_options(config.data)
+    sources = open_splits(config.data)
     names = class_names(config)
     about = _run_config(config, 0)
     tokenizer = find_tokenizer(about, workdir)
     assert tokenizer is not None
-    begin(config, about, workdir, tokenizer)
-    held_out = open_source(config.data, EVAL)
+    begin(config, sources, workdir, tokenizer)
+    if is_primary():
+        print(in_lines(config.data, sources), file=sys.stderr, flush=True)
+    held_out = sources[EVAL]
     if not held_out.part_names:  # a mixture's parts have weights, which would be lost
         held_out = ClassCaptions(held_out, config.templates, names)
     experiment = Experiment(config, tokenizer, class_ids(config, names, tokenizer), held_out, workdir)

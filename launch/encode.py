@@ -25,6 +25,7 @@ from tqdm import tqdm
 from dalle_jax import storage
 from dalle_jax.codec import FrozenCodec
 from dalle_jax.config import from_config_dict
+from dalle_jax.data.account import in_lines
 from dalle_jax.data.encoded import MANIFEST, read_manifest
 from dalle_jax.data.encoded_folder import (
     SETTINGS,
@@ -38,7 +39,8 @@ from dalle_jax.data.encoded_folder import (
     write_settings,
 )
 from dalle_jax.data.encoded_writer import Writer
-from dalle_jax.data.sources import TRAIN, open_source, splits_of
+from dalle_jax.data.options import check_options
+from dalle_jax.data.sources import TRAIN, open_splits
 from dalle_jax.errors import UserError
 from dalle_jax.pipeline import codec_workdir
 from dalle_jax.training.agreement import check_agreement
@@ -77,6 +79,9 @@ def main() -> None:
     check_processes(config=run)
     codec = _codec(run)
     jobs = make_jobs(run, codec)
+    if is_primary():
+        said = in_lines(run.data, {job.split: job.source for job in jobs})
+        print(said, file=sys.stdout if DRY_RUN.value else sys.stderr, flush=True)
     check_agreement({"encoding": {job.split: job.settings for job in jobs}})
     check_settings(jobs, out)
     mine = {job.split: _mine(job, out) for job in jobs}
@@ -117,9 +122,9 @@ def make_jobs(run: RunConfig, codec: FrozenCodec) -> list[Job]:
             f"--crops={CROPS.value}: all crops are the same under config.decoder.augment='{augment.value}'; set it to "
             "'dalle', or leave --crops out"
         )
+    check_options(run.data)
     jobs = []
-    for split in splits_of(run.data):
-        source = open_source(run.data, split)
+    for split, source in open_splits(run.data).items():
         if source.encoding is not None:
             raise UserError(f"{source.name} is encoded already: name the pictures with config.data.source")
         how = (augment, CROPS.value) if split == TRAIN else (augment.held_out, 1)

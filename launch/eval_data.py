@@ -13,10 +13,10 @@ from dalle_jax import storage
 from dalle_jax.config import from_config_dict, read_json
 from dalle_jax.data import paths
 from dalle_jax.data.class_folder import ClassFolder
-from dalle_jax.data.config import DataConfig, SourceKind
+from dalle_jax.data.config import DataConfig, SourceKind, TarKey
 from dalle_jax.data.options import IDLE, SPLITS_BY_NAME
 from dalle_jax.data.records import Source
-from dalle_jax.data.sources import EVAL, TRAIN, open_source
+from dalle_jax.data.sources import EVAL, TRAIN, open_source, warn_of_left_out
 from dalle_jax.data.webdataset import WebDataset
 from dalle_jax.errors import UserError
 from dalle_jax.training.distributed import is_primary
@@ -53,6 +53,7 @@ class DataFlags:
     caption_field: str = ""
     image_field: str = ""
     label_field: str = ""
+    key: TarKey = TarKey.FIRST_DOT
 
 
 def open_split(data: str, split: str, flags: DataFlags, *, labelled: bool) -> Source:
@@ -73,7 +74,9 @@ def open_split(data: str, split: str, flags: DataFlags, *, labelled: bool) -> So
         return open_source(run, TRAIN if split == TRAIN else EVAL)
     path = data.replace("{split}", split)
     if is_benchmark(path):
-        return WebDataset(_shards(storage.join(path, split)), caption_field=flags.caption_field)
+        source = WebDataset(_shards(storage.join(path, split)), caption_field=flags.caption_field, key=flags.key)
+        warn_of_left_out(source)
+        return source
     if guess_source(path) is SourceKind.FOLDER and storage.as_path(path).is_dir():
         path = _split_folder(path, split, labelled)
         if labelled:
@@ -86,6 +89,7 @@ def open_split(data: str, split: str, flags: DataFlags, *, labelled: bool) -> So
         path="" if kind is SourceKind.SHAPES else path,
         split=split if kind in SPLITS_BY_NAME else TRAIN,  # of others it stood in the path, if anywhere
         eval_fraction=0.0,
+        key=flags.key if kind is SourceKind.WEBDATASET else TarKey.FIRST_DOT,
         **{name: getattr(flags, name) for name in fields},
     )
     return open_source(config)

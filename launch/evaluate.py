@@ -26,6 +26,7 @@ import clip_jax
 import dalle_jax
 from clip_jax.weights import is_published
 from dalle_jax.config import write_json
+from dalle_jax.data.config import TarKey
 from dalle_jax.errors import UserError, closest
 from dalle_jax.storage import as_path
 from dalle_jax.training.distributed import is_primary
@@ -52,6 +53,7 @@ CLASSES = flags.DEFINE_enum_class(
     "classes", Classes.MATCH, Classes, "how labels and the prompts' classes come together"
 )
 PREFIX = flags.DEFINE_string("caption_prefix", "", "put before captions in retrieval; the paper's: 'a photo of '")
+KEY = flags.DEFINE_enum_class("key", TarKey.FIRST_DOT, TarKey, "of tars: up to which dot a name is a sample's key")
 CAPTION_FIELD = flags.DEFINE_string("caption_field", "", "of .json members, tables and TFDS; default: the usual names")
 IMAGE_FIELD = flags.DEFINE_string("image_field", "", "of tables and TFDS; default: the usual names")
 LABEL_FIELD = flags.DEFINE_string(
@@ -112,7 +114,13 @@ def load_clip() -> clip_jax.Clip:
 def run_suite(name: str, out: epath.Path) -> Results:
     """A suite on every data set; its file is whole after each."""
     about = DataFlags(
-        MODEL.value, PROMPTS.value, CLASSES.value, CAPTION_FIELD.value, IMAGE_FIELD.value, LABEL_FIELD.value
+        MODEL.value,
+        PROMPTS.value,
+        CLASSES.value,
+        CAPTION_FIELD.value,
+        IMAGE_FIELD.value,
+        LABEL_FIELD.value,
+        KEY.value,
     )
     clip = load_clip()
     suites: Mapping[str, Callable[[str], dict[str, Any]]] = {

@@ -2,14 +2,21 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from etils import epath
 
 from clip_jax import ClipStage, Lock
 from dalle_jax.codec import CodecStage
-from dalle_jax.data.config import DataConfig, TokenizerConfig, TokenizerKind
+from dalle_jax.data.config import DataConfig, HeldOutBy, SourceConfig, TokenizerConfig, TokenizerKind
 from dalle_jax.decoder.config import DecoderStage
 from dalle_jax.errors import UserError
 from dalle_jax.storage import is_remote
 from dalle_jax.training.config import MeshConfig
+from dalle_jax.training.workdir import read_workdir
+
+S = TypeVar("S", bound=SourceConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +82,22 @@ class EfficiencyConfig:
                 raise ValueError(f"clip.train.{name} must be above 0: its evaluations are the points of the figure")
         if self.clip.model.vision.patch_dropout or self.clip.locked_tower is not Lock.NONE:
             raise ValueError("clip.model.vision.patch_dropout and clip.locked_tower are for CLIP: leave them out here")
+
+
+def held_out_as_begun(data: DataConfig, workdir: epath.Path) -> DataConfig:
+    """The same data, of which a run that goes on holds out what it has held out so far: by the key alone, where it was
+    begun so. Otherwise it would be measured on what it was trained on."""
+    if not (workdir / "config.json").exists():
+        return data
+    there = read_workdir(workdir).get("data") or {}
+    parts = zip(data.mixture, there.get("mixture") or (), strict=False)  # other parts are refused as another config
+    mixture = tuple(_held_out_as(part, old) for part, old in parts)
+    return dataclasses.replace(_held_out_as(data, there), mixture=mixture + data.mixture[len(mixture) :])
+
+
+def _held_out_as(source: S, there: Mapping[str, Any]) -> S:
+    by_key = there.get("held_out_by") == HeldOutBy.KEY.value
+    return dataclasses.replace(source, held_out_by=HeldOutBy.KEY) if by_key else source
 
 
 def with_absolute_paths(run: RunConfig) -> RunConfig:

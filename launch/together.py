@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,12 +10,13 @@ from etils import epath
 
 from clip_jax.run_tokenizer import has_tokenizer, write_tokenizer
 from clip_jax.tokenizers import CaptionTokenizer
-from dalle_jax.data.sources import open_source, splits_of
+from dalle_jax.data.records import Source
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.errors import UserError
 from dalle_jax.training.agreement import check_agreement, code_facts, command_facts
 from dalle_jax.training.distributed import from_primary, gather
 from dalle_jax.training.workdir import open_workdir
+from launch.kept_data import fingerprints, keep_data
 from launch.run_config import EfficiencyConfig, RunConfig
 
 AnyTokenizer = Tokenizer | CaptionTokenizer
@@ -30,27 +32,32 @@ def check_processes(**facts: Any) -> None:
 
 
 def begin(
-    config: RunConfig | EfficiencyConfig, run: RunConfig, workdir: epath.Path, tokenizer: AnyTokenizer | None
+    config: RunConfig | EfficiencyConfig,
+    sources: Mapping[str, Source],
+    workdir: epath.Path,
+    tokenizer: AnyTokenizer | None,
 ) -> None:
     """Compares the data, opens the work directory, and keeps the tokenizer there; process 0 alone writes.
 
+    Data that are not those of the run's last start are warned of; see `keep_data`.
+
     Args:
       config: what the work directory keeps.
-      run: what is read.
+      sources: what is read, by split.
       workdir: the folder, on a file system that all processes share.
       tokenizer: of the run.
 
     Raises:
       UserError: see `check_agreement` and `open_workdir`; or another process does not see the folder.
     """
-    if jax.process_count() > 1:
-        data = {split: open_source(run.data, split).fingerprint() for split in splits_of(run.data)}
-        check_agreement({"data set": data, "tokenizer": tokenizer.fingerprint if tokenizer is not None else ""})
+    data = fingerprints(sources)
+    check_agreement({"data set": data, "tokenizer": tokenizer.fingerprint if tokenizer is not None else ""})
 
     def write() -> bool:
         open_workdir(workdir, dataclasses.asdict(config))
         if tokenizer is not None and not has_tokenizer(workdir):
             write_tokenizer(tokenizer, workdir)
+        keep_data(workdir, data)
         return True
 
     from_primary(write)

@@ -13,9 +13,11 @@ from collections.abc import Iterator
 
 from absl import flags
 
+from dalle_jax.data.account import in_lines
 from dalle_jax.data.captions import all_captions
-from dalle_jax.data.config import DataConfig
-from dalle_jax.data.sources import open_source
+from dalle_jax.data.config import DataConfig, SourceKind, TarKey
+from dalle_jax.data.options import check_options
+from dalle_jax.data.sources import TRAIN, open_splits
 from dalle_jax.data.tables import is_table_name, names_images, read_text
 from dalle_jax.data.tokenizer import train_tokenizer
 from dalle_jax.errors import UserError
@@ -26,6 +28,7 @@ from launch.flags import start
 DATA = flags.DEFINE_string("data", None, "tars, folder, table, text file, TFDS name, or 'shapes'", required=True)
 VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 16_384, "entries, special ones and characters included")
 OUT = flags.DEFINE_string("out", None, "where to write the model", required=True)
+KEY = flags.DEFINE_enum_class("key", TarKey.FIRST_DOT, TarKey, "of tars: up to which dot a name is a sample's key")
 CAPTION_FIELD = flags.DEFINE_string("caption_field", "", "of .json members, tables and TFDS; default: the usual names")
 SPLIT = flags.DEFINE_string("split", "train", "of a TFDS data set, or what {split} in --data stands for")
 
@@ -39,14 +42,19 @@ def texts(data: str) -> Iterator[str]:
     if _is_text(data):
         yield from lines(data)
         return
+    source = guess_source(data)
     config = DataConfig(
-        source=guess_source(data),
-        path="" if data == "shapes" else data,
+        source=source,
+        path="" if source is SourceKind.SHAPES else data,
         split=SPLIT.value,
         eval_fraction=0.0,  # the data are wholly for training here; name a held-out split's data apart
         caption_field=CAPTION_FIELD.value,
+        key=KEY.value if source is SourceKind.WEBDATASET else TarKey.FIRST_DOT,
     )
-    yield from all_captions(open_source(config))
+    check_options(config)
+    sources = open_splits(config)
+    print(in_lines(config, sources), file=sys.stderr)
+    yield from all_captions(sources[TRAIN])
 
 
 def _is_text(data: str) -> bool:

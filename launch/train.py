@@ -12,7 +12,10 @@ from absl import flags
 from etils import epath
 
 from dalle_jax.config import from_config_dict, to_json
-from dalle_jax.data.sources import TRAIN, open_source, splits_of
+from dalle_jax.data.account import in_lines
+from dalle_jax.data.options import check_options
+from dalle_jax.data.records import Source
+from dalle_jax.data.sources import TRAIN, open_splits
 from dalle_jax.data.tokenizer import RowTokenizer
 from dalle_jax.errors import UserError
 from dalle_jax.storage import as_path
@@ -29,7 +32,7 @@ from dalle_jax.training.starts import read_starts
 from dalle_jax.training.workdir import check_workdir, read_workdir, saved_steps
 from launch.base import check_base, check_base_run, find_tokenizer
 from launch.flags import define_config, start
-from launch.run_config import RunConfig, with_absolute_paths
+from launch.run_config import RunConfig, held_out_as_begun, with_absolute_paths
 from launch.stages import PLANS, StagePlan, Watch, check_source, choose_stages, make_batches, train_stage
 from launch.starting import starting
 from launch.together import AnyTokenizer, begin, check_processes
@@ -56,22 +59,29 @@ def main() -> None:
     if any(getattr(run, name).train.deterministic for name in stages):
         set_deterministic()
     check_processes(config=run)
+    run = dataclasses.replace(run, data=held_out_as_begun(run.data, workdir))
     if DRY_RUN.value:
-        plans, tokenizer = _check(run, workdir, stages)
+        sources, plans, tokenizer = _check(run, workdir, stages)
+        if is_primary():
+            print(in_lines(run.data, sources))
         for name, plan in plans.items():
             _describe(name, run, plan, tokenizer)
         return
     with starting(workdir) as ready:
-        _, tokenizer = _check(run, workdir, stages)
-        begin(run, run, workdir, tokenizer)
+        sources, _, tokenizer = _check(run, workdir, stages)
+        begin(run, sources, workdir, tokenizer)
         ready()
+        if is_primary() and any(_is_unfinished(run, workdir, name) for name in stages):
+            print(in_lines(run.data, sources), file=sys.stderr, flush=True)
         began = process_began()
         for name in stages:
             train_stage(name, run, workdir, tokenizer, watch, began)
             began = max([began, *(start.beat for start in read_starts(workdir / name))])
 
 
-def _check(run: RunConfig, workdir: epath.Path, stages: list[str]) -> tuple[dict[str, StagePlan], AnyTokenizer | None]:
+def _check(
+    run: RunConfig, workdir: epath.Path, stages: list[str]
+) -> tuple[dict[str, Source], dict[str, StagePlan], AnyTokenizer | None]:
     """Finds what is wrong with any stage before the first one trains, and before the folder of a new run is made.
 
     A config that is refused will be another one next time, and its folder would be in the way of that.
@@ -83,15 +93,21 @@ def _check(run: RunConfig, workdir: epath.Path, stages: list[str]) -> tuple[dict
     if (workdir / "config.json").exists():
         check_workdir(workdir, dataclasses.asdict(run))
         _warn_of_rates(run, workdir, stages)
-    sources = [open_source(run.data, split) for split in splits_of(run.data)]
+    else:
+        check_options(run.data)
+    sources = open_splits(run.data)
     check_base(run, workdir, stages)
     plans = {name: PLANS[name](run, workdir, "codec" not in stages) for name in stages}
-    for source in sources:
+    for source in sources.values():
         for plan in plans.values():
             check_source(source, plan)
     tokenizer = find_tokenizer(run, workdir)
     check_base_run(run, workdir, {name: plan.task for name, plan in plans.items()})
-    return plans, tokenizer
+    return sources, plans, tokenizer
+
+
+def _is_unfinished(run: RunConfig, workdir: epath.Path, stage: str) -> bool:
+    return getattr(run, stage).train.num_steps not in saved_steps(workdir / stage)
 
 
 def _warn_of_rates(run: RunConfig, workdir: epath.Path, stages: list[str]) -> None:

@@ -50,6 +50,9 @@ class ClassCaptions(Source):
     def key_hashes(self):
         return self._source.key_hashes()
 
+    def captioned(self) -> int | None:
+        return len(self) if self.has_labels and self._captions else self._source.captioned()
+
 
 def fill(template: str, name: str) -> str:
     """A template with a class's name in it: underscores are spaces, and `a {}` before a vowel is `an ...`."""

@@ -21,6 +21,20 @@ class SourceKind(enum.Enum):
     ENCODED = "encoded"  # tokens and captions, written by `launch.encode`
 
 
+class TarKey(enum.Enum):
+    """Up to where the name of a tar's member is its sample's key."""
+
+    FIRST_DOT = "first_dot"  # webdataset's convention: what follows the first dot of the base name is the extension
+    STEM = "stem"  # up to the last dot, for names such as `2020.01.17.jpg`
+
+
+class HeldOutBy(enum.Enum):
+    """What decides, in tars, which samples `eval_fraction` holds out."""
+
+    TAR_AND_KEY = "tar_and_key"  # a hash of the tar's name and the sample's key, which may come again in other tars
+    KEY = "key"  # of the key alone: samples may move from tar to tar, and keys must differ
+
+
 class Augment(enum.Enum):
     """How a picture becomes a square of `image_size`; `dalle_jax.data.transforms` has one function for each."""
 
@@ -73,6 +87,10 @@ class SourceConfig:
     eval_split: str = ""
     """The split that is held out; empty: `eval_fraction` of `split`, chosen by a hash of each sample's key."""
     eval_fraction: float = 0.02
+    held_out_by: HeldOutBy = HeldOutBy.TAR_AND_KEY
+    """Of tars. A run that was begun before there was a choice goes on by the key alone."""
+    key: TarKey = TarKey.FIRST_DOT
+    """Of tars: which members are one sample, those with the same name up to the first dot or to the last."""
     caption_field: str = ""
     """Of a .json member, a table, Parquet files or a TFDS data set; empty: `caption`, `captions` or `text`, and in a
     table `comment`."""
@@ -90,6 +108,8 @@ class SourceConfig:
     def __post_init__(self):
         if not 0.0 <= self.eval_fraction <= 1.0:
             raise ValueError(f"eval_fraction must be between 0 and 1, not {self.eval_fraction}")
+        if self.key is not TarKey.FIRST_DOT and self.source is not SourceKind.WEBDATASET:
+            raise ValueError(f"key='{self.key.value}' is for tars, and source is '{self.source.value}'")
 
 
 @dataclasses.dataclass(frozen=True)

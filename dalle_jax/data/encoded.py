@@ -17,7 +17,7 @@ from jaxtyping import Int32
 from dalle_jax import storage
 from dalle_jax.config import from_config_dict, read_json
 from dalle_jax.data.config import Augment
-from dalle_jax.data.records import BadReason, BadSample, Encoding, Record, Source
+from dalle_jax.data.records import BadReason, BadSample, Encoding, LeftOut, Record, Source
 from dalle_jax.errors import UserError, closest
 
 FORMAT_VERSION = 1
@@ -99,6 +99,10 @@ class Encoded(Source):
         check_files(folder, shards)
         self.name = f"encoded {path} {split}"
         self.encoding = manifest.encoding
+        self.left_out = tuple(
+            LeftOut(f"samples that were {reason} when they were encoded", count, _first_with(shards, reason))
+            for reason, count in manifest.splits[split].bad.items()
+        )
         self._split = split
         paths = [(storage.join(folder, shard.file), shard.records) for shard in shards if shard.records]
         # ArrayRecord asks for objects with these four fields, and names a type of TFDS for them.
@@ -112,6 +116,9 @@ class Encoded(Source):
     def key(self, index: int) -> str:
         return f"{self._split}/{index}"
 
+    def captioned(self) -> int | None:
+        return len(self)  # a sample without is not encoded
+
     def __getitem__(self, index: int) -> Record:
         assert self.encoding is not None
         try:
@@ -119,6 +126,11 @@ class Encoded(Source):
         except (RuntimeError, IndexError, ValueError, KeyError) as error:
             # What ArrayRecord raises for a damaged block (each has a checksum) and a file that was cut.
             raise BadSample(BadReason.TRUNCATED, f"{self.key(index)}: {error}") from error
+
+
+def _first_with(shards: tuple[Shard, ...], reason: str) -> str:
+    """Where the first sample lay that was bad for a reason."""
+    return next((f"one in {shard.file}" for shard in shards if reason in shard.bad), "none that a shard names")
 
 
 def read_manifest(folder: str) -> Manifest:

@@ -20,6 +20,8 @@ SPLITS_BY_NAME = (SourceKind.SHAPES, SourceKind.ENCODED, SourceKind.TFDS)
 def check_options(config: SourceConfig) -> None:
     """Refuses options that the data have no use for, where they are set to another value than the default.
 
+    It is for what begins: a run that was begun with such an option goes on as it did, without effect.
+
     Raises:
       UserError: naming the option and what to do.
     """
@@ -27,6 +29,8 @@ def check_options(config: SourceConfig) -> None:
         for field in dataclasses.fields(SourceConfig):
             if _is_set(config, field.name):
                 _refuse(field.name, config, "config.data.mixture is set, whose parts have these options of their own")
+        for part in config.mixture:
+            check_options(part)
         return
     for name in IDLE.get(config.source, ()):
         if _is_set(config, name):

@@ -5,6 +5,8 @@ import glob
 import os
 import re
 
+from absl import logging
+
 from dalle_jax import storage
 from dalle_jax.errors import UserError
 
@@ -12,7 +14,7 @@ _BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
 
 
 def expand(pattern: str, suffix: str) -> list[str]:
-    """Lists the files that a pattern names, in order.
+    """Lists the files that a pattern names, in order; one that it names twice, or by a link too, comes once.
 
     Args:
       pattern: paths, local or `gs://`, globs (`*`, `?`, `[..]`), brace ranges (`{00000..00099}`, `{a,b}`), several
@@ -33,12 +35,13 @@ def expand(pattern: str, suffix: str) -> list[str]:
             files += storage.glob_files(path)
         elif name in listed(folder) if storage.is_remote(path) else os.path.isfile(path):
             files.append(path)
-        elif inside := sorted(name for name in listed(path) if name.endswith(suffix)):
+        elif inside := sorted(name for name in (*listed(path), *_links_to_nothing(path)) if name.endswith(suffix)):
             files += [storage.join(path, name) for name in inside]
         elif glob.has_magic(path):
             files += storage.glob_files(path)
         elif storage.is_remote(path) or not os.path.isdir(path):
             missing.append(path)
+    missing += [path for path in files if not storage.is_remote(path) and not os.path.exists(path)]
     if missing:
         raise UserError(
             f"{len(missing)} of the files that '{pattern}' names do not exist, the first is '{missing[0]}': "
@@ -46,7 +49,20 @@ def expand(pattern: str, suffix: str) -> list[str]:
         )
     if not files:
         raise UserError(f"'{pattern}' matches no {suffix} file: check the path, and quote the pattern in the shell")
-    return files
+    once = storage.once(files)
+    if len(once) < len(files):
+        logging.warning(
+            "%d of the %d files that '%s' names are others again, or links to them: each is read once",
+            len(files) - len(once), len(files), pattern,
+        )  # fmt: skip
+    return once
+
+
+def _links_to_nothing(folder: str) -> list[str]:
+    """Names of the links in a local folder that lead nowhere; whoever lists its files passes over them."""
+    if storage.is_remote(folder) or not os.path.isdir(folder):
+        return []
+    return [name for name in os.listdir(folder) if not os.path.exists(os.path.join(folder, name))]
 
 
 def expand_braces(pattern: str) -> list[str]:

@@ -67,7 +67,7 @@ class LeftOut:
     """What was found beside the samples of a source and is not among them, under one reason."""
 
     reason: str
-    """A plural phrase that follows the count: `images that captions.csv does not name`."""
+    """A plural phrase: `images that captions.csv does not name`."""
     count: int
     example: str
     """One of them: a path, a key or a line number."""
@@ -124,8 +124,12 @@ class Source(abc.ABC):
         """
         return self[index].label
 
+    def captioned(self) -> int | None:
+        """How many records have captions, where names or a table tell; None: each would have to be read."""
+        return None
+
     def key_hashes(self) -> np.ndarray:
-        """uint64 [len]: `hash_key` of every key."""
+        """uint64 [len]: a hash of every key, evenly spread and the same in every process and release."""
         return np.fromiter((hash_key(self.key(i)) for i in range(len(self))), np.uint64, len(self))
 
     def fingerprint(self) -> str:
@@ -163,10 +167,10 @@ def _spread(count: int, most: int) -> list[int]:
 
 
 class Subset(Source):
-    """Some records of a source, in the order of `indices`."""
+    """Some records of a source (`whole`), in the order of `indices`."""
 
     def __init__(self, source: Source, indices: np.ndarray, name: str):
-        self._source = source
+        self.whole = source
         self._indices = indices
         self.name = name
         self.has_labels = source.has_labels
@@ -177,13 +181,13 @@ class Subset(Source):
         return len(self._indices)
 
     def __getitem__(self, index: int) -> Record:
-        return self._source[self._place(index)]
+        return self.whole[self._place(index)]
 
     def key(self, index: int) -> str:
-        return self._source.key(self._place(index))
+        return self.whole.key(self._place(index))
 
     def captions(self, index: int) -> tuple[str, ...]:
-        return self._source.captions(self._place(index))
+        return self.whole.captions(self._place(index))
 
     def _place(self, index: int) -> int:
         return int(self._indices[index])
@@ -203,7 +207,7 @@ class Rest(Subset):
         super().__init__(source, before.astype(left_out.dtype), name)
 
     def __len__(self) -> int:
-        return len(self._source) - len(self._indices)
+        return len(self.whole) - len(self._indices)
 
     def _place(self, index: int) -> int:
         # A number of another type would have the whole table converted for every record.

@@ -1,14 +1,17 @@
 """From a config to a source, and which of its samples are held out."""
 
+from collections.abc import Mapping
+
 import numpy as np
+from absl import logging
 
 from dalle_jax import storage
 from dalle_jax.data import paths
 from dalle_jax.data.class_captions import ClassCaptions
 from dalle_jax.data.config import DataConfig, SourceConfig, SourceKind
-from dalle_jax.data.mixture import Mixture
-from dalle_jax.data.options import check_options
-from dalle_jax.data.records import Rest, Source, Subset
+from dalle_jax.data.left_out import in_words
+from dalle_jax.data.mixture import Mixture, parts_of
+from dalle_jax.data.records import LeftOut, Rest, Source, Subset
 from dalle_jax.errors import UserError
 
 TRAIN, EVAL = "train", "eval"
@@ -16,8 +19,12 @@ TRAIN, EVAL = "train", "eval"
 _SPLIT_ALREADY = (SourceKind.SHAPES, SourceKind.ENCODED)
 
 
+_told: set[tuple[str, tuple[LeftOut, ...]]] = set()
+"""Sources whose left-out things have been told of in this process, which opens its data several times."""
+
+
 def open_source(config: SourceConfig, split: str = TRAIN) -> Source:
-    """Opens the samples of one split.
+    """Opens the samples of one split. What is left out of them is logged as a warning, once.
 
     Args:
       config: which data, and how it is split; of a mixture, each part is split by itself.
@@ -26,17 +33,57 @@ def open_source(config: SourceConfig, split: str = TRAIN) -> Source:
         data set itself, such as `unseen`.
 
     Raises:
-      UserError: where the data are missing, damaged or empty, or the split does not exist; or where an option has no
-        effect (`check_options`).
+      UserError: where the data are missing, damaged or empty, or the split does not exist.
+    """
+    source = _open(config, split)
+    warn_of_left_out(source)
+    return source
+
+
+def warn_of_left_out(source: Source) -> None:
+    """Logs what was left out of a source, where this process has not told of it yet."""
+    for whole in map(whole_of, parts_of(source)):
+        if whole.left_out and (whole.name, whole.left_out) not in _told:
+            _told.add((whole.name, whole.left_out))
+            logging.warning("%s: left out: %s", whole.name, "; ".join(in_words(whole.left_out)))
+
+
+def open_splits(config: SourceConfig) -> dict[str, Source]:
+    """Opens what a run trains on and what it holds out (`splits_of`); what both are parts of is opened once.
+
+    What is left out is not logged here, nor when the same is opened again: the caller gives an account of it
+    (`dalle_jax.data.account`).
+
+    Raises:
+      UserError: as `open_source`.
     """
     if isinstance(config, DataConfig) and config.mixture:
-        check_options(config)
+        opened = [open_splits(part) for part in config.mixture]
+        sources: dict[str, Source] = {
+            split: _mix(config, {part.name: found[split] for part, found in zip(config.mixture, opened, strict=True)
+                                 if split in found})
+            for split in splits_of(config)
+        }  # fmt: skip
+    elif _is_held_out_by_share(config):
+        whole = _open_named(config, config.split)
+        sources = {split: hold_out(whole, config.eval_fraction, split) for split in splits_of(config)}
+    else:
+        sources = {split: _open(config, split) for split in splits_of(config)}
+    for source in sources.values():
+        _told.update((whole.name, whole.left_out) for whole in map(whole_of, parts_of(source)))
+    return sources
+
+
+def whole_of(source: Source) -> Source:
+    """What a source holds a part of for a run, where some of it is held out; else the source."""
+    return source.whole if isinstance(source, Subset) else source
+
+
+def _open(config: SourceConfig, split: str) -> Source:
+    if isinstance(config, DataConfig) and config.mixture:
         # Of the held-out parts, those that hold nothing out are none.
         parts = [part for part in config.mixture if split != EVAL or EVAL in splits_of(part)]
-        if not parts:
-            raise UserError("no part of the mixture holds anything out: set eval_fraction or eval_split of one")
-        sources = [open_source(part, split) for part in parts]
-        return Mixture(sources, [part.name for part in parts], [part.weight for part in parts])
+        return _mix(config, {part.name: _open(part, split) for part in parts})
     if split not in (TRAIN, EVAL):
         return _open_named(config, split)
     if config.eval_split:
@@ -51,6 +98,17 @@ def open_source(config: SourceConfig, split: str = TRAIN) -> Source:
             )
         return whole
     return hold_out(whole, config.eval_fraction, split)
+
+
+def _mix(config: DataConfig, parts: Mapping[str, Source]) -> Mixture:
+    if not parts:
+        raise UserError("no part of the mixture holds anything out: set eval_fraction or eval_split of one")
+    weights = {part.name: part.weight for part in config.mixture}
+    return Mixture(list(parts.values()), list(parts), [weights[name] for name in parts])
+
+
+def _is_held_out_by_share(config: SourceConfig) -> bool:
+    return config.eval_fraction > 0.0 and not config.eval_split and config.source not in _SPLIT_ALREADY
 
 
 def splits_of(config: SourceConfig) -> list[str]:
@@ -68,8 +126,9 @@ def splits_of(config: SourceConfig) -> list[str]:
 def hold_out(source: Source, fraction: float, split: str) -> Source:
     """The part of a source that is trained on (`train`) or held out (`eval`).
 
-    Which samples are held out depends on their keys alone: more data, other file names or another order do not move
-    a sample from one side to the other, and pictures that share a key stay together.
+    Which samples are held out depends on their keys alone: more data or another order do not move a sample from one
+    side to the other, and pictures that share a key stay together. A key of tars holds the tar's name
+    (`HeldOutBy.TAR_AND_KEY`), or does not.
     """
     held_out = source.key_hashes() < np.uint64(round(fraction * (2**64 - 2**12)))
     if not held_out.any():
@@ -87,7 +146,6 @@ def hold_out(source: Source, fraction: float, split: str) -> Source:
 
 def _open_named(config: SourceConfig, split: str) -> Source:
     """Opens a split under the data set's own name, with captions made where the config makes them."""
-    check_options(config)
     source = _open_stored(config, split)
     if not config.caption_templates:
         return source
@@ -142,4 +200,9 @@ def _open_stored(config: SourceConfig, split: str) -> Source:
         )
     from dalle_jax.data.webdataset import WebDataset
 
-    return WebDataset(paths.expand(path, ".tar"), caption_field=config.caption_field)
+    return WebDataset(
+        paths.expand(path, ".tar"),
+        caption_field=config.caption_field,
+        key=config.key,
+        held_out_by=config.held_out_by,
+    )

@@ -4,22 +4,25 @@ The standard library's `tarfile` answers the same question in five to ten times 
 of members.
 """
 
-import zlib
+import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from absl import logging
 
 from dalle_jax import storage
+from dalle_jax.data import tar_header
+from dalle_jax.data.left_out import Tally
+from dalle_jax.data.tar_header import BLOCK
 from dalle_jax.errors import UserError
 
-_BLOCK = 512
-_REGULAR = b"0\x007"  # type flags of plain files: POSIX, ancient, contiguous
-_PAX, _GNU_LONG_NAME = b"x", b"L"
+_SPARSE = "sparse members, which are not read"
+_LINKS = "links that lead to no file in their tar"
+_OTHER_KINDS = "members of kinds that are not read (devices, pipes, parts of other archives)"
 
 
 class Member(NamedTuple):
-    """One plain file in a tar."""
+    """One file in a tar: a plain one, or a link to one."""
 
     name: str
     offset: int
@@ -27,103 +30,157 @@ class Member(NamedTuple):
     size: int
 
 
-def scan(path: str) -> Iterator[Member]:
-    """Yields the plain files of an uncompressed tar (ustar, pax or GNU), reading headers only.
+class _Entry(NamedTuple):
+    """A header and what its extensions add."""
 
-    A warning is logged where nothing closes the tar: of one that was cut at the end of a member there is no other sign.
+    kind: bytes
+    name: str
+    link: str
+    offset: int
+    size: int
+    said: dict[str, str]
+
+
+def scan(path: str, tally: Tally | None = None) -> Iterator[Member]:
+    """Yields the files of an uncompressed tar (ustar, pax or GNU), reading headers only.
+
+    A hard link is the file before it that it leads to, a symbolic link (at the end of them all) the last one of that
+    name. A name may come up several times; whoever unpacks the tar keeps the last.
+
+    What lies behind empty blocks is read too, as `tar --ignore-zeros` does: `cat a.tar b.tar` makes such tars. A
+    warning is logged then, since a hole in a damaged tar looks alike, and where nothing closes the tar: of one that was
+    cut at the end of a member there is no other sign.
+
+    Args:
+      path: of the tar.
+      tally: counts the members that are not files, folders aside.
 
     Raises:
       UserError: naming the tar and the offset, where it is compressed, ends inside a member, or is no tar.
     """
+    tally = tally or Tally()
+    files: dict[str, tuple[int, int]] = {}
+    links: dict[str, str] = {}
+    waiting: list[str] = []
     with storage.Reader(path) as file:
-        total = file.size
-        offset = 0
-        override: dict[str, str] = {}  # what an extension header says of the member after it
-        while offset < total:
-            header = file.pread(_BLOCK, offset)
-            if len(header) == _BLOCK and not any(header):
-                return
-            if len(header) < _BLOCK:
-                raise _cut(path, offset, total)
-            if not _checksum_matches(header):
-                raise _not_a_tar(path, offset, header)
-            kind = header[156:157]
-            extension = kind in (_PAX, _GNU_LONG_NAME)
-            start = offset + _BLOCK
-            try:
-                size = _size(header, {} if extension else override)
-                if start + size > total:
-                    raise _cut(path, offset, total)
-                override |= _extension(kind, file.pread(size, start)) if extension else {}
-            except ValueError:
-                raise _not_a_tar(path, offset, header) from None
-            offset = start + -(-size // _BLOCK) * _BLOCK
-            if extension:
+        for entry in _entries(path, file):
+            name = entry.name.removeprefix("./")
+            place = os.path.normpath(name) if "./" in name or "//" in name else name
+            if entry.kind in (tar_header.FOLDER, tar_header.VOLUME_LABEL) or name.endswith("/"):
                 continue
-            name = override.get("path") or _name(header)
-            override = {}
-            if kind in _REGULAR and not name.endswith("/"):
-                yield Member(name.removeprefix("./"), start, size)
-        if override:
-            raise _cut(path, offset, total)  # the member that an extension announced is not there
+            if entry.kind == tar_header.SPARSE or entry.said and any(key.startswith("GNU.") for key in entry.said):
+                tally.add(_SPARSE, entry.said.get("GNU.sparse.name", name))
+            elif entry.kind in tar_header.REGULAR:
+                files[place] = entry.offset, entry.size
+                links.pop(place, None)
+                yield Member(name, *files[place])
+            elif entry.kind == tar_header.SYMBOLIC_LINK:
+                links[place] = os.path.normpath(os.path.join(os.path.dirname(entry.name), entry.link))
+                waiting.append(name)
+            elif entry.kind == tar_header.HARD_LINK and (target := os.path.normpath(entry.link)) in files:
+                files[place] = files[target]
+                yield Member(name, *files[place])
+            elif entry.kind == tar_header.HARD_LINK and target in links:
+                links[place] = links[target]
+                waiting.append(name)
+            else:
+                tally.add(_LINKS if entry.kind == tar_header.HARD_LINK else _OTHER_KINDS, name)
+    for name in waiting:
+        if (place := os.path.normpath(name)) not in links:
+            continue  # a file of that name came later
+        if (target := _end_of(place, links)) in files:
+            yield Member(name, *files[target])
+        else:
+            tally.add(_LINKS, name)
+
+
+def _end_of(place: str, links: dict[str, str]) -> str | None:
+    """Where a chain of links ends; None where it goes in a circle."""
+    seen: set[str] = set()
+    while place in links and place not in seen:
+        seen.add(place)
+        place = links[place]
+    return None if place in links else place
+
+
+def _entries(path: str, file: storage.Reader) -> Iterator[_Entry]:
+    """The members of a tar, of whatever kind."""
+    total, offset = file.size, 0
+    said: dict[str, str] = {}  # by extension headers, of the member after them
+    closed = False
+    while offset < total:
+        header = file.pread(BLOCK, offset)
+        if header == tar_header.EMPTY[: len(header)] and not said:
+            closed, offset = True, _after_empty_blocks(path, file, offset)
+            continue
+        if len(header) < BLOCK:
+            raise _cut(path, offset, total)
+        if not tar_header.checksum_matches(header):
+            raise _not_a_tar(path, offset, header)
+        closed, kind, start = False, header[156:157], offset + BLOCK
+        is_extension = kind in tar_header.EXTENSIONS
+        try:
+            size = tar_header.size_of(header, {} if is_extension else said)
+            if kind in tar_header.WITHOUT_BODY and size and _is_header(file.pread(BLOCK, start)):
+                size = 0
+            if kind == tar_header.SPARSE:
+                start = _after_map(file, header, start)
+            if start + size > total:
+                raise _cut(path, offset, total)
+            said |= tar_header.extension(kind, file.pread(size, start)) if is_extension else {}
+        except ValueError:
+            raise _not_a_tar(path, offset, header) from None
+        offset = start + -(-size // BLOCK) * BLOCK
+        if is_extension or kind == tar_header.GLOBAL:
+            continue
+        name, link = said.get("path") or tar_header.name_of(header), ""
+        if kind in (tar_header.HARD_LINK, tar_header.SYMBOLIC_LINK):
+            link = said.get("linkpath") or tar_header.link_of(header)
+        yield _Entry(kind, name, link, start, size, said)
+        said = {}
+    if said:
+        raise _cut(path, offset, total)  # the member that an extension announced is not there
+    if not closed:
         # Some writers leave them out, so that this is no proof.
         logging.warning(
             "%s ends without the empty blocks that close a tar: it may be cut short between two members", path
         )
 
 
-def _name(header: bytes) -> str:
-    name = header[:100].split(b"\0", 1)[0]
-    if header[257:263] == b"ustar\0" and (prefix := header[345:500].split(b"\0", 1)[0]):
-        name = prefix + b"/" + name
-    return name.decode("utf-8", "surrogateescape")
-
-
-def _size(header: bytes, override: dict[str, str]) -> int:
-    """Bytes of a member; a negative number would lead back, again and again."""
-    size = int(override["size"]) if "size" in override else _number(header[124:136])
-    if size < 0:
-        raise ValueError(f"a size of {size}")
-    return size
-
-
-def _extension(kind: bytes, data: bytes) -> dict[str, str]:
-    """The path and size in a pax header (`length key=value` records), or the name in a GNU one.
+def _after_empty_blocks(path: str, file: storage.Reader, offset: int) -> int:
+    """Where the first block begins that is not empty; the end of the tar where there is none.
 
     Raises:
-      ValueError: it holds something else; no checksum covers it.
+      UserError: what begins there is no member.
     """
-    if kind == _GNU_LONG_NAME:
-        return {"path": data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")}
-    values = {}
-    while data and data[:1] != b"\0":
-        length = int(data.split(b" ", 1)[0])
-        if not 0 < length <= len(data):
-            raise ValueError(f"a record of {length} bytes")
-        key, _, value = data[:length].partition(b" ")[2].rstrip(b"\n").partition(b"=")
-        if key in (b"path", b"size"):
-            values[key.decode()] = value.decode("utf-8", "surrogateescape")
-        data = data[length:]
-    return values
+    end = file.skip_zeros(offset)
+    if end == file.size:
+        return end
+    end -= end % BLOCK
+    header = file.pread(BLOCK, end)
+    if len(header) < BLOCK or not tar_header.checksum_matches(header):
+        raise UserError(
+            f"{path} is damaged: it is empty from byte {offset} on, and what follows at byte {end} is no member; fetch "
+            "it again or leave it out"
+        )
+    logging.warning(
+        "%s has members behind the empty blocks at byte %d, which are read too: it is made of several tars, or lacks "
+        "what lay there", path, offset,
+    )  # fmt: skip
+    return end
 
 
-def _number(field: bytes) -> int:
-    """An octal number, or GNU's binary one for sizes of 8 GiB and more."""
-    if field[0] & 0x80:
-        return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
-    return int(field.strip(b" \0") or b"0", 8)
+def _after_map(file: storage.Reader, header: bytes, start: int) -> int:
+    """Where the bytes of a sparse file begin: behind the blocks that map them."""
+    more = tar_header.is_continued(header, sparse=True)
+    while more:
+        more = tar_header.is_continued(file.pread(BLOCK, start))
+        start += BLOCK
+    return start
 
 
-def _checksum_matches(header: bytes) -> bool:
-    """Whether the header's bytes, its checksum field read as spaces, add up to that field.
-
-    The low half of Adler-32 is 1 + the sum of the bytes modulo 65521, at a fortieth of the time of Python's `sum`.
-    """
-    total = zlib.adler32(header[:148] + b" " * 8 + header[156:]) & 0xFFFF
-    try:
-        return total == (_number(header[148:156]) + 1) % 65521
-    except ValueError:
-        return False
+def _is_header(block: bytes) -> bool:
+    return block == tar_header.EMPTY or tar_header.checksum_matches(block.ljust(BLOCK, b"\0"))
 
 
 def _cut(path: str, offset: int, total: int) -> UserError:

@@ -1,25 +1,31 @@
 """Webdataset tars as img2dataset writes them, read in any order without being copied or unpacked."""
 
 import bisect
+import functools
 import io
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from absl import logging
 
 from dalle_jax import storage
 from dalle_jax.data.captions import Captions, captions_from_json, captions_from_text
-from dalle_jax.data.records import BadReason, BadSample, Record, Source
-from dalle_jax.data.tar_index import IMAGE_SUFFIXES, PARTS, TarIndex, tar_index
+from dalle_jax.data.config import HeldOutBy, TarKey
+from dalle_jax.data.left_out import Tally, in_words
+from dalle_jax.data.records import BadReason, BadSample, LeftOut, Record, Source, hash_key
+from dalle_jax.data.tar_index import DOTTED, IMAGE_SUFFIXES, PARTS, TarIndex, tar_index
 from dalle_jax.errors import UserError
 
 _THREADS = 16  # that open tars: each waits most of its time for a bucket or a network file system
 
 
 class WebDataset(Source):
-    """Files that share a name up to its first dot are one sample: a picture, and `.txt`, `.json` or labels beside it.
+    """Files that share a key are one sample: a picture, and `.txt`, `.json` or labels beside it.
+
+    A key is a name up to its first dot, or its last (`TarKey`). Where a key has several pictures, the last in its tar
+    is used. Keys may come again in other tars; by `HeldOutBy.TAR_AND_KEY` a record's key has the tar's name before it.
 
     Captions are the lines of the `.txt`, else the caption field of the `.json`; where `caption_field` is given, that
     field of the `.json` goes first. `.cls` holds a class index, `.npy` a 0 or 1 for each class (CLIP_benchmark's
@@ -29,9 +35,15 @@ class WebDataset(Source):
     """
 
     def __init__(
-        self, paths: Sequence[str], *, caption_field: str = "", find_index: Callable[[str], TarIndex] = tar_index
+        self,
+        paths: Sequence[str],
+        *,
+        caption_field: str = "",
+        key: TarKey = TarKey.FIRST_DOT,
+        held_out_by: HeldOutBy = HeldOutBy.KEY,
+        find_index: Callable[[str], TarIndex] | None = None,
     ):
-        """Finds or makes the indices of the tars, by `find_index`.
+        """Finds or makes the indices of the tars, by `find_index` or else by `tar_index`.
 
         Raises:
           UserError: where one is cut short, compressed or damaged (naming it and the offset), or no sample in any of
@@ -40,25 +52,45 @@ class WebDataset(Source):
         self.name = f"webdataset {paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
         self._paths = list(paths)
         self._caption_field = caption_field
+        self._tar_names = [os.path.basename(path).removesuffix(".tar") for path in paths]
+        self._by_tar = held_out_by is HeldOutBy.TAR_AND_KEY
         with ThreadPoolExecutor(_THREADS) as pool:
-            self._tars = list(pool.map(find_index, self._paths))
-        without_picture = sum(index.without_picture for index in self._tars)
-        if without_picture:
-            logging.warning("%s: %d samples without a picture are left out", self.name, without_picture)
+            self._tars = list(pool.map(find_index or functools.partial(tar_index, key=key), self._paths))
+        self.left_out = self._merge_left_out()
         self._ends = list(itertools.accumulate(map(len, self._tars)))
         if not len(self):
-            raise UserError(f"{self.name}: no member is a picture (.{', .'.join(IMAGE_SUFFIXES)})")
+            raise UserError(self._without_pictures())
         self.has_labels = all(index.has_everywhere("cls") for index in self._tars if len(index))
+
+    def _merge_left_out(self) -> tuple[LeftOut, ...]:
+        tally = Tally()
+        for name, index in zip(self._tar_names, self._tars, strict=True):
+            for found in index.left_out:
+                tally.add(found.reason, f"{found.example} in {name}.tar", found.count)
+        return tally.found()
+
+    def _without_pictures(self) -> str:
+        message = f"{self.name}: no member is a picture (.{', .'.join(IMAGE_SUFFIXES)})"
+        if any(found.reason == DOTTED for found in self.left_out):
+            message += ": a key ends at the first dot of a name; set config.data.key=stem to end it at the last"
+        return "; ".join([message, *(f"left out: {text}" for text in in_words(self.left_out))])
 
     def __len__(self) -> int:
         return self._ends[-1]
 
     def key(self, index: int) -> str:
         tar, place = self._locate(index)
-        return self._tars[tar].key(place)
+        key = self._tars[tar].key(place)
+        return f"{self._tar_names[tar]}/{key}" if self._by_tar else key
 
     def key_hashes(self) -> np.ndarray:
-        return np.concatenate([index.rows["hash"] for index in self._tars])
+        hashes = [index.rows["hash"] for index in self._tars]
+        if self._by_tar:
+            hashes = [keys ^ np.uint64(hash_key(tar)) for keys, tar in zip(hashes, self._tar_names, strict=True)]
+        return _mix(np.concatenate(hashes)) if self._by_tar else np.concatenate(hashes)
+
+    def captioned(self) -> int | None:
+        return sum(index.count_any(("txt", "json")) for index in self._tars)
 
     def __getitem__(self, index: int) -> Record:
         image, text, json, label, labels = self._read(index, PARTS)
@@ -96,6 +128,14 @@ class WebDataset(Source):
             return from_text
         from_json = captions_from_json(json, self._caption_field)
         return from_json if from_json[0] or from_text == ((), None) else from_text
+
+
+def _mix(hashes: np.ndarray) -> np.ndarray:
+    """uint64 in place, one to one, each bit of every bit: the finaliser of SplitMix64 (Steele et al. 2014)."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        hashes ^= hashes >> np.uint64(shift)
+        hashes *= np.uint64(factor)
+    return hashes
 
 
 def _classes(data: bytes) -> tuple[int, ...] | None:

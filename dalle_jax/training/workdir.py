@@ -36,6 +36,11 @@ SECTIONS_MAY_CHANGE = ("mesh",)
 """Sections that it may set anew: checkpoints are restored onto any mesh (the order of sums is then another)."""
 
 
+_DATA_AT_FIRST = {"held_out_by": "key", "key": "first_dot"}
+"""Keys that `data`, and each part of a mixture, did not have at first, with values that say what was done then. What a
+run trained on must not be held out later, so it is not for new defaults to say."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Workdir:
     """An open work directory."""
@@ -105,7 +110,7 @@ def check_workdir(path: epath.PathLike, config: Mapping[str, Any]) -> list[str]:
 
 
 def read_workdir(path: epath.PathLike) -> dict[str, Any]:
-    """The config of a run, as nested dicts.
+    """The config of a run, as nested dicts; keys of `data` that it was written without say what was done then.
 
     Raises:
       UserError: it is missing, broken, or of a format that this version does not know.
@@ -120,7 +125,17 @@ def read_workdir(path: epath.PathLike) -> dict[str, Any]:
         )
     if not isinstance(record.get("config"), dict):
         raise UserError(f"{file} holds no config: it is damaged, or not of launch.train")
-    return record["config"]
+    return _completed(record["config"])
+
+
+def _completed(config: dict[str, Any]) -> dict[str, Any]:
+    data = config.get("data")
+    if not isinstance(data, dict) or "source" not in data:
+        return config
+    data = _DATA_AT_FIRST | data
+    if isinstance(data.get("mixture"), list):
+        data["mixture"] = [_DATA_AT_FIRST | part for part in data["mixture"]]
+    return config | {"data": data}
 
 
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

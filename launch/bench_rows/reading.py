@@ -10,7 +10,7 @@ import tracemalloc
 import numpy as np
 
 from dalle_jax.data.batches import Batches
-from dalle_jax.data.config import Augment
+from dalle_jax.data.config import Augment, HeldOutBy
 from dalle_jax.data.records import Record
 from dalle_jax.data.sources import TRAIN, hold_out
 from dalle_jax.data.tar_index import TarIndex
@@ -28,7 +28,9 @@ class _Fabricated(WebDataset):
     def __init__(self, size: int):
         starts = range(0, size, TAR_SIZE)
         super().__init__(
-            [str(start) for start in starts], find_index=lambda start: _index(int(start), min(TAR_SIZE, size))
+            [str(start) for start in starts],
+            held_out_by=HeldOutBy.TAR_AND_KEY,
+            find_index=lambda start: _index(int(start), min(TAR_SIZE, size)),
         )
         self._picture = np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
 
@@ -41,7 +43,7 @@ def _index(start: int, count: int) -> TarIndex:
     rows = np.zeros(count, [("key", "S9"), ("hash", "<u8"), *((part, "<u4", 2) for part in ("image", "txt", "json"))])
     rows["key"] = [b"%09d" % i for i in range(start, start + count)]
     rows["hash"] = np.random.default_rng(start).integers(0, 2**64, count, np.uint64)
-    return TarIndex(rows, 0)
+    return TarIndex(rows)
 
 
 def batches(size: int) -> Workload:

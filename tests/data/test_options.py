@@ -28,7 +28,7 @@ PART = MixturePart(name="a", source=FOLDER, path="x")
 )
 def test_an_option_without_effect(config, option):
     with pytest.raises(UserError, match=f"config.data.{option}=.* has no effect: "):
-        open_source(config)
+        check_options(config)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,25 @@
 """From a config to a source: kinds, splits, what is held out."""
 
+import dataclasses
 import os
 import pickle
 
 import numpy as np
 import pytest
 
-from dalle_jax.data.config import Augment, DataConfig, ShapesConfig, SourceKind, TokenizerConfig
+from dalle_jax.data.config import (
+    Augment,
+    DataConfig,
+    HeldOutBy,
+    MixturePart,
+    ShapesConfig,
+    SourceKind,
+    TarKey,
+    TokenizerConfig,
+)
 from dalle_jax.data.records import Rest, hash_key
-from dalle_jax.data.sources import hold_out, open_source
+from dalle_jax.data.sources import hold_out, open_source, open_splits, whole_of
+from dalle_jax.data.webdataset import WebDataset
 from dalle_jax.errors import UserError
 
 
@@ -74,7 +85,57 @@ def test_tars_by_config(write_tar, png):
     path = write_tar("x-0.tar", {f"{i}.png": png(i) for i in range(30)})
     config = DataConfig(source=SourceKind.WEBDATASET, path=os.path.dirname(path) + "/x-*.tar", eval_fraction=0.2)
     both = keys(open_source(config)) + keys(open_source(config, "eval"))
-    assert sorted(both, key=int) == [str(i) for i in range(30)]
+    assert sorted(both) == sorted(f"x-0/{i}" for i in range(30))
+
+
+@pytest.mark.parametrize("fraction", [0.02, 0.3])
+def test_keys_that_come_again_in_every_tar_are_held_out_by_tar_and_key(write_tar, png, fraction):
+    image = png()
+    for tar in range(200):
+        path = write_tar(f"{tar:03}.tar", {f"{i}.png": image for i in range(4)})
+    config = DataConfig(source=SourceKind.WEBDATASET, path=os.path.dirname(path), eval_fraction=fraction)
+    held_out, train = open_source(config, "eval"), open_source(config)
+    assert len(held_out) + len(train) == 800
+    assert (
+        abs(len(held_out) - 800 * fraction) < 4 * (800 * fraction * (1 - fraction)) ** 0.5
+    )  # four standard deviations
+    assert len({*keys(held_out), *keys(train)}) == 800
+    by_key = dataclasses.replace(config, held_out_by=HeldOutBy.KEY)
+    assert {key[-1] for key in keys(open_source(by_key, "eval"))}.isdisjoint(keys(open_source(by_key)))
+    fewer = dataclasses.replace(config, path=f"{config.path}/{{000..099}}.tar")
+    assert set(keys(open_source(fewer, "eval"))) == {key for key in keys(held_out) if key < "100"}
+
+
+def test_hashes_of_tar_and_key_never_change(write_tar, png):
+    # As of a key alone.
+    source = WebDataset([write_tar("00000.tar", {"000000001.png": png()})], held_out_by=HeldOutBy.TAR_AND_KEY)
+    assert source.key(0) == "00000/000000001" and source.key_hashes().tolist() == [16024335165944921040]
+
+
+def test_both_splits_of_one_opening(write_tar, png, pictures, caplog):
+    path = write_tar("x.tar", {f"{i}.png": png(i) for i in range(30)} | {"readme.md": b""})
+    config = DataConfig(source=SourceKind.WEBDATASET, path=path, eval_fraction=0.2)
+    sources = open_splits(config)
+    assert {split: keys(source) for split, source in sources.items()} == {
+        split: keys(open_source(config, split)) for split in ("train", "eval")
+    }
+    assert whole_of(sources["train"]) is whole_of(sources["eval"]) and not caplog.records
+    mixture = DataConfig(mixture=(
+        MixturePart(name="a", source=SourceKind.WEBDATASET, path=path, eval_fraction=0.2),
+        MixturePart(name="b", source=SourceKind.FOLDER, path=str(pictures / "train"), eval_fraction=0.0, weight=2.0),
+    ))  # fmt: skip
+    for split, source in open_splits(mixture).items():
+        again = open_source(mixture, split)
+        assert (keys(source), source.part_names, source.weights) == (keys(again), again.part_names, again.weights)
+
+
+def test_what_is_left_out_is_warned_of_once(write_tar, png, caplog):
+    path = write_tar("loss.tar", {"a.png": png(), "b.png": png(1), "readme.md": b""})
+    config = DataConfig(source=SourceKind.WEBDATASET, path=path, eval_fraction=0.5)
+    for split in ("train", "eval", "train"):
+        open_source(config, split)
+    (record,) = caplog.records
+    assert record.getMessage() == f"webdataset {path}: left out: members of other extensions: 1, readme.md in loss.tar"
 
 
 def test_shapes_by_config(tmp_path):
@@ -86,6 +147,11 @@ def test_shapes_by_config(tmp_path):
 def test_config_refuses(key, value):
     with pytest.raises(ValueError, match=key):
         DataConfig(**{key: value})
+
+
+def test_a_key_of_tars_for_other_data_is_refused():
+    with pytest.raises(ValueError, match="key='stem' is for tars, and source is 'folder'"):
+        folder_config("x", key=TarKey.STEM)
 
 
 def test_tokenizer_config_refuses():

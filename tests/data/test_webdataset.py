@@ -11,6 +11,7 @@ import pytest
 
 from dalle_jax.data import paths, tar
 from dalle_jax.data.captions import all_captions
+from dalle_jax.data.config import TarKey
 from dalle_jax.data.records import BadReason, BadSample, hash_key
 from dalle_jax.data.webdataset import WebDataset
 from dalle_jax.errors import UserError
@@ -25,17 +26,6 @@ def test_scan_finds_what_tarfile_finds(write_tar, format):
     with tarfile.open(path) as reference:
         wanted = [(m.name.removeprefix("./"), m.offset_data, m.size) for m in reference]
     assert [tuple(member) for member in tar.scan(path)] == wanted
-
-
-def test_scan_passes_over_folders_and_links(tmp_path, write_tar):
-    path = write_tar("x.tar", {"a.txt": b"1"})
-    (tmp_path / "folder").mkdir()
-    with tarfile.open(path, "a") as file:
-        file.add(tmp_path / "folder", "folder")
-        link = tarfile.TarInfo("link.txt")
-        link.type, link.linkname = tarfile.SYMTYPE, "a.txt"
-        file.addfile(link)
-    assert [member.name for member in tar.scan(path)] == ["a.txt"]
 
 
 def test_real_tars_match_tarfile(cifar_glob):
@@ -152,6 +142,71 @@ def test_labels_and_what_is_no_sample(write_tar, png):
         WebDataset([write_tar("1.tar", {"b.txt": b"alone"})])
 
 
+def left_out(source):
+    return {found.reason: (found.count, found.example) for found in source.left_out}
+
+
+def test_what_is_left_out_is_counted_by_reason(write_tar, png):
+    members = {
+        "a.png": png(0), "a.txt": b"one", "a.jpg": png(1), "b.txt": b"no picture", "c.json": b"{}", "._a.png": b"macOS",
+        "readme.md": b"", "d.tar.gz": b"", "x/e.v2.png": png(2), "x/e.v2.txt": b"two", "png": b"", "f.png": png(3),
+        "f.TXT": b"old", "f.txt": b"new",
+    }  # fmt: skip
+    paths = [write_tar("0.tar", members), write_tar("1.tar", {"z.png": png(), "note.md": b""})]
+    source = WebDataset(paths)
+    assert [source.key(i) for i in range(len(source))] == ["a", "f", "z"] and source.captioned() == 2
+    assert source[0].image == png(1) and source[1].captions == ("new",)
+    assert left_out(source) == {
+        "members whose names begin with a dot": (1, "._a.png in 0.tar"),
+        "members of other extensions": (4, "readme.md in 0.tar"),
+        "members with a dot before the one of their extension (data.key=stem reads them)": (2, "x/e.v2.png in 0.tar"),
+        "images of keys that have a later one": (1, "a.png in 0.tar"),
+        ".txt files of keys that have a later one": (1, "f.TXT in 0.tar"),
+        "samples without an image": (2, "b in 0.tar"),
+    }
+    again = WebDataset(paths)  # from the cache
+    assert left_out(again) == left_out(source) == left_out(pickle.loads(pickle.dumps(source)))
+
+
+def test_the_last_member_of_a_name_counts(tmp_path, write_tar, png):
+    path = write_tar("0.tar", {"a.png": png(0), "b.png": png(1), "./a.txt": b"old"}, tarfile.USTAR_FORMAT)
+    newer = write_tar("1.tar", {"a.png": png(2), "a.txt": b"new"}, tarfile.USTAR_FORMAT)
+    with open(path, "ab") as file:
+        file.write(Path(newer).read_bytes())
+    source = WebDataset([path])
+    assert [(source.key(i), source[i].image, source[i].captions) for i in range(2)] == [
+        ("a", png(2), ("new",)), ("b", png(1), ())
+    ]  # fmt: skip
+    assert left_out(source) == {"members that a later one of the same name replaces": (2, "a.png in 0.tar")}
+
+
+def test_keys_up_to_the_last_dot(write_tar, png):
+    members = {
+        "2020.01.png": png(0), "2020.01.txt": b"January", "2020.02.jpg": png(1), "2020.02.cls": b"7",
+        "v1.0/c.png": png(2), "d.png": png(3), "d.txt": b"an image and its mask", "d.seg.png": png(4),
+        "e.png": png(5), "e.crop.png": png(6),
+    }  # fmt: skip
+    path = write_tar("0.tar", members)
+    source = WebDataset([path], key=TarKey.STEM)
+    found = {source.key(i): (source[i].image, source[i].captions, source[i].label) for i in range(len(source))}
+    assert found == {
+        "2020.01": (png(0), ("January",), None), "2020.02": (png(1), (), 7), "v1.0/c": (png(2), (), None),
+        "d": (png(3), ("an image and its mask",), None), "e": (png(5), (), None), "e.crop": (png(6), (), None),
+    }  # fmt: skip
+    reason = "images named after another sample, which alone has captions or a label"
+    assert left_out(source) == {reason: (1, "d.seg.png in 0.tar")}
+    assert [WebDataset([path]).key(i) for i in range(3)] == ["v1.0/c", "d", "e"]
+
+
+def test_where_every_name_has_dots_the_option_is_named(write_tar, png):
+    path = write_tar("0.tar", {f"2020.01.{i:02}.png": png(i) for i in range(3)})
+    with pytest.raises(
+        UserError, match=r"no member is a picture .* set config\.data\.key=stem .* 3, such as 2020\.01\.00"
+    ):
+        WebDataset([path])
+    assert len(WebDataset([path], key=TarKey.STEM)) == 3
+
+
 def test_a_tar_that_shrinks_or_goes_gives_bad_samples(write_tar, png):
     path = write_tar("0.tar", {"a.png": png(0), "b.png": png(1)})
     source = WebDataset([path])
@@ -179,6 +234,9 @@ def test_patterns(tmp_path):
     def names(pattern):
         return [os.path.basename(path) for path in paths.expand(pattern.replace("@", str(tmp_path)), ".tar")]
 
+    (tmp_path / "00-again.tar").symlink_to(tmp_path / "00.tar")
+    assert names("@/0*.tar,@/02.tar") == ["00.tar", "01.tar", "02.tar"]
+    (tmp_path / "00-again.tar").unlink()
     assert names("@/{00..02}.tar") == ["00.tar", "01.tar", "02.tar"]
     assert names("@/0{2,0}.tar") == ["02.tar", "00.tar"]
     assert names("@/0[01].tar") == ["00.tar", "01.tar"]
@@ -190,6 +248,11 @@ def test_patterns(tmp_path):
         names("@/{00..04}.tar")
     with pytest.raises(UserError, match="matches no .tar file"):
         names("@/*.tarr")
+    (tmp_path / "03.tar").symlink_to("moved.tar")
+    for pattern in ("@/{00..03}.tar", "@/*.tar", "@/0[0-9].tar", "@"):
+        with pytest.raises(UserError, match=r"1 of the files .* do not exist, the first is '.*/03\.tar'"):
+            names(pattern)
+    (tmp_path / "03.tar").unlink()
     with pytest.raises(UserError, match="cannot read the brace range '{a..b}'"):
         names("@/{a..b}.tar")
     with pytest.raises(UserError, match="config.data.path is empty"):

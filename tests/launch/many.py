@@ -21,7 +21,8 @@ from dalle_jax.data.batches import Batches
 from dalle_jax.data.config import Augment, DataConfig, SourceKind, TextConfig
 from dalle_jax.data.prefetch import process_rows
 from dalle_jax.data.records import Record, Source
-from dalle_jax.data.tokenizer import train_tokenizer
+from dalle_jax.data.sources import open_splits
+from dalle_jax.data.tokenizer import Tokenizer, train_tokenizer
 from dalle_jax.decoder.config import DecoderConfig
 from dalle_jax.decoder.task import DecoderTask
 from dalle_jax.errors import UserError
@@ -162,12 +163,15 @@ def disagree(folder: Path) -> None:
         with mock.patch("launch.together.code_facts", lambda: facts):
             check_processes()
 
+    def begin_run(data: int, workdir: Path, tokenizer: Tokenizer) -> None:
+        begin(run(data), open_splits(run(data).data), workdir, tokenizer)
+
     for name, check in {
-        "data": lambda: begin(run(mine), run(mine), folder / "run_1", tokenizers[0]),
-        "tokenizer": lambda: begin(run(0), run(0), folder / "run_2", tokenizers[mine]),
+        "data": lambda: begin_run(mine, folder / "run_1", tokenizers[0]),
+        "tokenizer": lambda: begin_run(0, folder / "run_2", tokenizers[mine]),
         "code": other_code,
-        "disk": lambda: begin(run(0), run(0), folder / f"run_3_of_{mine}", tokenizers[0]),
-        "nothing": lambda: begin(run(0), run(0), folder / "run_4", tokenizers[0]),
+        "disk": lambda: begin_run(0, folder / f"run_3_of_{mine}", tokenizers[0]),
+        "nothing": lambda: begin_run(0, folder / "run_4", tokenizers[0]),
     }.items():
         try:
             check()

@@ -112,7 +112,13 @@ def losses(workdir: Path) -> list[float]:
 def test_training_on_tokens_is_training_on_pictures(encoded, scripts, tiny_run, tmp_path):
     where = ["--config.data.source=encoded", f"--config.data.path={encoded}"]
     checked = train(scripts, tiny_run, tmp_path / "run", *where, "--dry_run")
-    assert checked.code == 0 and checked.out.startswith("decoder: "), checked
+    assert checked.code == 0, checked
+    account, plan = checked.out.splitlines()
+    assert account == (
+        "data: 288 encoded images, 288 with captions, 32 held out (11.11%; a split of its own): "
+        f"encoded {encoded} train and encoded {encoded} eval"
+    )
+    assert plan.startswith("decoder: ")
     ended = train(scripts, tiny_run, tmp_path / "run", *where)
     assert ended.code == 0, ended
     assert saved_steps(tmp_path / "run" / "decoder") == [2]

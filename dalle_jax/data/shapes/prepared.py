@@ -50,6 +50,9 @@ class ShapesSource(Source):
     def key(self, index: int) -> str:
         return f"{self._split}/{index:08d}"
 
+    def captioned(self) -> int | None:
+        return len(self)
+
     def __getstate__(self) -> dict:
         return {"name": self.name, "_folder": self._folder, "_split": self._split}
 
