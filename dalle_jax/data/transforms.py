@@ -171,7 +171,7 @@ def _short_side_to(image: Picture, size: int) -> tuple[int, int]:
 def _resize(image: Picture, height: int, width: int, filter_: Image.Resampling, box: Box | None = None) -> Resized:
     if filter_ is Image.Resampling.BOX:
         assert box is None
-        return resize_area(image, height, width)  # a box filter that counts pixels by their shares, as Pillow's does not
+        return resize_area(image, height, width)  # Pillow's box filter counts whole pixels alone
     if box is not None:
         # Rounding may put an edge of the box outside the picture by a hair, which Pillow refuses.
         box = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], image.shape[1]), min(box[3], image.shape[0]))

@@ -347,9 +347,8 @@ def test_sizes_that_are_no_tower(make, message):
 def test_a_block_in_bfloat16_passes_on_what_it_gets():
     """With a small last gain its shortcut is the larger part by far, and must not be rounded at every block."""
     x = jax.random.uniform(jax.random.key(0), (2, 4, 4, 4 * RESNET.width))
-    exact, coarse = (
-        Bottleneck(dataclasses.replace(RESNET, dtype=dtype), RESNET.width, False, False) for dtype in ("float32", "bfloat16")
-    )
+    block = partial(Bottleneck, planes=RESNET.width, first=False, halves=False)
+    exact, coarse = (block(dataclasses.replace(RESNET, dtype=dtype)) for dtype in ("float32", "bfloat16"))
     variables = random_like(exact, x)
     variables["params"]["bn3"]["scale"] /= 1000
     wanted, found = (np.asarray(block.apply(variables, x)[0] - x, np.float32) for block in (exact, coarse))
