@@ -179,7 +179,7 @@ def test_pairs_of_a_trained_model_cost_little_and_the_rest_by_their_number():
     assert float(found) == pytest.approx(4 * np.log1p(np.exp(-10)), rel=1e-5)
 
 
-@pytest.mark.parametrize("loss", [softmax, sigmoid])
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 @pytest.mark.parametrize("parts", [2, 8])
 def test_accumulation_is_one_batch(parts, loss):
     weights = jax.random.normal(jax.random.key(1), (2, 5, EMBED))
@@ -196,3 +196,7 @@ def test_accumulation_is_one_batch(parts, loss):
     gradients, (value, _) = accumulated_gradients(encode, objective, params, inputs, jax.random.key(0), parts)
     np.testing.assert_allclose(value, expected[0], rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), gradients, expected[1])
+    # And no mean over the parts, whose pictures are told from fewer captions.
+    cut = [jax.tree.map(lambda x, i=i: x[i::2], inputs) for i in range(2)]
+    means = np.mean([float(objective(params, encode(params, part, None))[0]) for part in cut])
+    assert abs(means - value) > 0.1

@@ -74,6 +74,12 @@ def test_batch_n_depends_on_seed_and_n_alone(make):
     assert not np.array_equal(batches[6]["image"], later["image"])
 
 
+def test_every_seed_up_to_32_bits_is_another_order(make):
+    orders = {seed: make(seed=seed)[0]["label"].tolist() for seed in (0, 2**31 - 1, 2**31, 2**32 - 1)}
+    assert len({tuple(labels) for labels in orders.values()}) == 4
+    assert make(seed=2**32 - 1)[3]["image"].tobytes() == make(seed=2**32 - 1)[3]["image"].tobytes()
+
+
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_processes_bring_their_rows_of_the_same_batch(make, count):
     for n in (0, 6, 100):  # 6 straddles two epochs

@@ -132,6 +132,14 @@ def test_another_seed_is_other_noise(params, eight):
     assert (drawn(params, range(8), seed=8) != eight).any()
 
 
+def test_every_seed_up_to_32_bits_has_noise_of_its_own(params):
+    seeds = (0, 1, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1)
+    keys = [np.asarray(jax.random.key_data(candidate_keys(seed, jnp.arange(3)))) for seed in seeds]
+    assert len({row.tobytes() for rows in keys for row in rows}) == 3 * len(seeds)
+    tokens = drawn(params, range(8), seed=2**32 - 1)
+    np.testing.assert_array_equal(drawn(params, [6, 1], seed=2**32 - 1), tokens[[6, 1]])
+
+
 def test_greedy_tokens_are_the_argmax_of_the_full_pass(params):
     tokens = drawn(params, [0, 1], SamplingConfig(temperature=0.0))
     np.testing.assert_array_equal(tokens[0], tokens[1])

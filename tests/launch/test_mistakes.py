@@ -61,6 +61,7 @@ def pictures(tmp_path) -> Path:
         (["--config.decoder.train.num_step=3"], ["'config.decoder.train.num_step'", "did you mean 'num_steps'"]),
         (["--config.decodr.train.num_steps=3"], ["'config.decodr.train.num_steps'", "did you mean 'decoder'"]),
         (["--config.decoder.train.num_steps=many"], ["config.decoder.train.num_steps=many", "int"]),
+        (["--config.seed=4294967296"], ["config: seed must be from 0 to 2**32 - 1, not 4294967296"]),
         (["--config.decoder.train.optimizer.b2=nan"], ["config.decoder.train.optimizer.b2 must be a finite number"]),
         (["--config.codec.model.body=path"], ["config.codec.model.body", "did you mean 'patch'"]),
         (["--config.tokenizer.vocab_size=300"], ["decoder.model.text_vocab_size is 200", "set them alike"]),
