@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from clip_jax.model import normalize
 from dalle_jax.errors import UserError
@@ -41,8 +41,17 @@ class Best(NamedTuple):
         return Best(jnp.where(wins, score, self.score), jnp.where(wins, index, self.index))
 
 
+Mask = Bool[Array, " _"] | None
+"""Of pairs: which of them count. The others are nobody's counterpart either. None: all."""
+
+
 def contrastive_loss(
-    image: Float[Array, "B E"], text: Float[Array, "B E"], logit_scale: Float[Array, ""], *, chunk: int = 0
+    image: Float[Array, "B E"],
+    text: Float[Array, "B E"],
+    logit_scale: Float[Array, ""],
+    *,
+    chunk: int = 0,
+    mask: Mask = None,
 ) -> ContrastiveLoss:
     """Symmetric cross-entropy: each picture against all captions, each caption against all pictures.
 
@@ -54,6 +63,7 @@ def contrastive_loss(
       text: likewise.
       logit_scale: factor on cosines.
       chunk: columns whose logits are held at once, in the backward pass too, which computes them again; 0: all.
+      mask: the pairs that count.
 
     Returns:
       The mean of both directions, float32, and the winners.
@@ -64,8 +74,8 @@ def contrastive_loss(
     image, text = constrain_activations(normalize(image)), constrain_activations(normalize(text))
     positives = logit_scale * jnp.sum(image * text, axis=-1)
     chunk = chunk_of(len(text), chunk, "the batch")
-    image_loss, best_text = _one_direction(image, text, positives, logit_scale, chunk)
-    text_loss, best_image = _one_direction(text, image, positives, logit_scale, chunk)
+    image_loss, best_text = _one_direction(image, text, positives, logit_scale, chunk, mask)
+    text_loss, best_image = _one_direction(text, image, positives, logit_scale, chunk, mask)
     return ContrastiveLoss((image_loss + text_loss) / 2, best_text, best_image)
 
 
@@ -87,23 +97,26 @@ def _one_direction(
     positives: Float[Array, " B"],
     logit_scale: Float[Array, ""],
     chunk: int,
+    mask: Mask,
 ) -> tuple[Float[Array, ""], Int[Array, " B"]]:
     gathered = nn.with_logical_constraint(keys, (None, None))
+    columns = None if mask is None else nn.with_logical_constraint(mask, (None,))
     if chunk == len(keys):
-        logits = _logits(logit_scale * queries, gathered)
+        logits = _logits(logit_scale * queries, gathered, columns)
         total, best = jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1)
     else:
-        total, best = _in_chunks(logit_scale * queries, gathered, chunk)
-    return jnp.mean(total - positives), best
+        total, best = _in_chunks(logit_scale * queries, gathered, columns, chunk)
+    return jnp.mean(total - positives, where=mask), best
 
 
-def _logits(queries: Float[Array, "B E"], keys: Float[Array, "columns E"]) -> Float[Array, "B columns"]:
-    return constrain_activations(matmul(queries, keys.T))
+def _logits(queries: Float[Array, "B E"], keys: Float[Array, "columns E"], mask: Mask) -> Float[Array, "B columns"]:
+    logits = constrain_activations(matmul(queries, keys.T))
+    return logits if mask is None else jnp.where(mask, logits, -jnp.inf)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _in_chunks(
-    queries: Float[Array, "B E"], keys: Float[Array, "columns E"], chunk: int
+    queries: Float[Array, "B E"], keys: Float[Array, "columns E"], mask: Mask, chunk: int
 ) -> tuple[Float[Array, " B"], Int[Array, " B"]]:
     """Log-sum-exp and winner of each row of `queries @ keys.T`, `chunk` columns at a time.
 
@@ -111,36 +124,40 @@ def _in_chunks(
     running ones of every step, B x B / chunk of them.
     """
 
-    def step(carry: tuple[Array, Best], part: tuple[Array, Array]) -> tuple[tuple[Array, Best], None]:
+    def step(carry: tuple[Array, Best], part: tuple[Array, Mask, Array]) -> tuple[tuple[Array, Best], None]:
         total, best = carry
-        columns, first = part
-        logits = _logits(queries, columns)
+        columns, mask, first = part
+        logits = _logits(queries, columns, mask)
         total = jnp.logaddexp(total, jax.nn.logsumexp(logits, axis=-1))
         return (total, best.update(logits, first)), None
 
     begin = constrain_activations(jnp.full(len(queries), -jnp.inf)), Best.none_yet(len(queries))
     starts = jnp.arange(0, len(keys), chunk, dtype=jnp.int32)
-    (total, best), _ = jax.lax.scan(step, begin, (keys.reshape(-1, chunk, keys.shape[-1]), starts))
+    (total, best), _ = jax.lax.scan(step, begin, (*_cut(keys, mask, chunk), starts))
     return total, best.index
 
 
-def _in_chunks_forward(queries: Array, keys: Array, chunk: int):
-    total, best = _in_chunks(queries, keys, chunk)
-    return (total, best), (queries, keys, total)
+def _cut(keys: Array, mask: Mask, chunk: int) -> tuple[Array, Array | None]:
+    return keys.reshape(-1, chunk, keys.shape[-1]), None if mask is None else mask.reshape(-1, chunk)
 
 
-def _in_chunks_backward(chunk: int, residuals: tuple[Array, Array, Array], cotangents: tuple[Array, Any]):
-    queries, keys, total = residuals
+def _in_chunks_forward(queries: Array, keys: Array, mask: Mask, chunk: int):
+    total, best = _in_chunks(queries, keys, mask, chunk)
+    return (total, best), (queries, keys, mask, total)
+
+
+def _in_chunks_backward(chunk: int, residuals: tuple[Array, Array, Mask, Array], cotangents: tuple[Array, Any]):
+    queries, keys, mask, total = residuals
     of_total, _ = cotangents  # the winners have no gradient
 
-    def step(of_queries: Array, columns: Array) -> tuple[Array, Array]:
+    def step(of_queries: Array, part: tuple[Array, Mask]) -> tuple[Array, Array]:
+        columns, mask = part
         # The gradient of a log-sum-exp is the softmax.
-        of_logits = of_total[:, None] * jnp.exp(_logits(queries, columns) - total[:, None])
+        of_logits = of_total[:, None] * jnp.exp(_logits(queries, columns, mask) - total[:, None])
         return of_queries + matmul(of_logits, columns), matmul(of_logits.T, queries)
 
-    parts = keys.reshape(-1, chunk, keys.shape[-1])
-    of_queries, of_parts = jax.lax.scan(step, jnp.zeros_like(queries), parts)
-    return of_queries, of_parts.reshape(keys.shape)
+    of_queries, of_parts = jax.lax.scan(step, jnp.zeros_like(queries), _cut(keys, mask, chunk))
+    return of_queries, of_parts.reshape(keys.shape), None
 
 
 _in_chunks.defvjp(_in_chunks_forward, _in_chunks_backward)

@@ -38,9 +38,12 @@ from dalle_jax.nn.attention import causal_attention
 from dalle_jax.nn.precision import matmul
 from dalle_jax.nn.transformer import Dense, Transformer, layer_norm, same_everywhere, uniform_kinds
 from dalle_jax.training.distributed import to_host
-from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task
+from dalle_jax.training.task import Batch, ModelState, Params, Task, row_weights, weighted_means
 
 PREFIX_LENGTH = 4
+
+Sum = tuple[jax.Array, jax.Array]
+"""A sum over a batch, and how many numbers were summed."""
 
 
 class Objective(enum.Enum):
@@ -133,10 +136,13 @@ class ObjectiveTask(Task):
         self._evaluated = jax.jit(self._evaluate)
 
     @abc.abstractmethod
-    def batch_loss(
+    def summed_loss(
         self, params: Params, model_state: ModelState, batch: Batch, key: jax.Array | None
-    ) -> tuple[jax.Array, tuple[ModelState, Metrics]]:
-        """What `loss` returns; without a key as in evaluation: nothing is dropped, stored statistics are read."""
+    ) -> tuple[Sum, ModelState]:
+        """The sum that `loss` is the mean of, over the rows that count, and the state after it.
+
+        Without a key as in evaluation: nothing is dropped, stored statistics are read.
+        """
 
     @abc.abstractmethod
     def scores(self, params: Params, model_state: ModelState, images: Array) -> Float[Array, "B classes"]:
@@ -144,28 +150,30 @@ class ObjectiveTask(Task):
 
     def loss(self, params, model_state, batch, *, key, step):
         """See the class."""
-        return self.batch_loss(params, model_state, batch, key)
+        (total, count), model_state = self.summed_loss(params, model_state, batch, key)
+        return total / count, (model_state, {})
 
     def evaluate(self, params: Params, model_state: ModelState, batches: Iterable[Batch]) -> dict[str, float]:
-        """`loss` and `zero_shot_accuracy`, means over batches, which hold `image`, `text` and `label`.
+        """`loss` and `zero_shot_accuracy`, means over all batches, which hold `image`, `text` and `label`.
 
         Raises:
           UserError: a label is of none of the classes.
         """
-        rows = [to_host(self._evaluated(params, model_state, batch)) for batch in batches]
-        largest = max(int(row.pop("largest_label")) for row in rows)
-        if largest >= len(self.classes):
-            raise UserError(f"a picture has the label {largest}, and there are {len(self.classes)} classes")
-        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        found = [to_host(self._evaluated(params, model_state, batch)) for batch in batches]
+        results, largest = zip(*found, strict=True)
+        if max(largest) >= len(self.classes):
+            raise UserError(f"a picture has the label {max(largest)}, and there are {len(self.classes)} classes")
+        return weighted_means(results)
 
     def preview(self, params: Params, model_state: ModelState, batch: Batch) -> None:
         return None
 
-    def _evaluate(self, params: Params, model_state: ModelState, batch: Batch) -> Metrics:
-        loss, _ = self.batch_loss(params, model_state, batch, None)
+    def _evaluate(self, params: Params, model_state: ModelState, batch: Batch) -> tuple[dict[str, Sum], jax.Array]:
+        """Sums over one batch, and its largest label."""
+        loss, _ = self.summed_loss(params, model_state, batch, None)
         right = self.scores(params, model_state, batch["image"]).argmax(axis=-1) == batch["label"]
-        accuracy = jnp.mean(right, dtype=jnp.float32)
-        return {"loss": loss, "zero_shot_accuracy": accuracy, "largest_label": batch["label"].max()}
+        rows = row_weights(batch)
+        return {"loss": loss, "zero_shot_accuracy": (jnp.sum(rows * right), jnp.sum(rows))}, batch["label"].max()
 
     def _apply(
         self, params: Params, model_state: ModelState, *args: Array, key: jax.Array | None
@@ -203,10 +211,10 @@ class CaptionTask(ObjectiveTask):
         variables = dict(self.model.init(key, self._blank(), ids))
         return variables.pop("params"), variables
 
-    def batch_loss(self, params, model_state, batch, key):
-        pixels = self._pixels(batch["image"])
+    def summed_loss(self, params, model_state, batch, key):
+        pixels, rows = self._pixels(batch["image"]), row_weights(batch)[:, None]
         (found, inside), model_state = self._apply(params, model_state, pixels, batch["text"], key=key)
-        return -found.sum() / inside.sum(), (model_state, {})
+        return (-(rows * found).sum(), (rows * inside).sum()), model_state
 
     def scores(self, params: Params, model_state: ModelState, images: Array) -> Float[Array, "B classes"]:
         variables = {"params": params, **model_state}
@@ -235,9 +243,10 @@ class WordsTask(ObjectiveTask):
         variables = dict(self.model.init(key, self._blank()))
         return variables.pop("params"), variables
 
-    def batch_loss(self, params, model_state, batch, key):
+    def summed_loss(self, params, model_state, batch, key):
+        rows = row_weights(batch)
         found, model_state = self._apply(params, model_state, self._pixels(batch["image"]), key=key)
-        return -jnp.mean(jnp.sum(self._targets(batch["text"]) * found, axis=-1)), (model_state, {})
+        return (-(rows * jnp.sum(self._targets(batch["text"]) * found, axis=-1)).sum(), rows.sum()), model_state
 
     def scores(self, params: Params, model_state: ModelState, images: Array) -> Float[Array, "B classes"]:
         found, _ = self._apply(params, model_state, self._pixels(images), key=None)
@@ -265,10 +274,12 @@ class ContrastiveTask(ObjectiveTask):
     def init(self, key: jax.Array) -> tuple[Params, ModelState]:
         return self._clip.init(key)
 
-    def batch_loss(self, params, model_state, batch, key):
-        if key is None:
-            return self._clip.evaluate_batch(params, model_state, batch)["loss"], (model_state, {})
-        return self._clip.loss(params, model_state, batch, key=key, step=jnp.int32(0))
+    def summed_loss(self, params, model_state, batch, key):
+        assert key is None, "training goes by `gradients`"
+        return self._clip.evaluate_batch(params, model_state, batch)["loss"], model_state
+
+    def loss(self, params, model_state, batch, *, key, step):
+        return self._clip.loss(params, model_state, batch, key=key, step=step)
 
     def constrain(self, params: Params) -> Params:
         return self._clip.constrain(params)

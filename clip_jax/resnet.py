@@ -94,6 +94,8 @@ def average_pool(x: Float[Array, "B height width c"]) -> Float[Array, "B height/
 class Bottleneck(nn.Module):
     """`shortcut(x)` plus a 1x1, a 3x3 and a 1x1 convolution; where it halves, a pool comes before the last of both.
 
+    What goes from block to block is float32.
+
     Returns a pair for `nn.scan`, whose second is nothing.
     """
 
@@ -114,7 +116,7 @@ class Bottleneck(nn.Module):
         h = BatchNorm(zeros, name="bn3")(conv(features, 1, name="conv3")(pool(h)))
         if self.first:
             x = BatchNorm(name="downsample_bn")(conv(features, 1, name="downsample_conv")(pool(x)))
-        return constrain_activations(nn.relu(h + x).astype(dtype)), None
+        return constrain_activations(nn.relu(h + x)), None
 
 
 class Stage(nn.Module):
@@ -189,7 +191,7 @@ class ModifiedResNet(nn.Module):
         for i, (features, stride) in enumerate(((width // 2, 2), (width // 2, 1), (width, 1)), start=1):
             x = Conv(features, 3, stride, dtype, name=f"conv{i}")(x)
             x = nn.relu(BatchNorm(name=f"bn{i}")(x))
-        x = constrain_activations(average_pool(x).astype(dtype))
+        x = constrain_activations(average_pool(x))
         for i, blocks in enumerate(config.layers, start=1):
             x = Stage(config, 2 ** (i - 1) * width, blocks, halves=i > 1, name=f"layer{i}")(x)
         return AttentionPool(config, name="attnpool")(x)

@@ -13,7 +13,7 @@ from clip_jax.config import TextConfig, VisionConfig
 from clip_jax.text import TokenEmbedding
 from clip_jax.vision import drop_patches, patches
 from dalle_jax.nn.attention import dense_attention
-from dalle_jax.nn.precision import einsum, matmul
+from dalle_jax.nn.precision import add_bias, einsum, matmul
 from dalle_jax.nn.transformer import (
     BlockInit,
     Dense,
@@ -66,11 +66,12 @@ class AttentionPooling(nn.Module):
         kernel_init = _boxed(self.init_fns.qkv, ("embed", None, "heads"))
         kernel = self.param("qkv_kernel", kernel_init, (width, 3, inner), jnp.float32).astype(dtype)
         bias = self.param("qkv_bias", _boxed(nn.initializers.zeros, (None, "heads")), (3, inner), jnp.float32)
-        bias = bias.astype(dtype)
-        q = (matmul(probe.astype(dtype), kernel[:, 0]) + bias[0]).reshape(1, 1, config.num_heads, config.head_dim)
-        kv = einsum("btd,dcw->cbtw", x.astype(dtype), kernel[:, 1:]) + bias[1:, None, None]
+        q = add_bias(matmul(probe.astype(dtype), kernel[:, 0]), bias[0])
+        q = jnp.broadcast_to(q.astype(jnp.float32), (batch, inner)).astype(dtype)  # its gradient sums over the batch
+        q = q.reshape(batch, 1, config.num_heads, config.head_dim)
+        kv = add_bias(einsum("btd,dcw->cbtw", x.astype(dtype), kernel[:, 1:]), bias[1:, None, None])
         k, v = kv.reshape(2, batch, length, config.num_heads, config.head_dim)
-        attended = dense_attention(jnp.broadcast_to(q, (batch, *q.shape[1:])), k, v).reshape(batch, 1, inner)
+        attended = dense_attention(q, k, v).reshape(batch, 1, inner)
         out = Dense(width, ("heads", "embed"), self.init_fns.out, dtype=dtype, name="out")
         x = out(attended).astype(jnp.float32)
         h = layer_norm(config.norm_epsilon, "norm")(x)

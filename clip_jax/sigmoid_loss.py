@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from clip_jax.losses import Best, ContrastiveLoss, chunk_of
+from clip_jax.losses import Best, ContrastiveLoss, Mask, chunk_of
 from clip_jax.model import normalize
 from dalle_jax.nn.precision import matmul
 
@@ -25,6 +25,7 @@ def sigmoid_loss(
     logit_bias: Float[Array, ""],
     *,
     chunk: int = 0,
+    mask: Mask = None,
 ) -> ContrastiveLoss:
     """-sum of log sigmoid(z * logit) over all pairs, per picture; z is 1 for a picture and its caption, -1 otherwise.
 
@@ -38,6 +39,7 @@ def sigmoid_loss(
       logit_scale: factor on cosines.
       logit_bias: added to them.
       chunk: captions of a device whose logits are held at once; 0: all.
+      mask: the pairs that count.
 
     Returns:
       The loss, float32, and the winners.
@@ -45,16 +47,16 @@ def sigmoid_loss(
     Raises:
       UserError: `chunk` does not divide the captions of a device.
     """
-    return _loss(normalize(image), normalize(text), logit_scale, logit_bias, chunk)
+    return _loss(normalize(image), normalize(text), logit_scale, logit_bias, mask, chunk)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _loss(image: Array, text: Array, scale: Array, bias: Array, chunk: int) -> ContrastiveLoss:
-    return _with_gradients(image, text, scale, bias, chunk)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _loss(image: Array, text: Array, scale: Array, bias: Array, mask: Mask, chunk: int) -> ContrastiveLoss:
+    return _with_gradients(image, text, scale, bias, mask, chunk)[0]
 
 
 def _with_gradients(
-    image: Array, text: Array, scale: Array, bias: Array, chunk: int
+    image: Array, text: Array, scale: Array, bias: Array, mask: Mask, chunk: int
 ) -> tuple[ContrastiveLoss, Gradients]:
     """One ring over the mesh axes that the sharding rules give to `batch`."""
     axes, size = _batch_axes()
@@ -64,15 +66,15 @@ def _with_gradients(
         rows, copies = PartitionSpec(axes), PartitionSpec()
         arguments = (rows, rows, copies, copies)
         results = ((copies, rows, rows), arguments)
-        ring = jax.shard_map(ring, in_specs=arguments, out_specs=results, check_vma=False)
-    result, gradients = ring(image, text, scale, bias)
+        ring = jax.shard_map(ring, in_specs=(*arguments, rows), out_specs=results, check_vma=False)
+    result, gradients = ring(image, text, scale, bias, mask)
     return ContrastiveLoss(*result), gradients
 
 
-def _backward(chunk: int, gradients: Gradients, cotangents: ContrastiveLoss) -> Gradients:
+def _backward(chunk: int, gradients: Gradients, cotangents: ContrastiveLoss) -> tuple[*Gradients, None]:
     del chunk  # the winners have no gradient
     image, text, scale, bias = (cotangents.loss * gradient for gradient in gradients)
-    return image, text, scale, bias
+    return image, text, scale, bias, None
 
 
 _loss.defvjp(_with_gradients, _backward)
@@ -99,24 +101,25 @@ class _Visitor(NamedTuple):
     """Captions on their way, with what they gather."""
 
     text: Float[Array, "B E"]
+    mask: Mask
     gradient: Float[Array, "B E"]
     best_image: Best
 
 
 def _ring(
-    image: Array, text: Array, scale: Array, bias: Array, *, axes: tuple[str, ...], size: int, chunk: int
+    image: Array, text: Array, scale: Array, bias: Array, mask: Mask, *, axes: tuple[str, ...], size: int, chunk: int
 ) -> tuple[tuple[Float[Array, ""], Int[Array, " B"], Int[Array, " B"]], Gradients]:
     """One device's part; `image` and `text` are its own. Returns the fields of a `ContrastiveLoss`, and gradients."""
     count, here = len(image), jax.lax.axis_index(axes) if size > 1 else 0
     rows = here * count + jnp.arange(count, dtype=jnp.int32)
     zero = jnp.float32(0)
     home = _Home((zero, jnp.zeros_like(image), zero, zero), Best.none_yet(count))
-    visitor = _Visitor(text, jnp.zeros_like(text), Best.none_yet(count))
+    visitor = _Visitor(text, mask, jnp.zeros_like(text), Best.none_yet(count))
 
     def meet(home: _Home, part: tuple[_Visitor, Array]) -> tuple[_Home, tuple[Array, Best]]:
         visitor, columns = part
         block = jax.value_and_grad(_block, argnums=(0, 1, 2, 3), has_aux=True)
-        (loss, logits), found = block(image, visitor.text, scale, bias, rows, columns)
+        (loss, logits), found = block(image, visitor.text, scale, bias, rows, columns, mask, visitor.mask)
         sums = jax.tree.map(jnp.add, home.sums, (loss, found[0], *found[2:]))
         best_image = visitor.best_image.update(logits.T, rows[0])
         return _Home(sums, home.best_text.update(logits, columns[0])), (visitor.gradient + found[1], best_image)
@@ -126,14 +129,17 @@ def _ring(
         columns = (here + step) % size * count + jnp.arange(count, dtype=jnp.int32)
         parts = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), (visitor, columns))
         home, gathered = jax.lax.scan(meet, home, parts)
-        visitor = _Visitor(visitor.text, *jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), gathered))
+        gradient, best_image = jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), gathered)
+        visitor = visitor._replace(gradient=gradient, best_image=best_image)
         return (home, _to_the_next(visitor, axes, size)), None
 
     (home, visitor), _ = jax.lax.scan(hop, (home, visitor), jnp.arange(size, dtype=jnp.int32))
     loss, of_image, of_scale, of_bias = home.sums
     if size > 1:
         loss, of_scale, of_bias = jax.lax.psum((loss, of_scale, of_bias), axes)
-    total = size * count
+    total = size * count if mask is None else mask.sum(dtype=jnp.float32)
+    if size > 1 and mask is not None:
+        total = jax.lax.psum(total, axes)
     result = (loss / total, home.best_text.index, visitor.best_image.index)
     return result, (of_image / total, visitor.gradient / total, of_scale / total, of_bias / total)
 
@@ -153,13 +159,21 @@ def _block(
     bias: Float[Array, ""],
     rows: Int[Array, " B"],
     columns: Int[Array, " columns"],
+    row_mask: Mask,
+    column_mask: Mask,
 ) -> tuple[Float[Array, ""], Float[Array, "B columns"]]:
     """The summed loss of some pictures with some captions, and their logits.
 
     Args:
       rows: of the pictures in the global batch.
       columns: of the captions.
+      row_mask: of the pictures that count.
+      column_mask: of the captions; those that do not count win nowhere.
     """
     logits = matmul(scale * image, text.T) + bias
     signs = jnp.where(rows[:, None] == columns, 1.0, -1.0)
-    return -jnp.sum(jax.nn.log_sigmoid(signs * logits)), logits
+    log_likelihoods = jax.nn.log_sigmoid(signs * logits)
+    if row_mask is None or column_mask is None:
+        return -jnp.sum(log_likelihoods), logits
+    counted = row_mask[:, None] & column_mask
+    return -jnp.sum(log_likelihoods, where=counted), jnp.where(counted, logits, -jnp.inf)

@@ -5,19 +5,19 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from clip_jax.accumulation import accumulated_gradients, check_accumulation
 from clip_jax.config import ClipStage, Lock, Loss
 from clip_jax.flops import step_flops
-from clip_jax.losses import ContrastiveLoss, contrastive_loss
+from clip_jax.losses import ContrastiveLoss, Mask, contrastive_loss
 from clip_jax.model import ClipModel, init_variables, normalize
 from clip_jax.preview import similarity_sheet
 from clip_jax.sigmoid_loss import sigmoid_loss
 from clip_jax.vision import normalize_pixels
 from dalle_jax.nn.precision import matmul
 from dalle_jax.training.distributed import to_host
-from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task
+from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task, row_weights, weighted_means
 
 Features = tuple[Float[Array, "B E"], Float[Array, "B E"]]
 """Of pictures and captions, projected, not normalised."""
@@ -98,17 +98,15 @@ class ClipTask(Task):
         return step_flops(self.stage, batch_size)
 
     def evaluate(self, params: Params, model_state: ModelState, batches: Iterable[Batch]) -> dict[str, float]:
-        """Held-out loss and retrieval, each the mean over `batches`, which hold equally many pairs.
+        """Held-out loss and retrieval, each the mean over the pairs of all batches that count (`mask`).
+
+        The others are no counterparts either: where the last batch holds fewer pairs, these have fewer to be told from.
 
         Returns:
           `loss`; `image_retrieval_at_1`: share of captions whose own picture scores highest among the batch's;
           `text_retrieval_at_1`: share of pictures whose own caption does. Equal captions count as one.
         """
-        totals: dict[str, list[float]] = {}
-        for batch in batches:
-            for name, value in self._evaluate_batch(params, model_state, batch).items():
-                totals.setdefault(name, []).append(value)
-        return {name: float(np.mean(to_host(values))) for name, values in totals.items()}
+        return weighted_means(self._evaluate_batch(params, model_state, batch) for batch in batches)
 
     def preview(self, params: Params, model_state: ModelState, batch: Batch) -> np.ndarray | None:
         """The first pictures of a batch, and how each takes to the captions of all of them (`similarity_sheet`)."""
@@ -134,11 +132,11 @@ class ClipTask(Task):
         )
         return (output.image, output.text), {**model_state, **updated}
 
-    def _contrast(self, params: Params, features: Features) -> ContrastiveLoss:
-        scale = jnp.exp(params["logit_scale"])
+    def _contrast(self, params: Params, features: Features, mask: Mask = None) -> ContrastiveLoss:
+        scale, chunk = jnp.exp(params["logit_scale"]), self.stage.loss_chunk
         if self.config.loss is Loss.SIGMOID:
-            return sigmoid_loss(*features, scale, params["logit_bias"], chunk=self.stage.loss_chunk)
-        return contrastive_loss(*features, scale, chunk=self.stage.loss_chunk)
+            return sigmoid_loss(*features, scale, params["logit_bias"], chunk=chunk, mask=mask)
+        return contrastive_loss(*features, scale, chunk=chunk, mask=mask)
 
     def _objective(self, params: Params, features: Features) -> tuple[jax.Array, Metrics]:
         result = self._contrast(params, features)
@@ -152,15 +150,21 @@ class ClipTask(Task):
             metrics["logit_bias"] = params["logit_bias"]
         return result.loss, metrics
 
-    def evaluate_batch(self, params: Params, model_state: ModelState, batch: Batch) -> Metrics:
-        """What `evaluate` reports, of one batch; to be jitted."""
+    def evaluate_batch(
+        self, params: Params, model_state: ModelState, batch: Batch
+    ) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """What `evaluate` reports, summed over the pairs of one batch, and of how many; to be jitted."""
         features, _ = self._encode(params, model_state, batch)
-        result = self._contrast(params, features)
-        ids = batch["text"]
+        result = self._contrast(params, features, batch.get("mask"))
+        ids, rows = batch["text"], row_weights(batch)
+
+        def own(best: Int[Array, " B"]) -> tuple[jax.Array, jax.Array]:
+            return jnp.sum(rows * jnp.all(ids[best] == ids, axis=-1)), jnp.sum(rows)
+
         return {
-            "loss": result.loss,
-            "text_retrieval_at_1": jnp.mean(jnp.all(ids[result.best_text] == ids, axis=-1), dtype=jnp.float32),
-            "image_retrieval_at_1": jnp.mean(jnp.all(ids[result.best_image] == ids, axis=-1), dtype=jnp.float32),
+            "loss": (result.loss * jnp.sum(rows), jnp.sum(rows)),
+            "text_retrieval_at_1": own(result.best_text),
+            "image_retrieval_at_1": own(result.best_image),
         }
 
     def _match(self, params: Params, model_state: ModelState, batch: Batch) -> Float[Array, "B B"]:

@@ -9,6 +9,7 @@ import dataclasses
 import enum
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -203,6 +204,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             raise UserError(f"config key '{path}' is {value!r}{near} (known: {known})") from None
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is float and isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"config key '{path}' must be a finite number, not {value}")
     if hint in (int, float, str, bool) and (type(value) is not hint):
         raise UserError(f"config key '{path}' must be {hint.__name__}, not {value!r}")
     return value

@@ -1,6 +1,7 @@
 """The command line of the scripts: absl flags, every mistake one clear line."""
 
 import importlib.util
+import math
 import os
 import re
 import sys
@@ -151,10 +152,13 @@ def _check_platform() -> None:
 
 
 def _parse() -> list[str]:
-    """Reads the options; returns what is none."""
+    """Reads the options, whose numbers are finite; returns what is none."""
     app.define_help_flags()  # `app.run` would; they print the script's docstring and its options
     try:
         rest = flags.FLAGS(sys.argv)
     except flags.Error as error:
         raise UserError(f"{error}; --help lists the options") from error
+    for name, value in flags.FLAGS.flag_values_dict().items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{name} must be a finite number, not {value}")
     return rest[1:]

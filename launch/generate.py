@@ -25,6 +25,7 @@ from dalle_jax.data.config import DataConfig
 from dalle_jax.data.decode import decode
 from dalle_jax.data.grid import picture_grid, save_png
 from dalle_jax.data.records import BadSample
+from dalle_jax.decoder.sampling import SamplingConfig
 from dalle_jax.errors import UserError
 from dalle_jax.pipeline import Chunk, Dalle, Samples
 from dalle_jax.storage import as_path, write_whole
@@ -91,16 +92,17 @@ def main() -> None:
     if WORKDIR.value is None or OUT.value is None:
         raise UserError("--workdir (the trained run) and --out (folder for the results) are needed")
     out = as_path(OUT.value)
-    check_processes()
-    dalle = dalle_jax.load(WORKDIR.value, step=STEP.value)
-    clip, ranked_by = load_ranker(WORKDIR.value)
-    prime = read_prime()
     sampling: dict[str, Any] = {
         "temperature": TEMPERATURE.value,
         "top_k": TOP_K.value,
         "top_p": TOP_P.value,
         "guidance_scale": GUIDANCE.value,
     }
+    SamplingConfig(**sampling)  # refuses before anything is loaded or written
+    check_processes()
+    dalle = dalle_jax.load(WORKDIR.value, step=STEP.value)
+    clip, ranked_by = load_ranker(WORKDIR.value)
+    prime = read_prime()
     settings = {
         "workdir": str(WORKDIR.value),
         "decoder_step": dalle.step,

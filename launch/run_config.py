@@ -35,6 +35,8 @@ class RunConfig:
     tokenizer, and its codec is used where this run trains none. Or published weights of a CLIP to fine-tune."""
 
     def __post_init__(self):
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be from 0 to 2**32 - 1, not {self.seed}")
         if not (self.codec or self.decoder or self.clip):
             raise UserError("the config trains nothing: give it a section 'codec', 'decoder' or 'clip'")
         if (self.decoder or self.clip) and self.tokenizer is None:
@@ -77,6 +79,8 @@ class EfficiencyConfig:
     def __post_init__(self):
         if not self.learning_rates or not self.seeds:
             raise ValueError("learning_rates and seeds must each hold at least one")
+        if not all(0 <= seed < 2**32 for seed in self.seeds):
+            raise ValueError(f"seeds must be from 0 to 2**32 - 1, not {self.seeds}")
         for name in ("num_steps", "eval_every", "eval_batches"):
             if not getattr(self.clip.train, name):
                 raise ValueError(f"clip.train.{name} must be above 0: its evaluations are the points of the figure")

@@ -20,7 +20,7 @@ from dalle_jax.data.config import Augment
 from dalle_jax.data.grid import picture_grid
 from dalle_jax.training.config import TrainConfig
 from dalle_jax.training.distributed import is_primary, to_host
-from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task
+from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task, row_weights
 
 PREVIEW_PICTURES = 16
 FOREGROUND_ALARM = 0.5
@@ -61,7 +61,7 @@ class CodecTask(Task):
 
     def prepare(self, batch: Batch) -> Batch:
         """Drops captions and labels."""
-        return {"image": batch["image"]}
+        return {name: batch[name] for name in ("image", "mask") if name in batch}
 
     def loss(
         self, params: Params, model_state: ModelState, batch: Batch, *, key: jax.Array, step: jax.Array
@@ -153,8 +153,8 @@ class CodecTask(Task):
         return decode(self.config, params, model_state, tokens)
 
     def _evaluate(self, params: Params, model_state: ModelState, batch: Batch) -> Metrics:
-        """Sums over one batch."""
-        config, images = self.config, batch["image"]
+        """Sums over the rows of one batch that count."""
+        config, images, rows = self.config, batch["image"], row_weights(batch)
         features = self.model.apply({"params": params}, images, method="encode")
         if config.relaxation is Relaxation.GUMBEL:
             codebook, tokens = None, jnp.argmax(features, axis=-1)
@@ -173,8 +173,8 @@ class CodecTask(Task):
             "pictures": jnp.ones(len(images)),
             **errors,
         }
-        return {name: jnp.sum(value) for name, value in sums.items()} | {
-            "counts": code_counts(tokens, config.codebook_size)
+        return {name: jnp.sum(rows * value) for name, value in sums.items()} | {
+            "counts": code_counts(tokens, config.codebook_size, rows)
         }
 
     def _warn(self, metrics: dict[str, float]) -> None:

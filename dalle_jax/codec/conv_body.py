@@ -34,7 +34,7 @@ class ResidualPath(nn.Module):
 
 
 class Block(nn.Module):
-    """`id_path(x) + residual_scale * res_path(x)`, without normalisation.
+    """`id_path(x) + residual_scale * res_path(x)`, without normalisation; the sum is float32, whatever the `dtype`.
 
     `upsampled` asks for the block of the upsampled input. Repetition commutes with whatever acts on single cells, so
     the block runs its 1x1 convolutions before it, on a quarter of the cells.
@@ -51,10 +51,10 @@ class Block(nn.Module):
         path = ResidualPath(self.features, self.kernel_sizes, self.dtype, self.upsampled, name="res_path")
         residual = path(x)
         if x.shape[-1] != self.features:
-            x = Conv(self.features, 1, x.shape[-1], self.dtype, name="id_path")(x)
+            x = Conv(self.features, 1, x.shape[-1], self.dtype, name="id_path")(x).astype(jnp.float32)
         if self.upsampled:
             x = upsample(x)
-        return constrain_activations(x + self.residual_scale * residual)
+        return constrain_activations(x + self.residual_scale * residual.astype(jnp.float32))
 
 
 class Group(nn.Module):
@@ -103,11 +103,11 @@ class EncoderBlocks(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B height width 3"]) -> Float[Array, "B grid_height grid_width o"]:
         config = self.config
-        x = Conv(config.hidden_dim, 7, x.shape[-1], self.dtype, name="input")(x)
+        x = Conv(config.hidden_dim, 7, x.shape[-1], self.dtype, name="input")(x).astype(jnp.float32)
         for i in range(config.num_groups):
             x = max_pool(x) if i > 0 else x
             x = Group(config, config.hidden_dim * 2**i, (3, 3, 3, 1), self.dtype, name=f"group_{i + 1}")(x)
-        return Output(self.features, jnp.float32, ("conv_in", "vocab"), name="output")(x.astype(jnp.float32))
+        return Output(self.features, jnp.float32, ("conv_in", "vocab"), name="output")(x)
 
 
 class ConvEncoder(nn.Module):
@@ -134,7 +134,7 @@ class DecoderBlocks(nn.Module):
     def __call__(self, codes: Array, tokens: bool) -> Float[Array, "B height width 6"]:
         config = self.config
         first = Conv(config.decoder_input_dim, 1, self.in_features, axes=("vocab", "conv_out"), name="input")
-        x = (first.lookup(codes) if tokens else first(codes)).astype(self.dtype)
+        x = first.lookup(codes) if tokens else first(codes)
         for i in range(config.num_groups):
             features = config.hidden_dim * 2 ** (config.num_groups - 1 - i)
             x = Group(config, features, (1, 3, 3, 3), self.dtype, upsampled=i > 0, name=f"group_{i + 1}")(x)

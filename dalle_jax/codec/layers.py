@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from dalle_jax.nn.precision import matmul, precision_of
+from dalle_jax.nn.precision import add_bias, matmul, precision_of
 
 
 class Conv(nn.Module):
@@ -44,11 +44,11 @@ class Conv(nn.Module):
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
                 precision=precision_of(x, kernel),
             )
-        return y + self.bias.astype(self.dtype)
+        return add_bias(y, self.bias)
 
     def lookup(self, tokens: Int[Array, "B height width"]) -> Float[Array, "B height width o"]:
         """What a 1x1 convolution makes of one-hot input: rows of its kernel, without the product."""
-        return self.kernel[0, 0][tokens].astype(self.dtype) + self.bias.astype(self.dtype)
+        return add_bias(self.kernel[0, 0][tokens].astype(self.dtype), self.bias)
 
 
 def upsample(x: Float[Array, "B height width c"]) -> Float[Array, "B 2*height 2*width c"]:

@@ -44,9 +44,12 @@ def picture_errors(
     }
 
 
-def code_counts(tokens: Int[Array, "*shape"], codebook_size: int) -> Float[Array, " K"]:
-    """How often each code occurs."""
-    return jnp.bincount(tokens.reshape(-1), length=codebook_size).astype(jnp.float32)
+def code_counts(
+    tokens: Int[Array, "B height width"], codebook_size: int, rows: Float[Array, " B"] | None = None
+) -> Float[Array, " K"]:
+    """How often each code occurs; `rows` weighs the pictures."""
+    weights = None if rows is None else jnp.broadcast_to(rows[:, None, None], tokens.shape).reshape(-1)
+    return jnp.bincount(tokens.reshape(-1), weights, length=codebook_size).astype(jnp.float32)
 
 
 def usage_metrics(counts: Float[Array, " K"]) -> dict[str, Float[Array, ""]]:

@@ -1,6 +1,7 @@
 """Deterministic batches: batch n is a function of (seed, n), whatever the number of processes and workers."""
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -116,20 +117,22 @@ class Batches:
     def epoch(
         self, num_batches: int | None = None, *, sharding: jax.sharding.Sharding | None = None
     ) -> Iterator[dict[str, jax.Array]]:
-        """Yields a finite pass of full batches in the source's order, the same ones at every call.
+        """Yields a finite pass of batches of one shape in the source's order, the same ones at every call.
 
-        The samples after the last full batch are left out; a source smaller than one batch gives one batch, filled up
-        from its start again. Held-out losses are thus means over equal batches of one shape. Of a mixture, each part
-        gives its weight's share.
+        A batch holds `mask` too, bool [B]: False for the rows that must not count, since their sample is there already.
+        Those fill up the last batch, from the start of the source again, or stand in for a bad sample. Of a mixture,
+        each part gives its weight's share, or all that it has.
 
         Args:
-          num_batches: at the most; the samples are then spread evenly over the source instead of being its first.
+          num_batches: at the most; the samples are then spread evenly over the source instead of being its first. None:
+            as many as the samples need.
           sharding: as in `iterate`.
         """
-        full = max(1, len(self.source) // self.batch_size)
-        count = full if num_batches is None else min(num_batches, full)
-        indices = order.one_pass(self.source, count * self.batch_size, evenly=count < full)
+        needed = -(-len(self.source) // self.batch_size)
+        count = needed if num_batches is None else min(num_batches, needed)
+        indices, first = order.one_pass(self.source, count * self.batch_size, evenly=count < needed)
         samples = grain.MapDataset.source(indices.tolist()).seed(self._seed).random_map(self._reader)
+        samples = samples.map_with_index(functools.partial(_masked, first))
         # Threads are enough for a short pass, and worker processes take seconds to start.
         return self._deliver(self._batched(samples), sharding, workers=0)
 
@@ -157,3 +160,8 @@ class Batches:
             for counts, batch in placed:
                 self._counts.add(counts)
                 yield batch
+
+
+def _masked(first: np.ndarray, place: int, sample: dict[str, Any]) -> dict[str, Any]:
+    """A sample of a pass with its `mask`: it is the one of its place, and there for the first time."""
+    return sample | {"mask": first[place] & (sample["bad_index"] < 0)}

@@ -29,8 +29,8 @@ def endless(source: Source, seed: int) -> grain.MapDataset:
     return grain.MapDataset.select_from_datasets(orders, Turns(source.weights)).seed(seed)
 
 
-def one_pass(source: Source, count: int, evenly: bool) -> np.ndarray:
-    """int64 [count]: indices of samples in the source's order, from its start again where it is too small.
+def one_pass(source: Source, count: int, evenly: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of samples in the source's order, from its start again where it is too small.
 
     Of a mixture, each part has its weight's share of them.
 
@@ -38,16 +38,20 @@ def one_pass(source: Source, count: int, evenly: bool) -> np.ndarray:
       source: of which samples.
       count: how many.
       evenly: spread over the source (or part), instead of its first.
+
+    Returns:
+      The indices, int64 [count], and whether each sample comes for the first time, bool [count].
     """
     if not isinstance(source, Mixture):
         return _positions(count, len(source), evenly)
     turns = Turns(source.weights)
     parts = np.array([turns[k][0] for k in range(count)], np.int64)
-    order = np.zeros(count, np.int64)
+    order, first = np.zeros(count, np.int64), np.zeros(count, bool)
     for part, start in enumerate(source.starts[:-1]):
         places = np.flatnonzero(parts == part)
-        order[places] = start + _positions(len(places), len(source.parts[part]), evenly)
-    return order
+        positions, first[places] = _positions(len(places), len(source.parts[part]), evenly)
+        order[places] = start + positions
+    return order, first
 
 
 class Turns(grain.transforms.DatasetSelectionMap):
@@ -99,6 +103,6 @@ def _shuffled(start: int, stop: int, seed: int) -> grain.MapDataset:
     return grain.MapDataset.range(start, stop).seed(seed).shuffle().repeat(-(-_STREAM // (stop - start)))
 
 
-def _positions(count: int, size: int, evenly: bool) -> np.ndarray:
+def _positions(count: int, size: int, evenly: bool) -> tuple[np.ndarray, np.ndarray]:
     positions = np.arange(count)
-    return positions * size // count if evenly and count < size else positions % size
+    return positions * size // count if evenly and count < size else positions % size, positions < size

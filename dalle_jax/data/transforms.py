@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from dalle_jax.data.area import resize_area
 from dalle_jax.data.config import Augment
 from dalle_jax.data.decode import Picture
 
@@ -25,8 +26,8 @@ def dvae_augment(image: Picture, size: int, rng: np.random.Generator) -> Square:
     """DALL·E's augmentation for the codec (Listing 1).
 
     A random square of the short side s, scaled to t x t with t uniform from min(s, 9/8 size) to min(s, 12/8 size),
-    then a random crop, mirrored half of the time. The paper's AREA filter is Pillow's box filter here; they differ in
-    how corners are aligned, by less than a pixel.
+    then a random crop, mirrored half of the time. The scaling averages exact areas (`dalle_jax.data.area`); the paper's
+    aligns the corner pixels of both images, which moves nothing by more than a pixel.
     """
     height, width, _ = image.shape
     short = min(height, width)
@@ -156,7 +157,6 @@ def _scaled_crop(
 ) -> Square:
     """Scales the square at (top, left) to target x target and takes a random size x size crop of that."""
     filter_ = Image.Resampling.BOX if target <= side else Image.Resampling.BICUBIC
-    # The square is cut out before it is scaled: with an offset, rounding would move the hard edges of a box filter.
     square = _resize(image[top : top + side, left : left + side], target, target, filter_)
     down, right = rng.integers(target - size + 1), rng.integers(target - size + 1)
     return square[down : down + size, right : right + size]
@@ -169,6 +169,9 @@ def _short_side_to(image: Picture, size: int) -> tuple[int, int]:
 
 
 def _resize(image: Picture, height: int, width: int, filter_: Image.Resampling, box: Box | None = None) -> Resized:
+    if filter_ is Image.Resampling.BOX:
+        assert box is None
+        return resize_area(image, height, width)  # Pillow's box filter counts whole pixels alone
     if box is not None:
         # Rounding may put an edge of the box outside the picture by a hair, which Pillow refuses.
         box = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], image.shape[1]), min(box[3], image.shape[0]))

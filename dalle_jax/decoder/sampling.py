@@ -6,10 +6,12 @@ it is drawn in, or on the mesh.
 
 import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
@@ -20,6 +22,12 @@ from dalle_jax.nn.apart import kernels_as_rows, layers_apart
 from dalle_jax.nn.attention import CacheLayout, KeyValue, LayerCache
 from dalle_jax.nn.transformer import GroupPlan
 from dalle_jax.training.sharding import ShardingRules, shard_bytes
+
+_SMALLEST_TEMPERATURE = float(np.finfo(np.float32).tiny)
+"""What is below is 0 on devices that have no subnormal numbers."""
+
+_LARGEST_GUIDANCE = 1e6
+"""Far beyond any use; without a limit, float32 logits overflow."""
 
 
 @jax.tree_util.register_pytree_node_class
@@ -32,7 +40,7 @@ class SamplingConfig:
     """
 
     temperature: float = 1.0
-    """Divides the logits; 0 takes the most likely code."""
+    """Divides the logits; 0, the limit of small ones, takes the most likely code."""
     top_k: int | None = None
     """Draw among this many most likely codes."""
     top_p: float | None = None
@@ -41,17 +49,24 @@ class SamplingConfig:
     """1: the caption's logits. s: `empty + s * (caption - empty)`; needs a model trained with caption dropout."""
 
     def __post_init__(self):
+        """Raises: UserError: a number is not finite, or out of its range."""
+        for name in ("temperature", "top_k", "top_p", "guidance_scale"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise UserError(f"{name} must be a finite number, not {value}")
         if self.temperature < 0:
             raise UserError(f"temperature must be 0 or more, not {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"top_k must be 1 or more, not {self.top_k}")
+        if self.top_k is not None and (self.top_k < 1 or self.top_k % 1):
+            raise UserError(f"top_k must be a whole number, 1 or more, not {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+        if abs(self.guidance_scale) > _LARGEST_GUIDANCE:
+            raise UserError(f"guidance_scale must be at most {_LARGEST_GUIDANCE:,.0f}, not {self.guidance_scale}")
 
     @functools.cached_property
     def greedy(self) -> bool:
         """Whether the most likely code is taken."""
-        return self.temperature == 0
+        return self.temperature < _SMALLEST_TEMPERATURE
 
     @functools.cached_property
     def nucleus(self) -> bool:
@@ -88,11 +103,12 @@ def candidate_keys(seed: int, indices: Int[Array, " C"]) -> Key[Array, " C"]:
 
 
 def filter_logits(logits: Float[Array, "... K"], sampling: SamplingConfig) -> Float[Array, "... K"]:
-    """Logits by temperature, with -inf on the codes that `top_k` and `top_p` exclude (top_k first).
+    """Logits by temperature, less their maximum, with -inf on the codes that `top_k` and `top_p` exclude (top_k first).
 
     The most likely code always stays; codes as likely as the last one admitted stay with it.
     """
-    logits = logits / sampling.temperature
+    # Of differences the largest is 0 at every temperature; logits themselves would overflow, all positive ones alike.
+    logits = (logits - jnp.max(logits, axis=-1, keepdims=True)) / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         smallest = jax.lax.top_k(logits, sampling.top_k)[0][..., -1:]
         logits = jnp.where(logits >= smallest, logits, -jnp.inf)

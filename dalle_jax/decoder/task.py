@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from dalle_jax.data.grid import picture_grid
 from dalle_jax.data.samples import NO_TOKEN
@@ -18,7 +18,7 @@ from dalle_jax.decoder.sampling import SamplingConfig, candidate_keys, draw, no_
 from dalle_jax.errors import UserError
 from dalle_jax.nn.attention import attended_pairs
 from dalle_jax.training.distributed import to_host
-from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task
+from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task, row_weights, weighted_means
 
 PREVIEW_CAPTIONS = 8
 
@@ -51,8 +51,13 @@ def text_weights(text: Int[Array, "B T"], pad_loss: bool) -> Float[Array, "B T-1
     Computed on the whole batch, before it is cut into micro-batches: their average is then the batch's loss exactly,
     however many tokens fall into each.
     """
-    counted = jnp.ones(text[:, 1:].shape, bool) if pad_loss else text[:, 1:] != PAD
+    counted = counted_targets(text, pad_loss)
     return counted * (text.shape[0] / jnp.maximum(counted.sum(), 1)).astype(jnp.float32)
+
+
+def counted_targets(text: Int[Array, "B T"], pad_loss: bool) -> Bool[Array, "B T-1"]:
+    """Which text targets the loss counts."""
+    return jnp.ones(text[:, 1:].shape, bool) if pad_loss else text[:, 1:] != PAD
 
 
 def drop_captions(
@@ -99,7 +104,7 @@ class DecoderTask(Task):
         self.config = config
         self.codec = codec
         self.model = Decoder(config)
-        self._eval_loss = jax.jit(self._deterministic_loss)
+        self._evaluate_batch = jax.jit(self._evaluate)
 
     def init(self, key: jax.Array) -> tuple[Params, ModelState]:
         """Fresh parameters; there is no other state."""
@@ -117,7 +122,8 @@ class DecoderTask(Task):
         elif "image" in batch:
             tokens = jnp.where(tokens == NO_TOKEN, self.codec.encode(batch["image"]), tokens)
         weights = text_weights(batch["text"], self.config.pad_loss)
-        return {"text": batch["text"], "text_weights": weights, "image_tokens": tokens}
+        mask = {"mask": batch["mask"]} if "mask" in batch else {}
+        return {"text": batch["text"], "text_weights": weights, "image_tokens": tokens, **mask}
 
     def loss(
         self, params: Params, model_state: ModelState, batch: Batch, *, key: jax.Array, step: jax.Array
@@ -139,16 +145,25 @@ class DecoderTask(Task):
         loss, metrics = likelihood_loss(output, batch, self.config.text_loss_weight)
         return loss, (model_state, metrics)
 
-    def _deterministic_loss(self, params: Params, batch: Batch) -> Metrics:
+    def _evaluate(self, params: Params, batch: Batch) -> dict[str, tuple[Array, Array]]:
+        """Summed cross-entropies of one batch, and of how many tokens."""
         output = self.model.apply({"params": params}, batch["text"], batch["image_tokens"])
-        loss, metrics = likelihood_loss(output, batch, self.config.text_loss_weight)
-        return {"loss": loss, **metrics}
+        rows = row_weights(batch)[:, None]
+        text_rows = rows * counted_targets(batch["text"], self.config.pad_loss)
+        cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+        text = cross_entropy(output.text, batch["text"][:, 1:])
+        image = cross_entropy(output.image, batch["image_tokens"])
+        return {
+            "text_loss": (jnp.sum(text * text_rows), jnp.sum(text_rows)),
+            "image_loss": (jnp.sum(image * rows), jnp.sum(rows) * image.shape[1]),
+        }
 
     def evaluate(self, params: Params, model_state: ModelState, batches: Iterable[Batch]) -> dict[str, float]:
-        """Mean loss and its two parts."""
+        """`loss` and its two parts, `text_loss` and `image_loss`: each the mean over all tokens of its kind."""
         del model_state
-        results = [self._eval_loss(params, batch) for batch in batches]
-        return {name: float(np.mean([to_host(r[name]) for r in results])) for name in results[0]}
+        parts = weighted_means(self._evaluate_batch(params, batch) for batch in batches)
+        weight = self.config.text_loss_weight
+        return {"loss": weight * parts["text_loss"] + (1.0 - weight) * parts["image_loss"], **parts}
 
     def preview(self, params: Params, model_state: ModelState, batch: Batch) -> np.ndarray:
         """Two rows: the codec's view of held-out pictures, and a picture drawn for the caption of each."""

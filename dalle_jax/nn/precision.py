@@ -29,3 +29,12 @@ def matmul(a: Factor, b: Factor) -> Array:
 def einsum(subscripts: str, *factors: Factor, **options: Any) -> Array:
     """`jnp.einsum`."""
     return jnp.einsum(subscripts, *factors, precision=precision_of(*factors), **options)
+
+
+def add_bias(x: Array, bias: Factor) -> Array:
+    """`x + bias` in the dtype of `x`, added in float32.
+
+    The gradient of a bias is a sum over all rows and positions. It has the dtype of the addition, and a sum in bfloat16
+    stands still after a few hundred terms.
+    """
+    return (x.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dalle_jax.config import check_at_least, check_share
-from dalle_jax.nn.precision import einsum, matmul, precision_of
+from dalle_jax.nn.precision import add_bias, einsum, matmul, precision_of
 
 
 class Activation(enum.Enum):
@@ -170,7 +170,7 @@ class Dense(nn.Module):
             y = matmul(x, kernel.astype(self.dtype))
         if self.use_bias:
             bias_init = nn.with_logical_partitioning(self.bias_init, self.axes[1:])
-            y += self.param("bias", bias_init, (self.features,), jnp.float32).astype(self.dtype)
+            y = add_bias(y, self.param("bias", bias_init, (self.features,), jnp.float32))
         return y
 
 
@@ -205,13 +205,13 @@ class Attention(nn.Module):
             return self.init_fns.qkv(key, (shape[0], shape[1] * shape[2]), param_dtype).reshape(shape)
 
         bias_init = nn.with_logical_partitioning(nn.initializers.zeros, (None, "heads"))
-        bias = self.param("qkv_bias", bias_init, (3, width), jnp.float32).astype(x.dtype)
+        bias = self.param("qkv_bias", bias_init, (3, width), jnp.float32)
         if self.has_variable("params", "qkv_kernel_rows"):
             qkv = rows_product(self.get_variable("params", "qkv_kernel_rows").astype(x.dtype), x)
-            return qkv.reshape(*x.shape[:2], 3, width) + bias
+            return add_bias(qkv.reshape(*x.shape[:2], 3, width), bias)
         kernel_init = nn.with_logical_partitioning(qkv_init, ("embed", None, "heads"))
         kernel = self.param("qkv_kernel", kernel_init, (x.shape[-1], 3, width), jnp.float32)
-        return einsum("btd,dcw->btcw", x, kernel.astype(x.dtype)) + bias
+        return add_bias(einsum("btd,dcw->btcw", x, kernel.astype(x.dtype)), bias)
 
 
 class Mlp(nn.Module):

@@ -5,7 +5,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
+
+from dalle_jax.training.distributed import to_host
 
 Params = Any
 """A tree of float32 arrays, trained by gradient."""
@@ -14,10 +18,32 @@ ModelState = Any
 """A tree of arrays that is not trained by gradient: batch statistics, EMA codebooks. `{}` where there is none."""
 
 Batch = dict[str, jax.Array]
-"""`image` uint8 [B, height, width, 3], `text` int32 [B, T], and whatever else a task's `prepare` adds."""
+"""`image` uint8 [B, height, width, 3], `text` int32 [B, T], and whatever else a task's `prepare` adds.
+
+Held-out batches hold `mask` too, bool [B]: False for the rows that count nowhere (`Batches.epoch`)."""
 
 Metrics = dict[str, Any]
 """Scalars by name, float32."""
+
+
+def row_weights(batch: Batch) -> Float[Array, " B"]:
+    """1 for the rows of a batch that count, 0 for the others; all count where there is no `mask`."""
+    if "mask" in batch:
+        return batch["mask"].astype(jnp.float32)
+    return jnp.ones(len(next(iter(batch.values()))))
+
+
+def weighted_means(results: Iterable[dict[str, tuple[Any, Any]]]) -> dict[str, float]:
+    """Means over all that was counted in all batches, however it is spread over them.
+
+    Args:
+      results: of each batch, by name: a sum, and how many numbers were summed.
+    """
+    totals: dict[str, np.ndarray] = {}
+    for result in to_host(list(results)):
+        for name, pair in result.items():
+            totals[name] = totals.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
+    return {name: float(total / max(count, 1)) for name, (total, count) in totals.items()}
 
 
 class Task(abc.ABC):
@@ -78,7 +104,10 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def evaluate(self, params: Params, model_state: ModelState, batches: Iterable[Batch]) -> dict[str, float]:
-        """Held-out loss under `loss`, and what the task cares about. `batches` are prepared and finite."""
+        """Held-out loss under `loss`, and what the task cares about: means over all rows of all batches that count.
+
+        `batches` are prepared and finite.
+        """
 
     @abc.abstractmethod
     def preview(self, params: Params, model_state: ModelState, batch: Batch) -> np.ndarray | None:

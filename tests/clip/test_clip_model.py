@@ -217,6 +217,17 @@ def test_evaluation_counts_equal_captions_as_one(params, batch):
     assert untrained["text_retrieval_at_1"] < 1.0
 
 
+def test_evaluation_of_a_batch_that_is_filled_up(params, batch):
+    task = ClipTask(stage())
+    few = {name: x[:10] for name, x in batch.items()}
+    filled = {name: jnp.concatenate([x, x[:6]]) for name, x in few.items()} | {"mask": jnp.arange(16) < 10}
+    alone, again = (task.evaluate(params, {}, [rows]) for rows in (few, filled))
+    assert again == pytest.approx(alone, rel=1e-5)
+    whole = task.evaluate(params, {}, [batch])
+    both = {name: (16 * whole[name] + 10 * alone[name]) / 26 for name in whole}  # by pairs, not by batches
+    assert task.evaluate(params, {}, [batch, filled]) == pytest.approx(both, rel=1e-5)
+
+
 def test_preview_is_a_sheet_of_pictures_against_captions(params, batch):
     sheet = ClipTask(stage()).preview(params, {}, batch)
     assert sheet.shape == (17 * 48, 17 * 48, 3) and sheet.dtype == np.uint8

@@ -181,3 +181,20 @@ def test_a_resnets_statistics_move_in_training_and_are_read_in_evaluation(object
     cut = dataclasses.replace(stage, train=dataclasses.replace(stage.train, micro_batches=2))
     with pytest.raises(UserError, match="statistics of its whole batch"):
         TASKS[objective](cut, CAPTIONS[:, None])
+
+
+@pytest.mark.parametrize("objective", Objective)
+def test_evaluation_counts_what_it_has_seen_once(objective):
+    """Captions of two lengths, in batches of one length each, the last filled up."""
+    task, rows = task_of(objective), batch(np.random.default_rng(0), 6)
+    params, order = init(task), np.array([0, 1, 3, 2, 5, 4])  # the long captions are those of label 2
+
+    def part(places, mask):
+        return {name: x[np.array(places)] for name, x in rows.items()} | {"mask": jnp.asarray(mask)}
+
+    yes, no = True, False
+    if objective is Objective.CONTRASTIVE:  # its loss is of a batch: one that is filled up against one that is not
+        cut = [part([*range(6), 0, 1], [yes] * 6 + [no] * 2)]
+    else:
+        cut = [part(order[:4], [yes] * 4), part([*order[4:], 0, 1], [yes, yes, no, no])]
+    assert task.evaluate(params, {}, cut) == pytest.approx(task.evaluate(params, {}, [rows]), rel=1e-5)

@@ -342,3 +342,14 @@ def test_probes_read_what_the_pool_projects(variables, batch):
 def test_sizes_that_are_no_tower(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_block_in_bfloat16_passes_on_what_it_gets():
+    """With a small last gain its shortcut is the larger part by far, and must not be rounded at every block."""
+    x = jax.random.uniform(jax.random.key(0), (2, 4, 4, 4 * RESNET.width))
+    block = partial(Bottleneck, planes=RESNET.width, first=False, halves=False)
+    exact, coarse = (block(dataclasses.replace(RESNET, dtype=dtype)) for dtype in ("float32", "bfloat16"))
+    variables = random_like(exact, x)
+    variables["params"]["bn3"]["scale"] /= 1000
+    wanted, found = (np.asarray(block.apply(variables, x)[0] - x, np.float32) for block in (exact, coarse))
+    assert np.linalg.norm(found - wanted) < 0.02 * np.linalg.norm(wanted)

@@ -182,3 +182,18 @@ def test_the_preview_shows_originals_over_reconstructions():
     assert sheet.dtype == np.uint8 and sheet.shape == (4 * 18 + 2, 4 * 18 + 2, 3)
     np.testing.assert_array_equal(sheet[2:18, 2:18], pictures(1)[0])
     np.testing.assert_array_equal(sheet[38:54, 2:18], pictures(1)[0])
+
+
+@pytest.mark.parametrize("config", [GUMBEL, VQ], ids=["gumbel", "vq"])
+def test_evaluation_counts_every_picture_once(config):
+    task, params, model_state = task_of(config)
+    images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
+
+    def batch(places, mask):
+        return task.prepare({"image": jnp.asarray(images[places]), "mask": jnp.asarray(mask), "label": jnp.zeros(2)})
+
+    yes, no = True, False
+    cut = [batch([0, 1], [yes, yes]), batch([2, 3], [yes, yes]), batch([4, 0], [yes, no])]
+    found = task.evaluate(params, model_state, cut)
+    assert task._evaluate_batch._cache_size() == 1
+    assert found == pytest.approx(task.evaluate(params, model_state, [{"image": jnp.asarray(images)}]), rel=1e-5)

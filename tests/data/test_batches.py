@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from dalle_jax.data import prefetch
 from dalle_jax.data.batches import Batches
 from dalle_jax.data.config import Augment, TextConfig
+from dalle_jax.data.mixture import Mixture
 from dalle_jax.data.records import BadReason, BadSample, Record
 from dalle_jax.data.tokenizer import train_tokenizer
 from dalle_jax.data.webdataset import WebDataset
@@ -71,6 +72,12 @@ def test_batch_n_depends_on_seed_and_n_alone(make):
     assert_equal(make()[5], later)
     assert not np.array_equal(make(seed=4)[5]["image"], later["image"])
     assert not np.array_equal(batches[6]["image"], later["image"])
+
+
+def test_every_seed_up_to_32_bits_is_another_order(make):
+    orders = {seed: make(seed=seed)[0]["label"].tolist() for seed in (0, 2**31 - 1, 2**31, 2**32 - 1)}
+    assert len({tuple(labels) for labels in orders.values()}) == 4
+    assert make(seed=2**32 - 1)[3]["image"].tobytes() == make(seed=2**32 - 1)[3]["image"].tobytes()
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -203,16 +210,46 @@ def test_rows_that_do_not_lie_together(make):
 def test_a_pass_is_in_order_and_repeats_itself(make):
     batches = make(augment=Augment.NONE)
     passes = [list(batches.epoch()) for _ in range(2)]
-    assert [batch["label"].tolist() for batch in passes[0]] == [list(range(8 * n, 8 * n + 8)) for n in range(6)]
+    filled_up = [48, 49, *range(6)]
+    assert [batch["label"].tolist() for batch in passes[0]] == [*np.arange(48).reshape(6, 8).tolist(), filled_up]
     for first, second in zip(*passes, strict=True):
         assert_equal(first, second)
     few = np.concatenate([batch["label"] for batch in batches.epoch(2)])
     assert len(few) == 16 and few[0] == 0 and few[-1] >= 46 and (np.diff(few) > 0).all()
-    assert len(list(batches.epoch(100))) == 6
+    assert all(batch["mask"].all() for batch in batches.epoch(2))
+    assert len(list(batches.epoch(100))) == 7
     (small,) = make(3, augment=Augment.NONE).epoch()
     assert small["label"].tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert small["mask"].tolist() == [True] * 3 + [False] * 5
     halves = [list(make(augment=Augment.NONE, rows=np.split(np.arange(8), 2)[i]).epoch()) for i in range(2)]
-    assert [batch["label"].tolist() for batch in halves[1]] == [list(range(8 * n + 4, 8 * n + 8)) for n in range(6)]
+    for part, (left, right) in enumerate(zip(*halves, strict=True)):
+        for name, whole in passes[0][part].items():
+            np.testing.assert_array_equal(np.concatenate([left[name], right[name]]), whole)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 8, 50, 64])
+def test_every_sample_of_a_pass_counts_once(make, batch_size):
+    batches = list(make(augment=Augment.NONE, batch_size=batch_size).epoch())
+    assert {batch["mask"].shape for batch in batches} == {(batch_size,)}
+    counted = np.concatenate([batch["label"][batch["mask"]] for batch in batches])
+    assert sorted(counted.tolist()) == list(range(50))
+
+
+def test_what_stands_in_for_a_bad_sample_does_not_count(make, png):
+    records = bad_records(png)
+    (batch,) = make(records, batch_size=16, max_bad_fraction=1.0, max_pixels=5000, augment=Augment.NONE).epoch()
+    counted = [image.tobytes() for image in np.asarray(batch["image"])[np.asarray(batch["mask"])]]
+    assert len(counted) == len(set(counted)) == 8
+
+
+def test_a_pass_over_a_mixture_counts_no_sample_twice(list_source):
+    """The small part has the larger weight: all of it counts once, and the other one its share of the batches."""
+    records = list_source(66).records
+    parts = [list_source(records[:6]), list_source(records[6:])]
+    options = dict(batch_size=16, image_size=SIZE, augment=Augment.NONE, seed=0)
+    batches = list(Batches(Mixture(parts, ("a", "b"), (3.0, 1.0)), **options).epoch())
+    images = np.concatenate([np.asarray(batch["image"])[np.asarray(batch["mask"])] for batch in batches])
+    assert len(images) == len({image.tobytes() for image in images}) == 6 + 5 * 16 // 4
 
 
 def bad_records(png):

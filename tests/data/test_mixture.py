@@ -186,7 +186,7 @@ def test_from_a_config(folders):
     ("mixture", "message"),
     [
         ([{"name": "a", "weight": 0.0}], "weight of 'a' must be above 0"),
-        ([{"name": "a", "weight": float("nan")}], "weight of 'a' must be above 0 and finite"),
+        ([{"name": "a", "weight": float("nan")}], "weight' must be a finite number, not nan"),
         ([{"weight": 1.0}], "each part of a mixture needs a name"),
         ([{"name": "a"}, {"name": "a"}], "two parts of the mixture are called 'a'"),
         ([{"name": "a", "wieght": 2.0}], r"'config.mixture\[0\].wieght', did you mean 'weight'"),

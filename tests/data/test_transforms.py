@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from dalle_jax.data import transforms
+from dalle_jax.data.area import resize_area
 from dalle_jax.data.config import Augment
 from dalle_jax.data.decode import decode
 
@@ -46,8 +47,8 @@ def test_dalle_listing_step_by_step():
         left = int(rng.integers(3 * 33 // 8, 5 * 33 // 8))
         target = int(rng.integers(32, 36 + 1))
         down, right = rng.integers(target - 32 + 1), rng.integers(target - 32 + 1)
-        whole = Image.fromarray(picture[:, left : left + 57]).resize((target, target), Image.Resampling.BOX)
-        reference = np.asarray(whole)[down : down + 32, right : right + 32]
+        whole = resize_area(picture[:, left : left + 57], target, target)
+        reference = whole[down : down + 32, right : right + 32]
         assert np.array_equal(square, reference)
 
 

@@ -269,3 +269,22 @@ def test_patterns_must_match_the_depth():
 def test_shares_are_no_per_cents(name, share):
     with pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\), not {share}"):
         DecoderConfig(**{name: share})
+
+
+def test_evaluation_is_the_mean_over_all_tokens_however_they_are_cut(params):
+    """Captions of other lengths in each batch, and a last batch that is filled up: one program, the same means."""
+    rng, task = np.random.default_rng(0), DecoderTask(CONFIG, FakeCodec())
+    text = np.where(np.arange(6) <= np.arange(5)[:, None], rng.integers(3, 20, (5, 6)), 0).astype(np.int32)
+    rows = {"text": text, "image_tokens": rng.integers(0, 11, (5, 25)).astype(np.int32)}
+
+    def batch(places, mask):
+        return task.prepare({name: jnp.asarray(x[places]) for name, x in rows.items()} | {"mask": jnp.asarray(mask)})
+
+    yes, no = True, False
+    cut = [batch([0, 1], [yes, yes]), batch([4, 2], [yes, yes]), batch([3, 0], [yes, no])]
+    found = task.evaluate(params, {}, cut)
+    assert task._evaluate_batch._cache_size() == 1
+    whole = task.prepare(jax.tree.map(jnp.asarray, rows))
+    output = jax.jit(Decoder(CONFIG).apply)({"params": params}, whole["text"], whole["image_tokens"])
+    loss, parts = likelihood_loss(output, whole, 0.125)
+    assert found == pytest.approx({"loss": float(loss)} | {name: float(x) for name, x in parts.items()}, rel=1e-5)

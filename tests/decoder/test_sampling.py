@@ -132,6 +132,14 @@ def test_another_seed_is_other_noise(params, eight):
     assert (drawn(params, range(8), seed=8) != eight).any()
 
 
+def test_every_seed_up_to_32_bits_has_noise_of_its_own(params):
+    seeds = (0, 1, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1)
+    keys = [np.asarray(jax.random.key_data(candidate_keys(seed, jnp.arange(3)))) for seed in seeds]
+    assert len({row.tobytes() for rows in keys for row in rows}) == 3 * len(seeds)
+    tokens = drawn(params, range(8), seed=2**32 - 1)
+    np.testing.assert_array_equal(drawn(params, [6, 1], seed=2**32 - 1), tokens[[6, 1]])
+
+
 def test_greedy_tokens_are_the_argmax_of_the_full_pass(params):
     tokens = drawn(params, [0, 1], SamplingConfig(temperature=0.0))
     np.testing.assert_array_equal(tokens[0], tokens[1])
@@ -157,12 +165,40 @@ def test_temperature_top_k_and_top_p():
     assert kept(top_p=0.01) == [True, False, False, False]
     assert kept(top_p=1.0) == [True] * 4
     assert kept(top_k=3, top_p=0.7) == [True, True, False, False]  # 0.3 of 0.9 ends past 0.7
-    np.testing.assert_allclose(filter_logits(logits, SamplingConfig(temperature=0.5)), 2 * logits, rtol=1e-6)
+    at_half = filter_logits(logits, SamplingConfig(temperature=0.5))
+    np.testing.assert_allclose(jax.nn.softmax(at_half), jax.nn.softmax(2 * logits), rtol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}])
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"top_k": 2}], ids=str)
+@pytest.mark.parametrize("temperature", [1e-3, 1e-20, 3e-38, 1e-38, 1e-45, 5e-324])
+def test_small_temperatures_take_the_most_likely_code(temperature, options):
+    """Where 31 / temperature is no float32 number, too."""
+    logits = jnp.array([30.0, 31.0, -5.0, 30.5])
+    sampling = SamplingConfig(temperature=temperature, **options)
+    tokens = jax.jit(choose)(jnp.broadcast_to(logits, (200, 1, 4)), candidate_keys(0, jnp.arange(200)), 3, sampling)
+    assert (np.asarray(tokens) == 1).all()
+
+
+@pytest.mark.parametrize("temperature", [1e30, 1e300])
+def test_large_temperatures_draw_all_codes_alike(temperature):
+    logits = jnp.broadcast_to(jnp.array([30.0, -31.0]), (2000, 1, 2))
+    tokens = choose(logits, candidate_keys(0, jnp.arange(2000)), jnp.int32(3), SamplingConfig(temperature))
+    assert 0.45 < np.mean(tokens) < 0.55
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": -1.0},
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"guidance_scale": 1e30},
+        *({name: float(value)} for name in ("temperature", "top_p", "guidance_scale") for value in ("nan", "inf")),
+    ],
+)
 def test_impossible_settings_are_refused(options):
-    with pytest.raises(UserError, match=next(iter(options))):
+    with pytest.raises(UserError, match=f"{next(iter(options))} must be"):
         SamplingConfig(**options)
 
 

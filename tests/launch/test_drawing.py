@@ -246,11 +246,13 @@ def test_one_caption_has_no_axis(alone, everything):
 def test_chunks_do_not_matter(alone, everything, max_sequences):
     samples = alone.generate(CAPTIONS, num_samples=8, max_sequences=max_sequences)
     np.testing.assert_array_equal(samples.tokens, everything.tokens)
+    np.testing.assert_array_equal(samples.images, everything.images)
 
 
 def test_fewer_candidates_are_the_first_ones(alone, everything):
     samples = alone.generate(CAPTIONS, num_samples=3, max_sequences=4)  # The chunk of four is padded.
     np.testing.assert_array_equal(samples.tokens, everything.tokens[:, :3])
+    np.testing.assert_allclose(samples.images.astype(int), everything.images[:, :3].astype(int), atol=1)
 
 
 def test_eight_devices_draw_what_one_draws(dalle, everything):

@@ -13,21 +13,19 @@ from dalle_jax.config import from_config_dict
 from dalle_jax.nn.precision import einsum, matmul
 from dalle_jax.training.config import MeshConfig
 from launch.planning.families import FAMILIES
-from launch.planning.flops import inner_programs
-from launch.planning.programs import sampling_targets, training_target
+from launch.planning.programs import sampling_targets
 from launch.planning.topologies import Topology
 from launch.run_config import RunConfig
+from tests.nn.traced import equations, traced_stage
 
 HIGHEST, DEFAULT = jax.lax.Precision.HIGHEST, jax.lax.Precision.DEFAULT
 
 
 def products(program: Any) -> Iterator[tuple[list[str], Any]]:
     """Dtypes of the factors and precision of every product and convolution of a traced program, gradients included."""
-    for equation in getattr(program, "jaxpr", program).eqns:
+    for equation in equations(program):
         if equation.primitive.name in ("dot_general", "conv_general_dilated"):
             yield [str(x.aval.dtype) for x in equation.invars], equation.params["precision"]
-        for inner in inner_programs(equation.params):
-            yield from products(inner)
 
 
 def traced_step(module, arg, stage, dtype):
@@ -35,9 +33,7 @@ def traced_step(module, arg, stage, dtype):
     if stage == "decoder":
         model = dataclasses.replace(run.decoder.model, dtype=dtype)
         run = dataclasses.replace(run, decoder=dataclasses.replace(run.decoder, model=model))
-    topology = Topology("v5e-1", FAMILIES["v5e"], (1, 1))
-    target, _ = training_target(run, stage, MeshConfig(), topology, jax.devices()[:1])
-    return target.traced()[0].jaxpr
+    return traced_stage(run, stage)
 
 
 @pytest.mark.parametrize(

@@ -107,3 +107,27 @@ def test_dropout_is_off_unless_asked_for():
 )
 def test_activations_at_one(activation, value):
     assert float(activation(jnp.float32(1.0))) == pytest.approx(value, abs=1e-5)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_every_layer_of_a_mixed_schedule_drops_units_of_its_own(scan):
+    """Half-block k adds 2^k to each unit that it keeps, and nothing else: the stream's bits are all masks."""
+    kinds = ("a", "b", "a", "b", "c")
+    config = dataclasses.replace(CONFIG, num_layers=5, dropout=0.5, scan=scan)
+    stack = Transformer(config, BlockInit.gpt2(5), kinds, same_everywhere(causal_attention))
+    x = jnp.zeros((2, 5, 16))
+    params = jax.tree.map(jnp.zeros_like, nn.unbox(stack.init(jax.random.key(1), x)))["params"]
+    plan = GroupPlan.of(kinds)
+    assert (plan.repeats, plan.tail) == (2, ("c",))
+    group = [params["group"][f"layer_{i}"] for i in range(2)]
+    for i, layer in enumerate([*group, params["tail"]["layer_0"]]):
+        # Layer i of the group is at depths i and i + 2; half of what is added is what a kept unit is divided by.
+        depths = np.array([i, i + 2]) if i < 2 else np.array(4)
+        for half, bias in enumerate((layer["attention"]["out"], layer["mlp"]["out"])):
+            bias["bias"] += 0.5 * 2.0 ** (2 * depths[..., None] + half)
+    stream = stack.apply({"params": params}, x, deterministic=False, rngs={"dropout": jax.random.key(2)})[0]
+    masks = np.asarray(stream).astype(int)[None] >> np.arange(10)[:, None, None, None] & 1
+    np.testing.assert_array_equal(np.tensordot(2.0 ** np.arange(10), masks, 1), stream)
+    assert 0.3 < masks.mean() < 0.7
+    assert len({mask.tobytes() for mask in masks}) == 10
+    assert len({mask[row].tobytes() for mask in masks for row in range(2)}) == 20  # nor do rows of the batch share one

@@ -1,5 +1,6 @@
 """The loop as a person meets it: killed and resumed, on another mesh, with a loss that is not a number."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -333,3 +334,31 @@ def test_an_evaluation_of_no_batches_is_none(tmp_path):
     tiny_train(tmp_path, tiny_config(4, eval_every=2, eval_batches=0, preview_every=2))
     assert not any("eval/loss" in row for row in rows(tmp_path))
     assert len(list((tmp_path / "previews").iterdir())) == 2
+
+
+def test_a_resumed_run_halves_and_averages_as_the_uninterrupted_one(tmp_path):
+    """Stopped inside the plateau rule's window and right before a halving; no loss is ever a gain at this threshold."""
+    config = tiny_config(12, checkpoint_every=1, log_every=1, eval_every=0, preview_every=0)
+    rule = {"plateau_threshold": 0.99, "warmup_steps": 0, "halvings": 3}
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **rule))
+    whole = tiny_train(tmp_path / "whole", config)
+    rates = {row["step"]: row["learning_rate"] for row in rows(tmp_path / "whole")}
+    halved = [step for step in range(2, 13) if rates[step] == rates[step - 1] / 2]
+    assert len(halved) == 3
+
+    class Stop(Exception):
+        pass
+
+    for stop in (halved[0] - 1, halved[1] - 2):
+
+        def at(n, stop=stop):
+            if n == stop:
+                raise Stop
+
+        broken = tmp_path / f"broken_{stop}"
+        with pytest.raises(Stop):
+            tiny_train(broken, config, batches=TinyBatches(at=at))
+        assert saved_steps(broken)[-1] == stop
+        resumed = tiny_train(broken, config)
+        assert_same_bits(resumed, whole)
+        assert {row["step"]: row["learning_rate"] for row in rows(broken)} == rates
