@@ -5,7 +5,7 @@ import enum
 from typing import Any
 
 from dalle_jax.config import check_at_least, check_share
-from dalle_jax.data.config import Augment
+from dalle_jax.data.config import Augment, Resizing
 from dalle_jax.nn.transformer import Activation, Remat, TransformerConfig, check_dtype
 from dalle_jax.training.config import TrainConfig
 
@@ -103,7 +103,10 @@ class VisionConfig:
     """Share of the patches that a picture loses in training, drawn anew every time (Li et al. 2023, FLIP); not
     of a ResNet."""
     preprocessing: Augment = Augment.CLIP_INFERENCE
-    """How a picture of any size becomes a square at inference: `clip_inference` or `square` (SigLIP's)."""
+    """How a picture of any size becomes a square at inference: `clip_inference`, `square` (SigLIP's), or
+    `letterbox`."""
+    resizing: Resizing = Resizing()
+    """The filter and sizes of that, in training too."""
 
     def __post_init__(self):
         check_at_least(1, self, "image_size", "patch_size")
@@ -112,8 +115,7 @@ class VisionConfig:
             raise ValueError(f"pixel_mean {self.pixel_mean} and pixel_std {self.pixel_std}: three each, none of std 0")
         if self.patch_dropout and self.tower is VisionTower.RESNET:
             raise ValueError("patch_dropout is for towers that read patches one by one, not for a ResNet")
-        if self.preprocessing not in (Augment.CLIP_INFERENCE, Augment.SQUARE):
-            raise ValueError(f"preprocessing is 'clip_inference' or 'square', not '{self.preprocessing.value}'")
+        self._check_preprocessing()
         # The published So400m/14 at 384 pixels leaves six of them out.
         if self.image_size % self.patch_size and self.tower is not VisionTower.SIGLIP:
             raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
@@ -123,6 +125,16 @@ class VisionConfig:
             raise ValueError(f"a tower of kind '{self.tower.value}' has the sizes `{wanted}` and no `{other}`")
         if is_resnet and self.patch_size != RESNET_STRIDE:
             raise ValueError(f"patch_size of a ResNet is {RESNET_STRIDE}, not {self.patch_size}")
+
+    def _check_preprocessing(self):
+        if self.preprocessing not in (Augment.CLIP_INFERENCE, Augment.SQUARE, Augment.LETTERBOX):
+            known = "'letterbox', 'clip_inference' or 'square'"
+            raise ValueError(f"preprocessing is {known}, not '{self.preprocessing.value}'")
+        resize_to = self.resizing.resize_to
+        if resize_to and self.preprocessing is Augment.LETTERBOX:
+            raise ValueError(f"resizing.resize_to is {resize_to}, and 'letterbox' crops nothing: leave it 0")
+        if 0 < resize_to < self.image_size:
+            raise ValueError(f"resizing.resize_to {resize_to} is below image_size {self.image_size}: nothing to crop")
 
     @property
     def num_patches(self) -> int:

@@ -65,7 +65,7 @@ class Clip:
         @functools.partial(jax.jit, static_argnames="method")
         def image_features(variables, images, method):
             vision = config.vision
-            squares = preprocess_on_device(images, vision.image_size, vision.preprocessing)
+            squares = preprocess_on_device(images, vision.image_size, vision.preprocessing, vision.resizing)
             return model.apply(variables, normalize_pixels(squares, vision), method=method)
 
         @jax.jit
@@ -99,14 +99,15 @@ class Clip:
                 raise UserError(f"pictures on a device are uint8 [B, height, width, 3], not {images.aval.str_short()}")
             images = _on_auto_mesh(images)
             return program(self._variables_on(images.sharding), images)
-        pictures, size, how = picture_list(images), self.config.vision.image_size, self.config.vision.preprocessing
+        pictures, vision = picture_list(images), self.config.vision
+        size, how = vision.image_size, (vision.preprocessing, vision.resizing)
         if not pictures:
             one = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
             return np.zeros((0, *jax.eval_shape(program, self._variables, one).shape[1:]), np.float32)
         features: list[np.ndarray] = []
         started: list[tuple[jax.Array, int]] = []
         for part in _parts(len(pictures), self._most_at_once):
-            started.append(self._start(program, preprocess(pictures[part], size, how, first=part.start)))
+            started.append(self._start(program, preprocess(pictures[part], size, *how, first=part.start)))
             if len(started) > 2:  # two are enough to keep the device busy, and all would have to fit on it
                 features.append(_fetch(*started.pop(0)))
         return np.concatenate([*features, *(_fetch(*part) for part in started)])

@@ -76,7 +76,7 @@ def _check(run: RunConfig, workdir: epath.Path, stages: list[str]) -> tuple[dict
         config = getattr(run, name).train
         check_batch(config.batch_size, config.micro_batches, mesh, rules)
     if (workdir / "config.json").exists():
-        check_workdir(workdir, dataclasses.asdict(run))
+        check_workdir(workdir, run)
     sources = [open_source(run.data, split) for split in splits_of(run.data)]
     check_base(run, workdir, stages)
     plans = {name: PLANS[name](run, workdir, "codec" not in stages) for name in stages}
