@@ -11,16 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from dalle_jax.data.config import Augment, Resample, Resizing
+from dalle_jax.data.config import BICUBIC, Augment, Resample, Resizing
 from dalle_jax.data.pictures import Picture, picture_list, read_picture
 from dalle_jax.data.transforms import inference_transform, long_side_to, short_side_to
 
-_ON_DEVICE = {
-    Resample.NEAREST: "nearest",
-    Resample.BILINEAR: "linear",
-    Resample.BICUBIC: "cubic",
-    Resample.LANCZOS: "lanczos3",
-}
+_ON_DEVICE = {Resample.BILINEAR: "linear", Resample.BICUBIC: "cubic", Resample.LANCZOS: "lanczos3"}
 """Of `jax.image.resize`."""
 
 
@@ -28,7 +23,7 @@ def preprocess(
     pictures: np.ndarray | Iterable[Picture],
     size: int,
     preprocessing: Augment = Augment.CLIP_INFERENCE,
-    resizing: Resizing = Resizing(),
+    resizing: Resizing = BICUBIC,
     *,
     first: int = 0,
 ) -> UInt8[np.ndarray, "B size size 3"]:
@@ -54,14 +49,16 @@ def preprocess_on_device(
     images: UInt8[Array, "B height width 3"],
     size: int,
     preprocessing: Augment = Augment.CLIP_INFERENCE,
-    resizing: Resizing = Resizing(),
+    resizing: Resizing = BICUBIC,
 ) -> Float[Array, "B size size 3"]:
     """The same on device; values stay in [0, 255], rounded after each pass as Pillow rounds them."""
     _, height, width, _ = images.shape
     new_height, new_width = _resized(height, width, size, preprocessing, resizing)
     x = images.astype(jnp.float32)
     for axis, length in ((2, new_width), (1, new_height)):
-        if x.shape[axis] != length:
+        if x.shape[axis] != length and resizing.resample is Resample.NEAREST:
+            x = jnp.take(x, _nearest(x.shape[axis], length), axis)
+        elif x.shape[axis] != length:
             shape = (*x.shape[:axis], length, *x.shape[axis + 1 :])
             x = jax.image.resize(x, shape, _ON_DEVICE[resizing.resample], antialias=True)
             x = jnp.clip(jnp.round(x), 0, 255)
@@ -79,3 +76,10 @@ def _resized(height: int, width: int, size: int, preprocessing: Augment, resizin
         return long_side_to(height, width, size)
     side = resizing.resize_to or size
     return (side, side) if preprocessing is Augment.SQUARE else short_side_to(height, width, side)
+
+
+def _nearest(length: int, new: int) -> np.ndarray:
+    """The pixels that stay; Pillow adds up their distance, and so rounds a tie as this does."""
+    steps = np.full(new, length / new)
+    steps[0] /= 2
+    return np.floor(np.cumsum(steps)).astype(np.int32)

@@ -10,6 +10,7 @@ from etils import epath
 
 from clip_jax.config import ClipConfig
 from clip_jax.model import abstract_variables
+from clip_jax.preprocessing_hf import read_preprocessor
 from clip_jax.weights_hf import FILES as HF_FILES
 from clip_jax.weights_hf import IGNORED as HF_IGNORED
 from clip_jax.weights_hf import config_from_hf, hf_names
@@ -117,8 +118,7 @@ def _hf_folder(folder: str, file: str | None) -> Published | None:
         known = " and ".join(f"'{name}'" for name in _HF_FAMILIES)
         raise UserError(f"{folder} holds a model of type '{family}', and those read here are of {known}")
     config_from, names_of = _HF_FAMILIES[family]
-    preprocessor = find_file(folder, ["preprocessor_config.json"])
-    config = config_from(settings, read_settings(preprocessor) if preprocessor else {}, folder)
+    config = config_from(settings, read_preprocessor(folder), folder)
     path = file or find_file(folder, HF_FILES)
     if path is None:
         raise UserError(f"{folder} has a config.json and no weights beside it ({', '.join(HF_FILES)})")

@@ -15,9 +15,9 @@ from clip_jax.config import (
     resnet_config,
     tower_config,
 )
+from clip_jax.preprocessing_open_clip import pictures_from_open_clip, pictures_to_open_clip
 from clip_jax.weights_siglip import LOGITS, SIGLIP_END
 from clip_jax.weights_timm import TOWERS, timm_from_open_clip, timm_to_open_clip
-from dalle_jax.data.config import Augment
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation, TransformerConfig
 
@@ -43,7 +43,6 @@ _SIGLIP_VISION = {"timm_pool": "map", "timm_proj": "none"}
 _SIGLIP_TEXT = {"pool_type": "last", "no_causal_mask": True, "proj_bias": True}
 _SIGLIP_TOKENS = {"hf_tokenizer_name": "timm/ViT-B-16-SigLIP", "tokenizer_kwargs": {"clean": "canonicalize"}}
 
-_RESIZE = {"shortest": Augment.CLIP_INFERENCE, "squash": Augment.SQUARE}
 
 # Settings that change training, tokens or outputs, and leave the model as it is.
 _ASIDE = {
@@ -74,29 +73,14 @@ def config_from_open_clip(settings: Mapping[str, Any], where: str) -> ClipConfig
         raise UserError(f"{where}/{CONFIG} has no 'model_cfg' with an 'embed_dim'")
     try:
         vision, text = _vision(model, where), _text(model, where)
-        vision = dataclasses.replace(vision, **_pictures(_object(settings, "preprocess_cfg", where), where))
+        preprocess = _object(settings, "preprocess_cfg", where)
+        vision = dataclasses.replace(vision, **pictures_from_open_clip(preprocess, vision, f"{where}/{CONFIG}"))
         logits: dict[str, Any] = {}
         if model.get("init_logit_bias") is not None:
             logits = LOGITS | {"init_logit_bias": float(model["init_logit_bias"])}
         return ClipConfig(model["embed_dim"], vision, text, **logits)
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{where}/{CONFIG} describes no model: {error}") from error
-
-
-def _pictures(preprocess: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The fields of `VisionConfig` that `preprocess_cfg` has a word for."""
-    resize = preprocess.get("resize_mode") or "shortest"
-    if resize not in _RESIZE:
-        raise UserError(f"{where}/{CONFIG}: preprocess_cfg.resize_mode='{resize}' is not built here")
-    if (preprocess.get("interpolation") or "bicubic") != "bicubic":
-        filter_ = preprocess["interpolation"]
-        raise UserError(f"{where}/{CONFIG}: preprocess_cfg.interpolation='{filter_}' is not built here")
-    normalization = {
-        ours: tuple(preprocess[theirs])
-        for ours, theirs in (("pixel_mean", "mean"), ("pixel_std", "std"))
-        if preprocess.get(theirs)
-    }
-    return {"preprocessing": _RESIZE[resize], **normalization}
 
 
 def _vision(model: Mapping[str, Any], where: str) -> VisionConfig:
@@ -200,11 +184,7 @@ def config_to_open_clip(config: ClipConfig) -> dict[str, Any]:
                 **_reading(text),
             },
         },
-        "preprocess_cfg": {
-            "mean": list(vision.pixel_mean),
-            "std": list(vision.pixel_std),
-            "resize_mode": {ours: theirs for theirs, ours in _RESIZE.items()}[vision.preprocessing],
-        },
+        "preprocess_cfg": pictures_to_open_clip(vision),
     }
 
 

@@ -4,8 +4,6 @@ The same command goes on with a run that was stopped. `--print_config` shows the
 config, data and sizes without training.
 """
 
-import dataclasses
-
 import jax
 from absl import flags
 from etils import epath

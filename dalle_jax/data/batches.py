@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from dalle_jax.data import order
-from dalle_jax.data.config import Augment, DataConfig, Resizing, TextConfig
+from dalle_jax.data.config import BICUBIC, Augment, DataConfig, Resizing, TextConfig
 from dalle_jax.data.counts import ReadCounts
 from dalle_jax.data.mixture import parts_of
 from dalle_jax.data.prefetch import compute_ahead, read_ahead, to_global
@@ -47,7 +47,7 @@ class Batches:
         prefetch: int = DataConfig.prefetch,
         max_bad_fraction: float = DataConfig.max_bad_fraction,
         max_pixels: int = DataConfig.max_pixels,
-        resizing: Resizing = Resizing(),
+        resizing: Resizing = BICUBIC,
     ):
         """Args:
           source: what to read.

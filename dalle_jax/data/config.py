@@ -69,6 +69,10 @@ class Resizing:
             raise ValueError(f"fill is a level from 0 to 255, not {self.fill}")
 
 
+BICUBIC = Resizing()
+"""CLIP's own, where nothing else is said."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ShapesConfig:
     """The embedded data set of drawn scenes."""

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from dalle_jax.data.config import Augment, Resample, Resizing
+from dalle_jax.data.config import BICUBIC, Augment, Resample, Resizing
 from dalle_jax.data.decode import Picture
 
 Square = UInt8[np.ndarray, "size size 3"]
@@ -50,7 +50,7 @@ def dalle_augment(image: Picture, size: int, rng: np.random.Generator) -> Square
     return _scaled_crop(image, top, left, short, target, size, rng)
 
 
-def clip_augment(image: Picture, size: int, rng: np.random.Generator, how: Resizing = Resizing()) -> Square:
+def clip_augment(image: Picture, size: int, rng: np.random.Generator, how: Resizing = BICUBIC) -> Square:
     """CLIP's augmentation (section 2.3): the short side resized to `size`, then a random square crop."""
     new_height, new_width = _short_side_to(image, how.resize_to or size)
     top, left = rng.integers(new_height - size + 1), rng.integers(new_width - size + 1)
@@ -61,7 +61,7 @@ def clip_augment(image: Picture, size: int, rng: np.random.Generator, how: Resiz
     return _resize(image, size, size, _PILLOW[how.resample], box)
 
 
-def crop_and_mirror(image: Picture, size: int, rng: np.random.Generator, how: Resizing = Resizing()) -> Square:
+def crop_and_mirror(image: Picture, size: int, rng: np.random.Generator, how: Resizing = BICUBIC) -> Square:
     """The usual one for small photographs (He et al. 2015, section 4.2), for CLIPs of theirs.
 
     The short side resized to `size`, an eighth of it more on every side by reflection, then a random square crop,
@@ -85,20 +85,20 @@ def dalle_inference(image: Picture, size: int) -> Square:
     return centre_crop(resized, size)
 
 
-def clip_inference(image: Picture, size: int, how: Resizing = Resizing()) -> Square:
+def clip_inference(image: Picture, size: int, how: Resizing = BICUBIC) -> Square:
     """What CLIP is given at inference: bicubic to a short side of `size`, centre crop."""
     image = _without_far_ends(image)
     resized = _resize(image, *_short_side_to(image, how.resize_to or size), _PILLOW[how.resample])
     return centre_crop(resized, size)
 
 
-def square(image: Picture, size: int, how: Resizing = Resizing()) -> Square:
+def square(image: Picture, size: int, how: Resizing = BICUBIC) -> Square:
     """What SigLIP is given: all of the picture, squeezed into the square with a bicubic filter."""
     side = how.resize_to or size
     return centre_crop(_resize(image, side, side, _PILLOW[how.resample]), size)
 
 
-def letterbox(image: Picture, size: int, how: Resizing = Resizing()) -> Square:
+def letterbox(image: Picture, size: int, how: Resizing = BICUBIC) -> Square:
     """All of the image, its long side resized to `size`, in the middle of a square of one level."""
     resized = _resize(image, *long_side_to(*image.shape[:2], size), _PILLOW[how.resample])
     height, width, _ = resized.shape
@@ -116,7 +116,7 @@ def centre_crop(image: Picture, size: int) -> Square:
 
 
 def make_transform(
-    augment: Augment, size: int, how: Resizing = Resizing()
+    augment: Augment, size: int, how: Resizing = BICUBIC
 ) -> Callable[[Picture, np.random.Generator], Square]:
     """The function of `(image, rng)` that an `Augment` names; of CLIP's, `how` says the rest."""
     if augment in _DALLE:
@@ -127,14 +127,14 @@ def make_transform(
     return lambda image, rng: transform(image)
 
 
-def inference_transform(augment: Augment, size: int, how: Resizing = Resizing()) -> Callable[[Picture], Square]:
+def inference_transform(augment: Augment, size: int, how: Resizing = BICUBIC) -> Callable[[Picture], Square]:
     """The function of an image that an `Augment` names, one of those in which nothing is random."""
     if augment is Augment.NONE:
         return functools.partial(dalle_inference, size=size)
     return functools.partial(_CLIP_INFERENCE[augment], size=size, how=how)
 
 
-def shrink_to(augment: Augment, size: int, how: Resizing = Resizing()) -> int | None:
+def shrink_to(augment: Augment, size: int, how: Resizing = BICUBIC) -> int | None:
     """The short side below which decoding a JPEG at reduced size would change the augmentation; None: not at all."""
     largest = {
         Augment.DVAE: round(12 / 8 * size),

@@ -135,7 +135,11 @@ def test_fields_that_have_come_since_are_at_their_defaults(tmp_path):
     open_workdir(tmp_path, old)
     run = Run(Part(1), (Part(2),))
     assert open_workdir(tmp_path, run).resumed and check_workdir(tmp_path, run) == []
-    for other in (Run(Part(1, "else"), (Part(2),)), Run(Part(1), (Part(2, "else"),)), Run(Part(1), (Part(2),), Part(3))):
+    for other in (
+        Run(Part(1, "else"), (Part(2),)),
+        Run(Part(1), (Part(2, "else"),)),
+        Run(Part(1), (Part(2),), Part(3)),
+    ):
         with pytest.raises(UserError, match="of another config"):
             check_workdir(tmp_path, other)
     (tmp_path / "config.json").unlink()
