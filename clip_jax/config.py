@@ -36,6 +36,13 @@ class TextTower(enum.Enum):
         return self is TextTower.SIGLIP
 
 
+class ReadAt(enum.Enum):
+    """The position that holds a caption's feature."""
+
+    END = "end"  # of the first end-of-text token
+    HIGHEST = "highest"  # of the highest id, as OpenAI's code reads it: of a token added after the end token, if any
+
+
 class Loss(enum.Enum):
     """What a batch of pairs is judged by."""
 
@@ -169,9 +176,13 @@ class TextConfig:
     transformer: TransformerConfig
     """A bag of words takes its `embed_dim` and `norm_epsilon` from here and leaves the rest."""
     tower: TextTower = TextTower.TRANSFORMER
+    read_at: ReadAt = ReadAt.END
+    """`highest` is for transformers whose vocabulary goes on after the end-of-text token."""
 
     def __post_init__(self):
         check_at_least(1, self, "context_length")
+        if self.read_at is ReadAt.HIGHEST and self.tower is not TextTower.TRANSFORMER:
+            raise ValueError(f"read_at is 'highest', and a tower of kind '{self.tower.value}' is not read at one id")
         if not 0 <= self.end_id < self.vocab_size:
             raise ValueError(f"end_id {self.end_id} is no id of a vocabulary of {self.vocab_size}")
 

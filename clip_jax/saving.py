@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from clip_jax.cleaning import Cleaning
 from clip_jax.config import ClipConfig, Loss, TextTower, VisionConfig, VisionTower
 from clip_jax.handle import Clip
 from clip_jax.preprocessing_hf import CLIP, PREPROCESSOR, PROCESSOR, SIGLIP, preprocessor_to_hf, processor_to_hf
@@ -71,6 +72,9 @@ def _write_open_clip(clip: Clip, dtype: str) -> dict[str, Any]:
     del dtype  # open_clip converts
     config = clip.config
     settings = config_to_open_clip(config)
+    cleaning = clip.tokenize.cleaning if isinstance(clip.tokenize, CaptionTokenizer) else None
+    if cleaning not in (None, Cleaning.LOWER):
+        settings["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"clean": cleaning.value}
     _tell_activation(config.vision)
     names = openai_names(config, text_prefix="text." if has_custom_text(config) else "")
     return {

@@ -34,6 +34,7 @@ from clip_jax.bpe_table import openai_table as _openai_table
 from clip_jax.cleaning import Cleaning
 from clip_jax.cleaning import canonicalize as canonicalize
 from clip_jax.cleaning import clean as clean
+from dalle_jax.data.captions import caption_list
 from dalle_jax.data.config import TextConfig
 from dalle_jax.errors import UserError
 
@@ -53,7 +54,8 @@ class CaptionTokenizer(abc.ABC):
 
     end_id: int
     vocab_size: int
-    cleaning: Cleaning
+    cleaning: Cleaning | None = None
+    """Of captions; None: the tokenizer has a way of its own."""
     _start: tuple[int, ...]
     _pad_id: int
 
@@ -80,9 +82,7 @@ class CaptionTokenizer(abc.ABC):
         """
         if isinstance(texts, str):
             raise UserError(f"captions come in a list, not as the one string '{texts[:40]}'")
-        for i, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise UserError(f"caption {i} is no string but {type(text).__name__}: {text!r:.40}")
+        texts = caption_list(texts)
         rows = np.full((len(texts), self.context_length), self._pad_id, np.int32)
         cut = self.truncate if truncate is None else truncate
         for i, (row, text) in enumerate(zip(rows, texts, strict=True)):

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from clip_jax.config import ClipConfig, TextConfig, TextTower, VisionConfig, VisionTower, tower_config
+from clip_jax.config import ClipConfig, ReadAt, TextConfig, TextTower, VisionConfig, VisionTower, tower_config
 from clip_jax.preprocessing_hf import CLIP, pictures_from_hf
+from clip_jax.text_ends import end_at_highest
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation, TransformerConfig
 from dalle_jax.weights import Names
@@ -114,11 +115,18 @@ def config_from_hf(settings: Mapping[str, Any], preprocessor: Mapping[str, Any],
         raise UserError(f"{where}: its image tower reads {vision['num_channels']} channels, and pictures have 3")
     try:
         normalization = pictures_from_hf(preprocessor, vision["image_size"], CLIP, where)
-        end_id = text["vocab_size"] - 1 if text["eos_token_id"] == _LEGACY_END else text["eos_token_id"]
+        end: dict[str, Any] = {"end_id": text["eos_token_id"]}
+        if end["end_id"] == _LEGACY_END:
+            end = end_at_highest(text["vocab_size"], where)
         return ClipConfig(
             settings.get("projection_dim", 512),
             VisionConfig(vision["image_size"], vision["patch_size"], tower_from_hf(vision, where), **normalization),
-            TextConfig(text["vocab_size"], text["max_position_embeddings"], end_id, tower_from_hf(text, where)),
+            TextConfig(
+                text["vocab_size"],
+                text["max_position_embeddings"],
+                transformer=tower_from_hf(text, where),
+                **end,
+            ),
         )
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{where}/config.json describes no model: {error}") from error
@@ -167,7 +175,8 @@ def config_to_hf(config: ClipConfig, dtype: str) -> dict[str, Any]:
     if vision.tower is not VisionTower.VIT:
         kind = vision.tower.value
         raise UserError(f"CLIPModel has no image tower of kind '{kind}': save this model with format='open_clip'")
-    if text.end_id == _LEGACY_END:
+    highest = text.read_at is ReadAt.HIGHEST
+    if text.end_id == _LEGACY_END and not highest:
         raise UserError(f"CLIPModel takes an end-of-text token with id {_LEGACY_END} for the highest id of a caption")
     return {
         "architectures": ["CLIPModel"],
@@ -181,7 +190,7 @@ def config_to_hf(config: ClipConfig, dtype: str) -> dict[str, Any]:
             "projection_dim": config.embed_dim,
             "vocab_size": text.vocab_size,
             "max_position_embeddings": text.context_length,
-            "eos_token_id": text.end_id,
+            "eos_token_id": _LEGACY_END if highest else text.end_id,
             "bos_token_id": text.end_id - 1,
             "pad_token_id": 0,
         },

@@ -1,11 +1,12 @@
 """Captions as people store them: text files, JSON objects, columns of a table."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from dalle_jax.config import parse_json
 from dalle_jax.data.records import BadReason, BadSample, Source
+from dalle_jax.errors import UserError
 
 CAPTION_FIELDS = ("caption", "captions", "text")
 """Where a caption is looked for when the config names no field, in this order."""
@@ -62,6 +63,30 @@ def clean(texts: list[str]) -> Captions:
     except UnicodeEncodeError:
         return (), BadReason.CAPTION_ENCODING
     return captions, None
+
+
+def caption_list(texts: Iterable[str]) -> list[str]:
+    """Captions that a person hands over, as a list.
+
+    Raises:
+      UserError: they are no list of strings.
+    """
+    captions = listed(texts, "captions")
+    for i, text in enumerate(captions):
+        if not isinstance(text, str):
+            raise UserError(f"caption {i} is no string but {type(text).__name__}: {text!r:.40}")
+    return captions
+
+
+def listed(values: Iterable[Any], what: str) -> list[Any]:
+    """What a person hands over in an order of its own: a list, a generator, a column of a table.
+
+    Raises:
+      UserError: it is one string, a mapping, or has no order.
+    """
+    if isinstance(values, str | bytes | Mapping | set | frozenset) or not hasattr(values, "__iter__"):
+        raise UserError(f"{what} come in a list, not as {type(values).__name__}: {values!r:.40}")
+    return list(values)
 
 
 def all_captions(source: Source, limit: int = 2_000_000) -> Iterator[str]:
