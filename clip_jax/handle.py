@@ -17,13 +17,24 @@ from clip_jax.rows import checked_rows
 from clip_jax.text import feature_positions
 from clip_jax.tokenizers import CaptionTokenizer
 from clip_jax.vision import normalize_pixels
-from clip_jax.zero_shot import ClassName, Template, class_captions, class_probabilities, mean_directions, sigmoid, unit
+from clip_jax.zero_shot import (
+    ClassNames,
+    Templates,
+    class_captions,
+    class_probabilities,
+    mean_directions,
+    sigmoid,
+    unit,
+)
 from dalle_jax.data.captions import caption_list
 from dalle_jax.data.pictures import Picture, picture_list
 from dalle_jax.errors import UserError
 
 Images = jax.Array | np.ndarray | Iterable[Picture]
 """uint8 [B, height, width, 3], on a device or on the host, or a list of such arrays, Pillow images and paths."""
+
+Texts = Iterable[str] | Any
+"""Captions; anything else is refused by a line that says what it is."""
 
 Tokenize = Callable[[Sequence[str]], Int[np.ndarray, "n T"]]
 """Captions to ids of `context_length` positions, each with the end-of-text token in it."""
@@ -115,7 +126,7 @@ class Clip:
                 features.append(_fetch(*started.pop(0)))
         return np.concatenate([*features, *(_fetch(*part) for part in started)])
 
-    def encode_text(self, texts: Iterable[str], *, truncate: bool | None = None) -> Float[np.ndarray, "B E"]:
+    def encode_text(self, texts: Texts, *, truncate: bool | None = None) -> Float[np.ndarray, "B E"]:
         """Features of captions, projected, not normalised.
 
         Captions of similar length run together, cut where all of them have ended: a causal tower need not compute what
@@ -156,7 +167,7 @@ class Clip:
             raise UserError("truncate is for tokenizers of clip_jax: this model's cuts or refuses captions by itself")
         return checked_rows(rows, texts, self.config.text)
 
-    def score(self, images: Images, text: str | Sequence[str]) -> Float[Array, " B"] | Float[np.ndarray, " B"]:
+    def score(self, images: Images, text: str | Texts) -> Float[Array, " B"] | Float[np.ndarray, " B"]:
         """How well pictures fit captions: cosine times the learned scale, plus SigLIP's bias, float32.
 
         Args:
@@ -175,9 +186,7 @@ class Clip:
         cosines = np.sum(unit(features) * unit(captions), axis=-1)
         return np.float32(self.logit_scale) * cosines + np.float32(self.logit_bias)
 
-    def pair_probability(
-        self, images: Images, text: str | Sequence[str]
-    ) -> Float[Array, " B"] | Float[np.ndarray, " B"]:
+    def pair_probability(self, images: Images, text: str | Texts) -> Float[Array, " B"] | Float[np.ndarray, " B"]:
         """How likely each picture and caption belong together, by themselves: the sigmoid of `score`, float32.
 
         Raises:
@@ -189,7 +198,7 @@ class Clip:
         return jax.nn.sigmoid(score) if isinstance(score, jax.Array) else sigmoid(score)
 
     def zero_shot(
-        self, images: Images, class_names: Iterable[ClassName], templates: Iterable[Template] = ("a photo of a {}.",)
+        self, images: Images, class_names: ClassNames, templates: Templates = ("a photo of a {}.",)
     ) -> Float[np.ndarray, "B classes"]:
         """Probabilities of classes: prompts ensembled in embedding space, softmax of scaled cosines.
 
@@ -207,7 +216,7 @@ class Clip:
         return class_probabilities(np.asarray(self.encode_image(images)), directions, self.logit_scale)
 
     def class_directions(
-        self, class_names: Iterable[ClassName], templates: Iterable[Template] = ("a photo of a {}.",)
+        self, class_names: ClassNames, templates: Templates = ("a photo of a {}.",)
     ) -> Float[np.ndarray, "classes E"]:
         """The zero-shot classifier's unit vectors, computed once for the last few questions asked."""
         captions = class_captions(class_names, templates)

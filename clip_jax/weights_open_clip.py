@@ -135,7 +135,7 @@ def cleaning_from_open_clip(settings: Mapping[str, Any], where: str) -> Cleaning
         known = key == "clean" and value in cleanings
         if not known and value not in (None, False, ""):
             raise UserError(
-                f"{where}/{CONFIG}: text_cfg.tokenizer_kwargs has {key}={value!r}, which is not applied here (clean is: "
+                f"{where}/{CONFIG}: text_cfg.tokenizer_kwargs has {key}={value!r}, which is not applied here (clean is "
                 f"{', '.join(cleanings)}): captions would get other ids than the model was trained on"
             )
     cleaning = cleanings.get(options.get("clean") or "")

@@ -1,6 +1,7 @@
 """Classification by prompts (Radford et al. 2021, §3.1): a class is the mean of its captions' directions."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -14,6 +15,10 @@ ClassName = str | Sequence[str]
 Template = str | Callable[[str], str]
 """A caption with `{}` where the class's name goes, or a function of the name."""
 
+# What else a person hands over is refused by a line that says what it is; `Any` lets it come that far.
+ClassNames = Iterable[ClassName] | Any
+Templates = Iterable[Template] | Any
+
 EncodeText = Callable[[Sequence[str]], Float[np.ndarray, "n E"]]
 
 ClassCaptions = tuple[tuple[str, ...], ...]
@@ -21,7 +26,7 @@ ClassCaptions = tuple[tuple[str, ...], ...]
 
 
 def class_directions(
-    encode_text: EncodeText, class_names: Iterable[ClassName], templates: Iterable[Template]
+    encode_text: EncodeText, class_names: ClassNames, templates: Templates
 ) -> Float[np.ndarray, "classes E"]:
     """One unit vector a class: of each filled template the normalised feature, their mean, normalised again.
 
@@ -38,7 +43,7 @@ def class_directions(
     return mean_directions(encode_text, class_captions(class_names, templates))
 
 
-def class_captions(class_names: Iterable[ClassName], templates: Iterable[Template]) -> ClassCaptions:
+def class_captions(class_names: ClassNames, templates: Templates) -> ClassCaptions:
     """The filled templates of each class.
 
     Raises:

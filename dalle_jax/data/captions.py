@@ -1,6 +1,6 @@
 """Captions as people store them: text files, JSON objects, columns of a table."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -65,7 +65,7 @@ def clean(texts: list[str]) -> Captions:
     return captions, None
 
 
-def caption_list(texts: Iterable[str]) -> list[str]:
+def caption_list(texts: Any) -> list[str]:
     """Captions that a person hands over, as a list.
 
     Raises:
@@ -78,7 +78,7 @@ def caption_list(texts: Iterable[str]) -> list[str]:
     return captions
 
 
-def listed(values: Iterable[Any], what: str) -> list[Any]:
+def listed(values: Any, what: str) -> list[Any]:
     """What a person hands over in an order of its own: a list, a generator, a column of a table.
 
     Raises:
