@@ -113,7 +113,7 @@ class VisionConfig:
     """How a picture of any size becomes a square at inference: `clip_inference`, `square` (SigLIP's), or
     `letterbox`."""
     resizing: Resizing = Resizing()
-    """The filter and sizes of that, in training too."""
+    """The filter of that, in training too, and the rest."""
 
     def __post_init__(self):
         check_at_least(1, self, "image_size", "patch_size")
@@ -122,7 +122,9 @@ class VisionConfig:
             raise ValueError(f"pixel_mean {self.pixel_mean} and pixel_std {self.pixel_std}: three each, none of std 0")
         if self.patch_dropout and self.tower is VisionTower.RESNET:
             raise ValueError("patch_dropout is for towers that read patches one by one, not for a ResNet")
-        self._check_preprocessing()
+        if self.preprocessing not in (Augment.CLIP_INFERENCE, Augment.SQUARE, Augment.LETTERBOX):
+            known = "'letterbox', 'clip_inference' or 'square'"
+            raise ValueError(f"preprocessing is {known}, not '{self.preprocessing.value}'")
         # The published So400m/14 at 384 pixels leaves six of them out.
         if self.image_size % self.patch_size and self.tower is not VisionTower.SIGLIP:
             raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
@@ -132,16 +134,6 @@ class VisionConfig:
             raise ValueError(f"a tower of kind '{self.tower.value}' has the sizes `{wanted}` and no `{other}`")
         if is_resnet and self.patch_size != RESNET_STRIDE:
             raise ValueError(f"patch_size of a ResNet is {RESNET_STRIDE}, not {self.patch_size}")
-
-    def _check_preprocessing(self):
-        if self.preprocessing not in (Augment.CLIP_INFERENCE, Augment.SQUARE, Augment.LETTERBOX):
-            known = "'letterbox', 'clip_inference' or 'square'"
-            raise ValueError(f"preprocessing is {known}, not '{self.preprocessing.value}'")
-        resize_to = self.resizing.resize_to
-        if resize_to and self.preprocessing is Augment.LETTERBOX:
-            raise ValueError(f"resizing.resize_to is {resize_to}, and 'letterbox' crops nothing: leave it 0")
-        if 0 < resize_to < self.image_size:
-            raise ValueError(f"resizing.resize_to {resize_to} is below image_size {self.image_size}: nothing to crop")
 
     @property
     def num_patches(self) -> int:

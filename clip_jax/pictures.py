@@ -53,7 +53,7 @@ def preprocess_on_device(
 ) -> Float[Array, "B size size 3"]:
     """The same on device; values stay in [0, 255], rounded after each pass as Pillow rounds them."""
     _, height, width, _ = images.shape
-    new_height, new_width = _resized(height, width, size, preprocessing, resizing)
+    new_height, new_width = _resized(height, width, size, preprocessing)
     x = images.astype(jnp.float32)
     for axis, length in ((2, new_width), (1, new_height)):
         if x.shape[axis] != length and resizing.resample is Resample.NEAREST:
@@ -70,12 +70,11 @@ def preprocess_on_device(
     return x[:, top : top + size, left : left + size]
 
 
-def _resized(height: int, width: int, size: int, preprocessing: Augment, resizing: Resizing) -> tuple[int, int]:
+def _resized(height: int, width: int, size: int, preprocessing: Augment) -> tuple[int, int]:
     """(height, width) before the crop, or inside the bars."""
     if preprocessing is Augment.LETTERBOX:
         return long_side_to(height, width, size)
-    side = resizing.resize_to or size
-    return (side, side) if preprocessing is Augment.SQUARE else short_side_to(height, width, side)
+    return (size, size) if preprocessing is Augment.SQUARE else short_side_to(height, width, size)
 
 
 def _nearest(length: int, new: int) -> np.ndarray:

@@ -107,9 +107,9 @@ def pictures_from_hf(settings: Mapping[str, Any], image_size: int, usual: ImageP
     if not settings.get("do_resize", True):
         raise _refusal("do_resize", False, "True", where)
     mean, std = _normalization(settings, usual, where)
-    preprocessing, resize_to = _resizing(settings, image_size, usual, where)
-    resizing = Resizing(_filter(settings.get("resample", 3), where), resize_to)
-    return {"pixel_mean": mean, "pixel_std": std, "preprocessing": preprocessing, "resizing": resizing}
+    resizing = Resizing(_filter(settings.get("resample", 3), where))
+    way = _way(settings, image_size, usual, where)
+    return {"pixel_mean": mean, "pixel_std": std, "preprocessing": way, "resizing": resizing}
 
 
 def _kind(settings: Mapping[str, Any], usual: ImageProcessor, where: str) -> ImageProcessor:
@@ -121,20 +121,17 @@ def _kind(settings: Mapping[str, Any], usual: ImageProcessor, where: str) -> Ima
     raise _refusal("image_processor_type", name, f"{CLIP.kind} or {SIGLIP.kind}", where)
 
 
-def _resizing(settings: Mapping[str, Any], image_size: int, usual: ImageProcessor, where: str) -> tuple[Augment, int]:
-    """The way to a square, and `Resizing.resize_to`."""
+def _way(settings: Mapping[str, Any], image_size: int, usual: ImageProcessor, where: str) -> Augment:
+    """The way to a square. What is resized to is what is cropped: squares that come in again stay as they are."""
     crops, size = settings.get("do_center_crop", usual.crops), settings.get("size", image_size)
     side, by_short_side = _side(size, crops or usual.crops, where)
     if not crops and by_short_side:
         raise _refusal("do_center_crop", False, f"True: size {size} alone makes no square", where)
-    if not crops and side != image_size:
-        raise _refusal("size", size, f"{image_size}, the model's image_size", where)
-    crop = settings.get("crop_size", image_size)
-    if crops and any(length != image_size for length in _lengths(crop)):
-        raise _refusal("crop_size", crop, f"{image_size}, the model's image_size", where)
-    if side < image_size:
-        raise _refusal("size", size, f"{image_size} or more: the crop would reach beyond the image", where)
-    return Augment.CLIP_INFERENCE if by_short_side else Augment.SQUARE, side if side > image_size else 0
+    crop = settings.get("crop_size", image_size) if crops else image_size
+    for name, value, lengths in (("size", size, [side]), ("crop_size", crop, _lengths(crop))):
+        if any(length != image_size for length in lengths):
+            raise _refusal(name, value, f"{image_size}, the model's image_size", where)
+    return Augment.CLIP_INFERENCE if by_short_side else Augment.SQUARE
 
 
 def _side(size: Any, number_is_short_side: bool, where: str) -> tuple[int, bool]:
@@ -208,20 +205,17 @@ def preprocessor_to_hf(config: VisionConfig, usual: ImageProcessor) -> dict[str,
     Raises:
       UserError: transformers has no processor that does the same.
     """
-    crops = config.preprocessing is Augment.CLIP_INFERENCE or config.resizing.resize_to > 0
+    crops = config.preprocessing is Augment.CLIP_INFERENCE
     if config.preprocessing is Augment.LETTERBOX:
         raise UserError("Hugging Face's image processors have no letterboxing: save this model with format='open_clip'")
-    side = config.resizing.resize_to or config.image_size
-    size = {"shortest_edge": side}
-    if config.preprocessing is Augment.SQUARE:
-        size = {"height": side, "width": side}
-    crop = {"do_center_crop": crops, "crop_size": {"height": config.image_size, "width": config.image_size}}
+    square = {"height": config.image_size, "width": config.image_size}
+    crop = {"do_center_crop": crops, "crop_size": square}
     return {
         # The SigLIP processor of transformers 4 leaves out crops.
         "image_processor_type": CLIP.kind if crops else usual.kind,
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": size,
+        "size": {"shortest_edge": config.image_size} if crops else square,
         "resample": {filter_: number for number, filter_ in _FILTERS.items()}[config.resizing.resample],
         **(crop if crops or usual is CLIP else {}),
         "do_rescale": True,

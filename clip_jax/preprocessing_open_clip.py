@@ -61,10 +61,6 @@ def pictures_to_open_clip(vision: VisionConfig) -> dict[str, Any]:
         raise UserError(
             f"open_clip resizes bicubic or bilinear, not '{resizing.resample.value}': save with format='hf'"
         )
-    if resizing.resize_to:
-        raise UserError(
-            f"open_clip resizes images to what it crops, not to {resizing.resize_to} pixels: save with format='hf'"
-        )
     settings = {
         "mean": list(vision.pixel_mean),
         "std": list(vision.pixel_std),

@@ -57,15 +57,11 @@ class Resizing:
     """What CLIP's ways to a square (`clip`, `crop_and_mirror`, `clip_inference`, `square`, `letterbox`) leave open."""
 
     resample: Resample = Resample.BICUBIC
-    resize_to: int = 0
-    """Pixels of what is resized to the square's side (the short side, or both) before the crop; 0: that side, so that
-    the crop takes no more than it must. Not of `crop_and_mirror` and `letterbox`."""
     fill: int = 0
     """Of the bars of `letterbox`, 0 (black) to 255 in all three channels."""
 
     def __post_init__(self):
-        check_at_least(0, self, "resize_to", "fill")
-        if self.fill > 255:
+        if not 0 <= self.fill <= 255:
             raise ValueError(f"fill is a level from 0 to 255, not {self.fill}")
 
 

@@ -84,7 +84,7 @@ class SampleReader:
         image = decode(
             record.image,
             max_pixels=self.max_pixels,
-            shrink_to=transforms.shrink_to(self.augment, self.image_size, self.resizing),
+            shrink_to=transforms.shrink_to(self.augment, self.image_size),
         )
         return transforms.make_transform(self.augment, self.image_size, self.resizing)(image, rng)
 

@@ -52,7 +52,7 @@ def dalle_augment(image: Picture, size: int, rng: np.random.Generator) -> Square
 
 def clip_augment(image: Picture, size: int, rng: np.random.Generator, how: Resizing = BICUBIC) -> Square:
     """CLIP's augmentation (section 2.3): the short side resized to `size`, then a random square crop."""
-    new_height, new_width = _short_side_to(image, how.resize_to or size)
+    new_height, new_width = _short_side_to(image, size)
     top, left = rng.integers(new_height - size + 1), rng.integers(new_width - size + 1)
     height, width, _ = image.shape
     # Resizing the region that the crop covers equals cropping the resized picture, and touches no other pixel.
@@ -88,14 +88,13 @@ def dalle_inference(image: Picture, size: int) -> Square:
 def clip_inference(image: Picture, size: int, how: Resizing = BICUBIC) -> Square:
     """What CLIP is given at inference: bicubic to a short side of `size`, centre crop."""
     image = _without_far_ends(image)
-    resized = _resize(image, *_short_side_to(image, how.resize_to or size), _PILLOW[how.resample])
+    resized = _resize(image, *_short_side_to(image, size), _PILLOW[how.resample])
     return centre_crop(resized, size)
 
 
 def square(image: Picture, size: int, how: Resizing = BICUBIC) -> Square:
     """What SigLIP is given: all of the picture, squeezed into the square with a bicubic filter."""
-    side = how.resize_to or size
-    return centre_crop(_resize(image, side, side, _PILLOW[how.resample]), size)
+    return _resize(image, size, size, _PILLOW[how.resample])
 
 
 def letterbox(image: Picture, size: int, how: Resizing = BICUBIC) -> Square:
@@ -134,13 +133,9 @@ def inference_transform(augment: Augment, size: int, how: Resizing = BICUBIC) ->
     return functools.partial(_CLIP_INFERENCE[augment], size=size, how=how)
 
 
-def shrink_to(augment: Augment, size: int, how: Resizing = BICUBIC) -> int | None:
+def shrink_to(augment: Augment, size: int) -> int | None:
     """The short side below which decoding a JPEG at reduced size would change the augmentation; None: not at all."""
-    largest = {
-        Augment.DVAE: round(12 / 8 * size),
-        Augment.DALLE: round(9 / 8 * size),
-        Augment.CLIP: how.resize_to or size,
-    }
+    largest = {Augment.DVAE: round(12 / 8 * size), Augment.DALLE: round(9 / 8 * size), Augment.CLIP: size}
     return largest.get(augment)
 
 

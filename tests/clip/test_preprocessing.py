@@ -44,8 +44,6 @@ BY_HAND = {
     "nearest": ({"resample": 0}, resized(49, 32, "NEAREST")[:, 8:40]),
     "squeezed": ({"do_center_crop": False, "size": {"height": 32, "width": 32}}, resized(32, 32, "BICUBIC")),
     "squeezed as a list": ({"do_center_crop": False, "size": [32, 32]}, resized(32, 32, "BICUBIC")),
-    "larger than the crop": ({"size": 40}, resized(62, 40, "BICUBIC")[4:36, 15:47]),
-    "squeezed, then cropped": ({"size": {"height": 40, "width": 40}}, resized(40, 40, "BICUBIC")[4:36, 4:36]),
 }
 
 
@@ -95,7 +93,9 @@ def test_pixels_are_brought_to_the_range_of_the_settings(change, mean, std):
         ({"size": {}}, "size {}"),
         ({"size": "large"}, "size large"),
         ({"size": True}, "size True"),
-        ({"size": 16}, "size 16 .here 32 or more"),
+        ({"size": 16}, "size 16 .here 32, "),
+        ({"size": 40}, "size 40 .here 32, "),
+        ({"do_center_crop": False, "size": {"height": 40, "width": 40}}, "size .*40.* .here 32, "),
         ({"crop_size": {"height": 32, "width": 16}}, "crop_size"),
         ({"resample": "hamming"}, "resample hamming"),
         ({"resample": [3]}, "resample .3."),
@@ -198,26 +198,14 @@ def test_open_clips_ways_to_a_square(name):
     assert dataclasses.replace(VISION, **again) == vision
 
 
-@pytest.mark.parametrize(
-    ("resizing", "message"), [(Resizing(Resample.LANCZOS), "not 'lanczos'"), (Resizing(resize_to=40), "not to 40")]
-)
-def test_what_open_clip_cannot_do_is_not_written(resizing, message):
-    with pytest.raises(UserError, match=message):
-        pictures_to_open_clip(dataclasses.replace(VISION, resizing=resizing))
-
-
-def test_sizes_that_do_not_fit():
-    for change, message in (
-        ({"resizing": Resizing(resize_to=16)}, "resize_to 16 is below"),
-        (BOXED | {"resizing": Resizing(resize_to=64)}, "'letterbox' crops nothing"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            dataclasses.replace(VISION, **change)
+def test_what_open_clip_cannot_do_is_not_written():
+    with pytest.raises(UserError, match="not 'lanczos'"):
+        pictures_to_open_clip(dataclasses.replace(VISION, resizing=Resizing(Resample.LANCZOS)))
     with pytest.raises(ValueError, match="from 0 to 255, not 256"):
         Resizing(fill=256)
 
 
-@pytest.mark.parametrize("change", [SQUARE, BOXED, {"resizing": Resizing(Resample.BILINEAR, 40)}], ids=str)
+@pytest.mark.parametrize("change", [SQUARE, BOXED, {"resizing": Resizing(Resample.BILINEAR)}], ids=str)
 def test_training_reads_images_as_inference_does(change):
     """What is not cropped at inference is not in training; a crop is one of the same resized image."""
     vision = dataclasses.replace(VISION, **change)
@@ -229,8 +217,6 @@ def test_training_reads_images_as_inference_does(change):
     if augment is not Augment.CLIP:
         np.testing.assert_array_equal(trained, square)
         return
-    whole = resized(62, 40, "BILINEAR").astype(int)
-    distance = min(
-        np.abs(whole[top : top + SIZE, left : left + SIZE] - trained).max() for top in range(9) for left in range(31)
-    )
+    whole = resized(49, 32, "BILINEAR").astype(int)
+    distance = min(np.abs(whole[:, left : left + SIZE] - trained).max() for left in range(18))
     assert distance <= 1
