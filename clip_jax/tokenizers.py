@@ -117,6 +117,10 @@ class CaptionTokenizer(abc.ABC):
         """The most pieces of a caption."""
         return self.context_length - len(self._start) - 1
 
+    def _cleaning_file(self, usual: Cleaning) -> dict[str, str]:
+        """What `tokenizer_config.json` says of the cleaning; nothing where it is the usual one."""
+        return {} if self.cleaning is None or self.cleaning is usual else {"clean": self.cleaning.value}
+
     def _fill(self, row: np.ndarray, pieces: Sequence[int]) -> None:
         ids = (*self._start, *pieces[: self._room], self.end_id)
         row[: len(ids)] = ids
@@ -173,7 +177,7 @@ class ClipTokenizer(CaptionTokenizer):
         self._word_ids = functools.lru_cache(_CACHED_WORDS)(self._encode_word)
 
     def __reduce__(self):  # the cache cannot be pickled, and worker processes get a copy
-        options = {"added": self._added.tokens, "cleaning": self.cleaning}
+        options: dict[str, Any] = {"added": self._added.tokens, "cleaning": self.cleaning}
         make = functools.partial(ClipTokenizer, context_length=self.context_length, truncate=self.truncate, **options)
         return make, self._table
 
@@ -192,7 +196,7 @@ class ClipTokenizer(CaptionTokenizer):
             "pad_token": end,
             "model_max_length": self.context_length,
             **added_files(self._added.tokens),
-            **({} if self.cleaning is Cleaning.LOWER else {"clean": self.cleaning.value}),
+            **self._cleaning_file(Cleaning.LOWER),
         }
         lines = ["#version: 0.2", *map(" ".join, merges)]
         return {
@@ -261,7 +265,7 @@ class SiglipTokenizer(CaptionTokenizer):
             "tokenizer_class": "SiglipTokenizer",
             "model_max_length": self.context_length,
             **added_files(self._added.tokens),
-            **({} if self.cleaning is Cleaning.CANONICALIZE else {"clean": self.cleaning.value}),
+            **self._cleaning_file(Cleaning.CANONICALIZE),
         }
         described = {SETTINGS: json.dumps(settings, indent=2).encode()}
         if isinstance(self._model, sentencepiece.SentencePieceProcessor):

@@ -99,8 +99,8 @@ def square(image: Picture, size: int, how: Resizing = BICUBIC) -> Square:
 
 def letterbox(image: Picture, size: int, how: Resizing = BICUBIC) -> Square:
     """All of the image, its long side resized to `size`, in the middle of a square of one level."""
-    resized = _resize(image, *long_side_to(*image.shape[:2], size), _PILLOW[how.resample])
-    height, width, _ = resized.shape
+    height, width = long_side_to(image.shape[0], image.shape[1], size)
+    resized = _resize(image, height, width, _PILLOW[how.resample])
     top, left = (size - height) // 2, (size - width) // 2
     canvas = np.full((size, size, 3), how.fill, np.uint8)
     canvas[top : top + height, left : left + width] = resized
