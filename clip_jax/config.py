@@ -5,7 +5,7 @@ import enum
 from typing import Any
 
 from dalle_jax.config import check_at_least, check_share
-from dalle_jax.data.config import Augment
+from dalle_jax.data.config import Augment, Resizing
 from dalle_jax.nn.transformer import Activation, Remat, TransformerConfig, check_dtype
 from dalle_jax.training.config import TrainConfig
 
@@ -34,6 +34,13 @@ class TextTower(enum.Enum):
     def reads_pads(self) -> bool:
         """Whether what stands after a caption's end changes its feature; such captions are never cut."""
         return self is TextTower.SIGLIP
+
+
+class ReadAt(enum.Enum):
+    """The position that holds a caption's feature."""
+
+    END = "end"  # of the first end-of-text token
+    HIGHEST = "highest"  # of the highest id, as OpenAI's code reads it: of a token added after the end token, if any
 
 
 class Loss(enum.Enum):
@@ -103,7 +110,10 @@ class VisionConfig:
     """Share of the patches that a picture loses in training, drawn anew every time (Li et al. 2023, FLIP); not
     of a ResNet."""
     preprocessing: Augment = Augment.CLIP_INFERENCE
-    """How a picture of any size becomes a square at inference: `clip_inference` or `square` (SigLIP's)."""
+    """How a picture of any size becomes a square at inference: `clip_inference`, `square` (SigLIP's), or
+    `letterbox`."""
+    resizing: Resizing = Resizing()
+    """The filter of that, in training too, and the rest."""
 
     def __post_init__(self):
         check_at_least(1, self, "image_size", "patch_size")
@@ -112,8 +122,9 @@ class VisionConfig:
             raise ValueError(f"pixel_mean {self.pixel_mean} and pixel_std {self.pixel_std}: three each, none of std 0")
         if self.patch_dropout and self.tower is VisionTower.RESNET:
             raise ValueError("patch_dropout is for towers that read patches one by one, not for a ResNet")
-        if self.preprocessing not in (Augment.CLIP_INFERENCE, Augment.SQUARE):
-            raise ValueError(f"preprocessing is 'clip_inference' or 'square', not '{self.preprocessing.value}'")
+        if self.preprocessing not in (Augment.CLIP_INFERENCE, Augment.SQUARE, Augment.LETTERBOX):
+            known = "'letterbox', 'clip_inference' or 'square'"
+            raise ValueError(f"preprocessing is {known}, not '{self.preprocessing.value}'")
         # The published So400m/14 at 384 pixels leaves six of them out.
         if self.image_size % self.patch_size and self.tower is not VisionTower.SIGLIP:
             raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
@@ -157,9 +168,13 @@ class TextConfig:
     transformer: TransformerConfig
     """A bag of words takes its `embed_dim` and `norm_epsilon` from here and leaves the rest."""
     tower: TextTower = TextTower.TRANSFORMER
+    read_at: ReadAt = ReadAt.END
+    """`highest` is for transformers whose vocabulary goes on after the end-of-text token."""
 
     def __post_init__(self):
         check_at_least(1, self, "context_length")
+        if self.read_at is ReadAt.HIGHEST and self.tower is not TextTower.TRANSFORMER:
+            raise ValueError(f"read_at is 'highest', and a tower of kind '{self.tower.value}' is not read at one id")
         if not 0 <= self.end_id < self.vocab_size:
             raise ValueError(f"end_id {self.end_id} is no id of a vocabulary of {self.vocab_size}")
 

@@ -43,7 +43,7 @@ def encode_source(
     Raises:
       UserError: no picture can be read.
     """
-    transform = inference_transform(vision.preprocessing, vision.image_size)
+    transform = inference_transform(vision.preprocessing, vision.image_size, vision.resizing)
 
     def read(index: int) -> tuple[np.ndarray, Record] | None:
         try:

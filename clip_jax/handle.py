@@ -8,19 +8,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Int32
 
 from clip_jax.config import ClipConfig, Loss
 from clip_jax.model import ClipModel, normalize
 from clip_jax.pictures import preprocess, preprocess_on_device
+from clip_jax.rows import checked_rows
+from clip_jax.text import feature_positions
 from clip_jax.tokenizers import CaptionTokenizer
 from clip_jax.vision import normalize_pixels
-from clip_jax.zero_shot import ClassName, class_directions, class_probabilities, refuse_strings, sigmoid, unit
+from clip_jax.zero_shot import (
+    ClassNames,
+    Templates,
+    class_captions,
+    class_probabilities,
+    mean_directions,
+    sigmoid,
+    unit,
+)
+from dalle_jax.data.captions import caption_list
 from dalle_jax.data.pictures import Picture, picture_list
 from dalle_jax.errors import UserError
 
 Images = jax.Array | np.ndarray | Iterable[Picture]
 """uint8 [B, height, width, 3], on a device or on the host, or a list of such arrays, Pillow images and paths."""
+
+Texts = Iterable[str] | Any
+"""Captions; anything else is refused by a line that says what it is."""
 
 Tokenize = Callable[[Sequence[str]], Int[np.ndarray, "n T"]]
 """Captions to ids of `context_length` positions, each with the end-of-text token in it."""
@@ -65,7 +79,7 @@ class Clip:
         @functools.partial(jax.jit, static_argnames="method")
         def image_features(variables, images, method):
             vision = config.vision
-            squares = preprocess_on_device(images, vision.image_size, vision.preprocessing)
+            squares = preprocess_on_device(images, vision.image_size, vision.preprocessing, vision.resizing)
             return model.apply(variables, normalize_pixels(squares, vision), method=method)
 
         @jax.jit
@@ -99,19 +113,20 @@ class Clip:
                 raise UserError(f"pictures on a device are uint8 [B, height, width, 3], not {images.aval.str_short()}")
             images = _on_auto_mesh(images)
             return program(self._variables_on(images.sharding), images)
-        pictures, size, how = picture_list(images), self.config.vision.image_size, self.config.vision.preprocessing
+        pictures, vision = picture_list(images), self.config.vision
+        size, how = vision.image_size, (vision.preprocessing, vision.resizing)
         if not pictures:
             one = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
             return np.zeros((0, *jax.eval_shape(program, self._variables, one).shape[1:]), np.float32)
         features: list[np.ndarray] = []
         started: list[tuple[jax.Array, int]] = []
         for part in _parts(len(pictures), self._most_at_once):
-            started.append(self._start(program, preprocess(pictures[part], size, how, first=part.start)))
+            started.append(self._start(program, preprocess(pictures[part], size, *how, first=part.start)))
             if len(started) > 2:  # two are enough to keep the device busy, and all would have to fit on it
                 features.append(_fetch(*started.pop(0)))
         return np.concatenate([*features, *(_fetch(*part) for part in started)])
 
-    def encode_text(self, texts: Iterable[str], *, truncate: bool | None = None) -> Float[np.ndarray, "B E"]:
+    def encode_text(self, texts: Texts, *, truncate: bool | None = None) -> Float[np.ndarray, "B E"]:
         """Features of captions, projected, not normalised.
 
         Captions of similar length run together, cut where all of them have ended: a causal tower need not compute what
@@ -123,21 +138,18 @@ class Clip:
 
         Raises:
           UserError: a caption is too long, and the message names it; or the tokenizer is the caller's own, which
-            takes no `truncate`.
+            takes no `truncate`, or gives rows that the model cannot read.
         """
         if isinstance(texts, str):
             raise UserError(f"encode_text takes a list of captions, not the one string '{texts[:40]}'")
-        texts = list(texts)
-        for i, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise UserError(f"caption {i} is no string but {type(text).__name__}: {text!r:.40}")
+        texts = caption_list(texts)
         if not texts:
             return np.zeros((0, self.config.embed_dim), np.float32)
         ids = self._ids(texts, truncate)
         if self.config.text.tower.reads_pads:
             lengths = np.full(len(ids), ids.shape[1])
         else:
-            lengths = np.argmax(ids == self.config.text.end_id, axis=-1) + 1
+            lengths = feature_positions(ids, self.config.text) + 1
         order = np.argsort(lengths, kind="stable")
         parts = []
         for part in _parts(len(order), self._most_at_once):
@@ -146,21 +158,23 @@ class Clip:
             parts.append(self._start(self._text_features, ids[rows, :length]))
         return np.concatenate([_fetch(*part) for part in parts])[np.argsort(order)]
 
-    def _ids(self, texts: Sequence[str], truncate: bool | None) -> Int[np.ndarray, "n T"]:
+    def _ids(self, texts: Sequence[str], truncate: bool | None) -> Int32[np.ndarray, "n T"]:
         if truncate is None:
-            return self.tokenize(texts)
-        if not isinstance(self.tokenize, CaptionTokenizer):
+            rows = self.tokenize(texts)
+        elif isinstance(self.tokenize, CaptionTokenizer):
+            rows = self.tokenize(texts, truncate=truncate)
+        else:
             raise UserError("truncate is for tokenizers of clip_jax: this model's cuts or refuses captions by itself")
-        return self.tokenize(texts, truncate=truncate)
+        return checked_rows(rows, texts, self.config.text)
 
-    def score(self, images: Images, text: str | Sequence[str]) -> Float[Array, " B"] | Float[np.ndarray, " B"]:
+    def score(self, images: Images, text: str | Texts) -> Float[Array, " B"] | Float[np.ndarray, " B"]:
         """How well pictures fit captions: cosine times the learned scale, plus SigLIP's bias, float32.
 
         Args:
           images: pictures of any size.
           text: one caption for all of them, or one for each.
         """
-        texts = [text] if isinstance(text, str) else list(text)
+        texts = [text] if isinstance(text, str) else caption_list(text)
         images = images if isinstance(images, jax.Array) else picture_list(images)
         if len(texts) not in (1, len(images)):
             raise UserError(f"{len(images)} pictures and {len(texts)} captions: give one caption, or one a picture")
@@ -172,9 +186,7 @@ class Clip:
         cosines = np.sum(unit(features) * unit(captions), axis=-1)
         return np.float32(self.logit_scale) * cosines + np.float32(self.logit_bias)
 
-    def pair_probability(
-        self, images: Images, text: str | Sequence[str]
-    ) -> Float[Array, " B"] | Float[np.ndarray, " B"]:
+    def pair_probability(self, images: Images, text: str | Texts) -> Float[Array, " B"] | Float[np.ndarray, " B"]:
         """How likely each picture and caption belong together, by themselves: the sigmoid of `score`, float32.
 
         Raises:
@@ -186,7 +198,7 @@ class Clip:
         return jax.nn.sigmoid(score) if isinstance(score, jax.Array) else sigmoid(score)
 
     def zero_shot(
-        self, images: Images, class_names: Sequence[ClassName], templates: Sequence[str] = ("a photo of a {}.",)
+        self, images: Images, class_names: ClassNames, templates: Templates = ("a photo of a {}.",)
     ) -> Float[np.ndarray, "B classes"]:
         """Probabilities of classes: prompts ensembled in embedding space, softmax of scaled cosines.
 
@@ -194,20 +206,21 @@ class Clip:
 
         Args:
           images: pictures of any size.
-          class_names: what fills the templates; a class may have several names.
-          templates: captions with `{}` where the name goes.
+          class_names: what fills the templates, in the order of the result; a class may have several names.
+          templates: captions with `{}` where the name goes, or functions that make a caption of a name.
+
+        Raises:
+          UserError: a name is no string, or a template has no place for it.
         """
         directions = self.class_directions(class_names, templates)
         return class_probabilities(np.asarray(self.encode_image(images)), directions, self.logit_scale)
 
     def class_directions(
-        self, class_names: Sequence[ClassName], templates: Sequence[str] = ("a photo of a {}.",)
+        self, class_names: ClassNames, templates: Templates = ("a photo of a {}.",)
     ) -> Float[np.ndarray, "classes E"]:
         """The zero-shot classifier's unit vectors, computed once for the last few questions asked."""
-        refuse_strings(class_names, templates)
-        names = tuple(name if isinstance(name, str) else tuple(name) for name in class_names)
-        key = names, tuple(templates)
-        return _remember(self._directions, key, 8, lambda: class_directions(self.encode_text, *key)).copy()
+        captions = class_captions(class_names, templates)
+        return _remember(self._directions, captions, 8, lambda: mean_directions(self.encode_text, captions)).copy()
 
     def _text_feature(self, text: str) -> Float[np.ndarray, " E"]:
         return _remember(self._text_features_of, text, 1024, lambda: self.encode_text([text])[0])

@@ -7,7 +7,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import SingleDeviceSharding
 
-from clip_jax.config import ClipStage
+from clip_jax.config import ClipStage, ReadAt
 from clip_jax.handle import Clip, Tokenize
 from clip_jax.model import abstract_variables
 from clip_jax.run_tokenizer import TRAINED, read_tokenizer
@@ -92,8 +92,9 @@ def published_tokenizer(published: Published, truncate: bool = False) -> Caption
         tokenizer = read_tokenizer(folder, **options)
     else:
         brings = folder is not None and any((epath.Path(folder) / name).is_file() for name in TOKENIZER_FILES)
-        tokenizer = load_tokenizer(folder if brings else None, **options)
-    fits = tokenizer.vocab_size <= text.vocab_size and tokenizer.end_id == text.end_id
+        tokenizer = load_tokenizer(folder if brings else None, cleaning=published.cleaning, **options)
+    ends_alike = text.read_at is ReadAt.HIGHEST or tokenizer.end_id == text.end_id
+    fits = tokenizer.vocab_size <= text.vocab_size and ends_alike
     return tokenizer if fits else None
 
 

@@ -132,7 +132,9 @@ def parse_prompts(name: str, entry: object) -> Prompts:
     """
     try:
         assert isinstance(entry, dict) and entry["classes"] and entry["templates"]
-        classes = tuple((names,) if isinstance(names, str) else tuple(map(str, names)) for names in entry["classes"])
+        assert all(isinstance(entry[key], list | tuple) for key in ("classes", "templates"))
+        classes = tuple((names,) if isinstance(names, str) else tuple(names) for names in entry["classes"])
+        assert all(isinstance(name, str) for names in classes for name in names) and all(classes)
         # CLIP_benchmark writes `{c}` for the class's name.
         templates = tuple(template.replace("{c}", "{}") for template in entry["templates"])
     except (AssertionError, KeyError, TypeError, AttributeError) as error:

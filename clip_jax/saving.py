@@ -8,14 +8,16 @@ from typing import Any
 import jax
 from etils import epath
 
+from clip_jax.cleaning import Cleaning
 from clip_jax.config import ClipConfig, Loss, TextTower, VisionConfig, VisionTower
 from clip_jax.handle import Clip
+from clip_jax.preprocessing_hf import CLIP, PREPROCESSOR, PROCESSOR, SIGLIP, preprocessor_to_hf, processor_to_hf
 from clip_jax.tokenizers import CaptionTokenizer
-from clip_jax.weights_hf import config_to_hf, hf_names, preprocessor_to_hf
+from clip_jax.weights_hf import config_to_hf, hf_names
 from clip_jax.weights_open_clip import CONFIG as OPEN_CLIP_CONFIG
 from clip_jax.weights_open_clip import config_to_open_clip, has_custom_text
 from clip_jax.weights_openai import openai_names
-from clip_jax.weights_siglip import config_to_siglip, preprocessor_to_siglip, siglip_names
+from clip_jax.weights_siglip import config_to_siglip, siglip_names
 from clip_jax.weights_timm import other_activation
 from dalle_jax.config import write_json
 from dalle_jax.errors import UserError, closest
@@ -42,6 +44,8 @@ def save(clip: Clip, path: epath.PathLike, *, format: str = "hf") -> None:
     folder = epath.Path(path)
     dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(clip.variables)}
     files = writers[format](clip, "float32" if "float32" in dtypes else min(dtypes))
+    if PREPROCESSOR in files and (folder / PROCESSOR).exists():  # which comes first where both are there
+        files[PROCESSOR] = processor_to_hf(files[PREPROCESSOR])
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in (files | _tokenizer_files(clip)).items():
@@ -54,12 +58,12 @@ def _write_hf(clip: Clip, dtype: str) -> dict[str, Any]:
     if _has_parts_of_siglip(clip.config):
         return {
             "config.json": config_to_siglip(clip.config, dtype),
-            "preprocessor_config.json": preprocessor_to_siglip(clip.config.vision),
+            PREPROCESSOR: preprocessor_to_hf(clip.config.vision, SIGLIP),
             "model.safetensors": functools.partial(write_tensors, siglip_names(clip.config), clip.variables),
         }
     return {
         "config.json": config_to_hf(clip.config, dtype),
-        "preprocessor_config.json": preprocessor_to_hf(clip.config.vision),
+        PREPROCESSOR: preprocessor_to_hf(clip.config.vision, CLIP),
         "model.safetensors": functools.partial(write_tensors, hf_names(clip.config), clip.variables),
     }
 
@@ -68,6 +72,9 @@ def _write_open_clip(clip: Clip, dtype: str) -> dict[str, Any]:
     del dtype  # open_clip converts
     config = clip.config
     settings = config_to_open_clip(config)
+    cleaning = clip.tokenize.cleaning if isinstance(clip.tokenize, CaptionTokenizer) else None
+    if cleaning not in (None, Cleaning.LOWER):
+        settings["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"clean": cleaning.value}
     _tell_activation(config.vision)
     names = openai_names(config, text_prefix="text." if has_custom_text(config) else "")
     return {

@@ -1,12 +1,14 @@
 """The text towers: a causal transformer (Radford et al. 2021, §2.4) and a bag of words (§2.3)."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.linen.initializers import normal
 from jaxtyping import Array, Float, Int
 
 from clip_jax import initializers
-from clip_jax.config import TextConfig
+from clip_jax.config import ReadAt, TextConfig
 from dalle_jax.nn.attention import causal_attention
 from dalle_jax.nn.transformer import Transformer, layer_norm, same_everywhere, uniform_kinds
 
@@ -14,6 +16,13 @@ from dalle_jax.nn.transformer import Transformer, layer_norm, same_everywhere, u
 def end_positions(ids: Int[Array, "B T"], end_id: int) -> Int[Array, " B"]:
     """Position of the first end-of-text token of each caption; 0 where there is none."""
     return jnp.argmax(ids == end_id, axis=-1)
+
+
+def feature_positions(ids: Any, config: TextConfig) -> Any:
+    """The position that holds each caption's feature; int [B] of ids [B, T], of NumPy or on a device."""
+    if config.read_at is ReadAt.HIGHEST:
+        return ids.argmax(axis=-1)
+    return (ids == config.end_id).argmax(axis=-1)
 
 
 class TokenEmbedding(nn.Module):
@@ -32,7 +41,7 @@ class TokenEmbedding(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """Causal blocks over token and position embeddings; the feature stands at the end-of-text token.
+    """Causal blocks over token and position embeddings; the feature stands at the end-of-text token (see `ReadAt`).
 
     Nothing attends to what follows it, so padding needs no mask, and ids may be cut after the longest caption's end
     token: `T` is any length up to `context_length`.
@@ -54,8 +63,8 @@ class TextTransformer(nn.Module):
         blocks = initializers.text_blocks(sizes)
         attend = same_everywhere(causal_attention)
         x, _ = Transformer(sizes, blocks, uniform_kinds(sizes), attend, name="transformer")(x, deterministic=not train)
-        ends = end_positions(ids, config.end_id)
-        x = jnp.take_along_axis(x, ends[:, None, None], axis=1)[:, 0]
+        at = feature_positions(ids, config)
+        x = jnp.take_along_axis(x, at[:, None, None], axis=1)[:, 0]
         return layer_norm(sizes.norm_epsilon, "norm_final")(x)
 
 

@@ -6,17 +6,12 @@ its own instead (`clip_jax.run_tokenizer`).
 
 import abc
 import functools
-import gzip
 import hashlib
-import html
 import itertools
 import json
-import string
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
-import ftfy
 import numpy as np
 import regex
 import sentencepiece
@@ -24,19 +19,35 @@ import tokenizers
 from etils import epath
 from jaxtyping import Int32
 
+from clip_jax.added_tokens import (
+    SETTINGS,
+    AddedToken,
+    AddedTokens,
+    added_files,
+    read_added_tokens,
+    read_json,
+    read_text,
+    read_tokenizer_settings,
+)
+from clip_jax.bpe_table import OPEN_CLIP_SPECIAL, merge_pairs
+from clip_jax.bpe_table import openai_table as _openai_table
+from clip_jax.cleaning import Cleaning
+from clip_jax.cleaning import canonicalize as canonicalize
+from clip_jax.cleaning import clean as clean
+from dalle_jax.data.captions import caption_list
 from dalle_jax.data.config import TextConfig
 from dalle_jax.errors import UserError
 from dalle_jax.storage import as_path
 
-_SPECIAL = (("<|startoftext|>", "<|endoftext|>"), ("<start_of_text>", "<end_of_text>"))
+_SPECIAL = (("<|startoftext|>", "<|endoftext|>"), OPEN_CLIP_SPECIAL)
 """Start and end as OpenAI's and transformers' vocabularies name them, and as open_clip's does."""
-
-_NUM_MERGES = 49_152 - 256 - 2  # of OpenAI's table, whose file holds more
 
 FILES = ("spiece.model", "tokenizer.json", "vocab.json")
 """What a checkpoint may bring, the first that is there."""
 
 _CACHED_WORDS = 1 << 16
+
+_ANCHOR = "<unk>"  # that text is tied to, so that no space comes before it
 
 
 class CaptionTokenizer(abc.ABC):
@@ -44,6 +55,8 @@ class CaptionTokenizer(abc.ABC):
 
     end_id: int
     vocab_size: int
+    cleaning: Cleaning | None = None
+    """Of captions; None: the tokenizer has a way of its own."""
     _start: tuple[int, ...]
     _pad_id: int
 
@@ -70,6 +83,7 @@ class CaptionTokenizer(abc.ABC):
         """
         if isinstance(texts, str):
             raise UserError(f"captions come in a list, not as the one string '{texts[:40]}'")
+        texts = caption_list(texts)
         rows = np.full((len(texts), self.context_length), self._pad_id, np.int32)
         cut = self.truncate if truncate is None else truncate
         for i, (row, text) in enumerate(zip(rows, texts, strict=True)):
@@ -104,6 +118,10 @@ class CaptionTokenizer(abc.ABC):
         """The most pieces of a caption."""
         return self.context_length - len(self._start) - 1
 
+    def _cleaning_file(self, usual: Cleaning) -> dict[str, str]:
+        """What `tokenizer_config.json` says of the cleaning; nothing where it is the usual one."""
+        return {} if self.cleaning is None or self.cleaning is usual else {"clean": self.cleaning.value}
+
     def _fill(self, row: np.ndarray, pieces: Sequence[int]) -> None:
         ids = (*self._start, *pieces[: self._room], self.end_id)
         row[: len(ids)] = ids
@@ -125,12 +143,16 @@ class ClipTokenizer(CaptionTokenizer):
         *,
         context_length: int = 77,
         truncate: bool = False,
+        added: Sequence[AddedToken] = (),
+        cleaning: Cleaning = Cleaning.LOWER,
     ):
         """Args:
         vocab: ids of byte-level symbols, start and end among them under OpenAI's names or open_clip's.
         merges: pairs of symbols, the first to be merged first.
         context_length: positions of a row.
         truncate: whether longer captions are cut.
+        added: tokens that are not split.
+        cleaning: of captions.
 
         Raises:
           UserError: start and end are missing, or a merge makes a symbol that is not in the vocabulary.
@@ -141,7 +163,8 @@ class ClipTokenizer(CaptionTokenizer):
             raise UserError(f"the vocabulary names neither {_SPECIAL[0]} nor {_SPECIAL[1]}: it is no CLIP tokenizer's")
         self._special = {name: vocab[name] for name in special}
         self._start, self.end_id = (self._special[special[0]],), self._special[special[1]]
-        self.vocab_size, self._table = len(vocab), (vocab, merges)
+        self._table, self.cleaning, self._added = (vocab, merges), cleaning, AddedTokens(added, cleaning)
+        self.vocab_size = 1 + max((*vocab.values(), *(token.id for token in added)))
         try:
             model = tokenizers.models.BPE(dict(vocab), list(merges), end_of_word_suffix="</w>")
         except Exception as error:  # the library raises nothing more exact
@@ -155,12 +178,12 @@ class ClipTokenizer(CaptionTokenizer):
         self._word_ids = functools.lru_cache(_CACHED_WORDS)(self._encode_word)
 
     def __reduce__(self):  # the cache cannot be pickled, and worker processes get a copy
-        make = functools.partial(ClipTokenizer, context_length=self.context_length, truncate=self.truncate)
+        options: dict[str, Any] = {"added": self._added.tokens, "cleaning": self.cleaning}
+        make = functools.partial(ClipTokenizer, context_length=self.context_length, truncate=self.truncate, **options)
         return make, self._table
 
     def pieces(self, text: str) -> list[int]:
-        words = self._words.findall(clean(text).lower())
-        return list(itertools.chain.from_iterable(map(self._word_ids, words)))
+        return self._added.encode(text, self._encode)
 
     def files(self) -> dict[str, bytes]:
         names = dict(zip(self._special, _SPECIAL[0], strict=True))
@@ -173,13 +196,18 @@ class ClipTokenizer(CaptionTokenizer):
             "unk_token": end,
             "pad_token": end,
             "model_max_length": self.context_length,
+            **added_files(self._added.tokens),
+            **self._cleaning_file(Cleaning.LOWER),
         }
         lines = ["#version: 0.2", *map(" ".join, merges)]
         return {
             "vocab.json": json.dumps({names.get(word, word): i for word, i in vocab.items()}).encode(),
             "merges.txt": "\n".join([*lines, ""]).encode(),
-            "tokenizer_config.json": json.dumps(settings, indent=2).encode(),
+            SETTINGS: json.dumps(settings, indent=2).encode(),
         }
+
+    def _encode(self, text: str) -> list[int]:
+        return list(itertools.chain.from_iterable(map(self._word_ids, self._words.findall(text))))
 
     def _encode_word(self, word: str) -> list[int]:
         if word in self._special:
@@ -200,33 +228,58 @@ class SiglipTokenizer(CaptionTokenizer):
         *,
         context_length: int = 64,
         truncate: bool = False,
+        added: Sequence[AddedToken] = (),
+        cleaning: Cleaning = Cleaning.CANONICALIZE,
     ):
         """Args:
         model: the vocabulary, as SentencePiece or the `tokenizers` library hold it.
         context_length: positions of a row.
         truncate: whether longer captions are cut.
+        added: tokens that are not split.
+        cleaning: of captions.
         """
         super().__init__(context_length, truncate)
-        self._model = model
+        self._model, self.cleaning = model, cleaning
         sizes = model.vocab_size if isinstance(model, sentencepiece.SentencePieceProcessor) else model.get_vocab_size
-        self.vocab_size = sizes()
+        # Ids of the vocabulary itself are names that captions do not use: of its end, of what it does not know.
+        own = tuple(token for token in added if token.id >= _own_size(model))
+        # Without punctuation most would not be found.
+        self._added = AddedTokens(own, cleaning, as_they_are=True)
+        self.vocab_size = max((sizes(), *(token.id + 1 for token in own)))
 
     def pieces(self, text: str) -> list[int]:
-        text = canonicalize(clean(text))
+        return self._added.encode(text, self._encode, self._encode_later)
+
+    def _encode_later(self, text: str) -> list[int]:
+        """After an added token transformers' slow tokenizer takes the first word for a part of one."""
+        if isinstance(self._model, sentencepiece.SentencePieceProcessor):
+            return self._model.encode(_ANCHOR + text)[len(self._model.encode(_ANCHOR)) :]
+        return self._encode(text)
+
+    def _encode(self, text: str) -> list[int]:
         if isinstance(self._model, sentencepiece.SentencePieceProcessor):
             return self._model.encode(text)
         return self._model.encode(text, add_special_tokens=False).ids
 
     def files(self) -> dict[str, bytes]:
-        settings = {"tokenizer_class": "SiglipTokenizer", "model_max_length": self.context_length}
-        described = {"tokenizer_config.json": json.dumps(settings, indent=2).encode()}
+        settings = {
+            "tokenizer_class": "SiglipTokenizer",
+            "model_max_length": self.context_length,
+            **added_files(self._added.tokens),
+            **self._cleaning_file(Cleaning.CANONICALIZE),
+        }
+        described = {SETTINGS: json.dumps(settings, indent=2).encode()}
         if isinstance(self._model, sentencepiece.SentencePieceProcessor):
             return {"spiece.model": self._model.serialized_model_proto(), **described}
         return {"tokenizer.json": self._model.to_str().encode(), **described}
 
 
 def load_tokenizer(
-    path: epath.PathLike | None = None, *, context_length: int | None = None, truncate: bool = False
+    path: epath.PathLike | None = None,
+    *,
+    context_length: int | None = None,
+    truncate: bool = False,
+    cleaning: Cleaning | None = None,
 ) -> CaptionTokenizer:
     """The tokenizer that a published model's files bring, or OpenAI's.
 
@@ -235,6 +288,7 @@ def load_tokenizer(
         `spiece.model` (SigLIP), `tokenizer.json`, or `vocab.json` and `merges.txt`.
       context_length: positions of a row; None: 77 of CLIP, 64 of SigLIP.
       truncate: cut captions that are longer, instead of refusing them.
+      cleaning: of captions; None: the tokenizer's own.
 
     Raises:
       UserError: there are no such files, or they hold another tokenizer.
@@ -242,6 +296,8 @@ def load_tokenizer(
     options: dict[str, Any] = {"truncate": truncate}
     if context_length is not None:
         options["context_length"] = context_length
+    if cleaning is not None:
+        options["cleaning"] = cleaning
     if path is None:
         return ClipTokenizer(*_openai_table(), **options)
     path = as_path(path)
@@ -250,78 +306,58 @@ def load_tokenizer(
     file = next((folder / name for name in names if name in FILES and (folder / name).is_file()), None)
     if file is None:
         raise UserError(f"{path} brings no tokenizer: it needs one of {', '.join(FILES)} (with merges.txt)")
+    if cleaning is None and (named := read_tokenizer_settings(folder).get("clean")):
+        options["cleaning"] = _cleaning(named, folder)
     if file.suffix == ".model":
-        return SiglipTokenizer(_sentencepiece(file), **options)
+        return SiglipTokenizer(_sentencepiece(file), added=read_added_tokens(folder, (), {}), **options)
     if file.name == "tokenizer.json":
         return _from_tokenizer_json(file, options)
-    lines = _text(folder / "merges.txt").split("\n")
-    return ClipTokenizer(_json(file), _merges(lines["#version" in lines[0] :]), **options)
+    vocab, lines = read_json(file), read_text(folder / "merges.txt").split("\n")
+    added = read_added_tokens(folder, (), _special_in(vocab))
+    return ClipTokenizer(vocab, merge_pairs(lines["#version" in lines[0] :]), added=added, **options)
 
 
-def clean(text: str) -> str:
-    """Mends mojibake, resolves HTML entities twice, and makes all white space single spaces, as the release does."""
-    # Of plain ASCII ftfy changes nothing but entities and control characters, and takes ten times as long to say so.
-    if not (text.isascii() and text.isprintable() and "&" not in text):
-        text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return " ".join(text.split())
+def _cleaning(name: Any, folder: epath.Path) -> Cleaning:
+    known = {cleaning.value: cleaning for cleaning in Cleaning}
+    if name not in known:
+        raise UserError(f"{folder / SETTINGS}: clean is '{name}', and those read here are {', '.join(known)}")
+    return known[name]
 
 
-def canonicalize(text: str) -> str:
-    """Lower case without ASCII punctuation, as SigLIP reads it; an underscore is a space."""
-    text = text.replace("_", " ").translate(_NO_PUNCTUATION).lower()
-    return " ".join(text.split())
+def _special_in(vocab: Mapping[str, Any]) -> dict[str, Any]:
+    """Start and end, which are no added tokens."""
+    return {name: vocab[name] for names in _SPECIAL for name in names if name in vocab}
 
 
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-@functools.cache
-def _openai_table() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """OpenAI's vocabulary and merges. The ids: bytes, bytes that end a word, merges in their order, start, end."""
-    packed = resources.files("clip_jax").joinpath("published", "bpe_simple_vocab_16e6.txt.gz").read_bytes()
-    lines = gzip.decompress(packed).decode().split("\n")
-    merges = _merges(lines[1 : 1 + _NUM_MERGES])
-    symbols = _byte_symbols()
-    words = [*symbols, *(symbol + "</w>" for symbol in symbols), *map("".join, merges), *_SPECIAL[1]]
-    return {word: i for i, word in enumerate(words)}, merges
-
-
-def _byte_symbols() -> list[str]:
-    """The characters that stand for bytes: those that print for themselves, first, then 256 and on for the others."""
-    printing = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    return [chr(byte) for byte in printing] + [chr(256 + i) for i in range(256 - len(printing))]
-
-
-def _merges(lines: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of symbols, one pair a line."""
-    lines = [line for line in lines if line.strip()]
-    pairs = [line.split() for line in lines]
-    wrong = next((line for line, pair in zip(lines, pairs, strict=True) if len(pair) != 2), None)
-    if wrong is not None:
-        raise UserError(f"a merges file holds two symbols a line, not '{wrong[:60]}': fetch it again")
-    return [(first, second) for first, second in pairs]
+def _own_size(model: sentencepiece.SentencePieceProcessor | tokenizers.Tokenizer) -> int:
+    """Of the vocabulary without added tokens."""
+    if isinstance(model, sentencepiece.SentencePieceProcessor):
+        return model.vocab_size()
+    return model.get_vocab_size(with_added_tokens=False)
 
 
 def _from_tokenizer_json(file: epath.Path, options: Mapping[str, Any]) -> CaptionTokenizer:
-    content = _json(file)
+    content = read_json(file)
     model = content.get("model") if isinstance(content.get("model"), dict) else {}
-    kind, added = model.get("type"), content.get("added_tokens") or []
+    kind, listed = model.get("type"), content.get("added_tokens") or []
     if kind == "Unigram":
-        return SiglipTokenizer(_parsed(file), **options)
+        parsed = _parsed(file)
+        return SiglipTokenizer(parsed, added=read_added_tokens(file.parent, listed, {}), **options)
     if model.get("end_of_word_suffix") != "</w>":
         raise UserError(f"{file} is neither CLIP's byte-pair encoding nor SigLIP's unigrams (its model: {kind})")
     try:
         # Older files hold a merge as one string, newer ones as a pair.
-        merges = _merges([merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]])
-        vocab = model["vocab"] | {token["content"]: token["id"] for token in added}
+        merges = merge_pairs([merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]])
+        vocab = model["vocab"] | _special_in({token["content"]: token["id"] for token in listed})
     except (KeyError, TypeError) as error:
         raise UserError(f"{file} cannot be read as a tokenizer: {error!r}") from error
-    return ClipTokenizer(vocab, merges, **options)
+    added = read_added_tokens(file.parent, listed, _special_in(vocab))
+    return ClipTokenizer(vocab, merges, added=added, **options)
 
 
 def _parsed(file: epath.Path) -> tokenizers.Tokenizer:
     try:
-        return tokenizers.Tokenizer.from_str(_text(file))
+        return tokenizers.Tokenizer.from_str(read_text(file))
     except Exception as error:  # the library raises nothing more exact
         raise UserError(f"{file} cannot be read as a tokenizer: {error}") from error
 
@@ -333,22 +369,3 @@ def _sentencepiece(file: epath.Path) -> sentencepiece.SentencePieceProcessor:
     except RuntimeError as error:
         raise UserError(f"{file} is not a SentencePiece model") from error
     return processor
-
-
-def _json(file: epath.Path) -> dict[str, Any]:
-    try:
-        content = json.loads(_text(file))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file} is not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} does not hold a JSON object: it is no tokenizer's file")
-    return content
-
-
-def _text(file: epath.Path) -> str:
-    try:
-        return file.read_bytes().decode()
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing: put it beside vocab.json") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 text ({error})") from error

@@ -8,14 +8,16 @@ from typing import Any
 
 from etils import epath
 
+from clip_jax.cleaning import Cleaning
 from clip_jax.config import ClipConfig
 from clip_jax.model import abstract_variables
+from clip_jax.preprocessing_hf import read_preprocessor
 from clip_jax.weights_hf import FILES as HF_FILES
 from clip_jax.weights_hf import IGNORED as HF_IGNORED
 from clip_jax.weights_hf import config_from_hf, hf_names
 from clip_jax.weights_open_clip import CONFIG as OPEN_CLIP_CONFIG
 from clip_jax.weights_open_clip import FILES as OPEN_CLIP_FILES
-from clip_jax.weights_open_clip import config_from_open_clip
+from clip_jax.weights_open_clip import cleaning_from_open_clip, config_from_open_clip
 from clip_jax.weights_openai import IGNORED as OPENAI_IGNORED
 from clip_jax.weights_openai import check_official, deduce_config, default_activation, openai_names, text_prefix
 from clip_jax.weights_siglip import config_from_siglip, siglip_names
@@ -49,6 +51,8 @@ class Published:
     """Where files of its tokenizer may be; None: of a bare file, which is read with OpenAI's."""
     names: Names
     tensors: Mapping[str, Tensor]
+    cleaning: Cleaning | None = None
+    """Of captions; None: what the tokenizer does of itself."""
 
     def read(self, *, dtype: str | None = "float32", shardings: Any = None) -> Any:
         """The model's variables: `params`, and of a ResNet `batch_stats`.
@@ -118,8 +122,7 @@ def _hf_folder(folder: str, file: str | None) -> Published | None:
         known = " and ".join(f"'{name}'" for name in _HF_FAMILIES)
         raise UserError(f"{folder} holds a model of type '{family}', and those read here are of {known}")
     config_from, names_of = _HF_FAMILIES[family]
-    preprocessor = find_file(folder, ["preprocessor_config.json"])
-    config = config_from(settings, read_settings(preprocessor) if preprocessor else {}, folder)
+    config = config_from(settings, read_preprocessor(folder), folder)
     path = file or find_file(folder, HF_FILES)
     if path is None:
         raise UserError(f"{folder} has a config.json and no weights beside it ({', '.join(HF_FILES)})")
@@ -134,14 +137,16 @@ def _open_clip_folder(folder: str, file: str | None) -> Published | None:
     path, both = file or find_file(folder, OPEN_CLIP_FILES), find_file(folder, ["config.json"]) is not None
     if path is None and both:
         return None
-    config = config_from_open_clip(read_settings(os.path.join(folder, OPEN_CLIP_CONFIG)), folder)
+    settings = read_settings(os.path.join(folder, OPEN_CLIP_CONFIG))
+    config = config_from_open_clip(settings, folder)
     if path is None:
         raise UserError(f"{folder} has an {OPEN_CLIP_CONFIG} and no weights beside it ({', '.join(OPEN_CLIP_FILES)})")
     tensors = read_tensors(path)
     if both and any(name.startswith("text_model.") for name in tensors):
         return None
     names = openai_names(config, text_prefix=text_prefix(tensors))
-    return _checked(config, path, folder, names, tensors, OPENAI_IGNORED)
+    opened = _checked(config, path, folder, names, tensors, OPENAI_IGNORED)
+    return dataclasses.replace(opened, cleaning=cleaning_from_open_clip(settings, folder))
 
 
 def _bare_file(path: str, activation: Activation | None) -> Published:

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from clip_jax.config import ClipConfig, TextConfig, TextTower, VisionConfig, VisionTower, tower_config
-from dalle_jax.data.config import Augment
+from clip_jax.config import ClipConfig, ReadAt, TextConfig, TextTower, VisionConfig, VisionTower, tower_config
+from clip_jax.preprocessing_hf import CLIP, pictures_from_hf
+from clip_jax.text_ends import end_at_highest
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation, TransformerConfig
 from dalle_jax.weights import Names
@@ -23,9 +24,6 @@ ACTIVATIONS = {
     "relu": Activation.RELU,
 }
 """By Hugging Face's name; of two names for one, the last is written."""
-
-BICUBIC = 3
-"""Pillow's number of the filter."""
 
 # What `CLIPTextConfig` and `CLIPVisionConfig` take where a file is silent.
 _TEXT_DEFAULTS: dict[str, Any] = {
@@ -102,7 +100,7 @@ def config_from_hf(settings: Mapping[str, Any], preprocessor: Mapping[str, Any],
 
     Args:
       settings: of `config.json`.
-      preprocessor: of `preprocessor_config.json`; empty where there is none.
+      preprocessor: of its image processor (`read_preprocessor`); empty where there is none.
       where: the folder, for messages.
 
     Raises:
@@ -116,12 +114,19 @@ def config_from_hf(settings: Mapping[str, Any], preprocessor: Mapping[str, Any],
     if vision["num_channels"] != 3:
         raise UserError(f"{where}: its image tower reads {vision['num_channels']} channels, and pictures have 3")
     try:
-        normalization = pictures_from_hf(preprocessor, vision["image_size"], True, where)
-        end_id = text["vocab_size"] - 1 if text["eos_token_id"] == _LEGACY_END else text["eos_token_id"]
+        normalization = pictures_from_hf(preprocessor, vision["image_size"], CLIP, where)
+        end: dict[str, Any] = {"end_id": text["eos_token_id"]}
+        if end["end_id"] == _LEGACY_END:
+            end = end_at_highest(text["vocab_size"], where)
         return ClipConfig(
             settings.get("projection_dim", 512),
             VisionConfig(vision["image_size"], vision["patch_size"], tower_from_hf(vision, where), **normalization),
-            TextConfig(text["vocab_size"], text["max_position_embeddings"], end_id, tower_from_hf(text, where)),
+            TextConfig(
+                text["vocab_size"],
+                text["max_position_embeddings"],
+                transformer=tower_from_hf(text, where),
+                **end,
+            ),
         )
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{where}/config.json describes no model: {error}") from error
@@ -137,45 +142,6 @@ def section_from_hf(settings: Mapping[str, Any], name: str, where: str) -> dict[
     if not isinstance(section, dict):
         raise UserError(f"{where}/config.json describes no model: its '{name}' is no object")
     return section
-
-
-def pictures_from_hf(preprocessor: Mapping[str, Any], image_size: int, crop: bool, where: str) -> dict[str, Any]:
-    """The fields of `VisionConfig` that a `preprocessor_config.json` has a word for.
-
-    Args:
-      preprocessor: of the file; empty where there is none.
-      image_size: of the model.
-      crop: whether pictures are cropped to the size (CLIP's), or brought to a square of it (SigLIP's).
-      where: the folder, for messages.
-
-    Raises:
-      UserError: the model was trained on pictures that were prepared in another way than they would be here.
-    """
-    wanted = {
-        "do_resize": True,
-        "resample": BICUBIC,
-        "do_center_crop": crop,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-    }
-    other = {name: preprocessor[name] for name in wanted if preprocessor.get(name) not in (None, wanted[name])}
-    for name in ("size", "crop_size") if crop else ("size",):
-        size = preprocessor.get(name) or image_size
-        sides = {side for side in size.values() if side is not None} if isinstance(size, Mapping) else {size}
-        if sides != {image_size}:
-            other[name], wanted[name] = size, image_size
-    if other:
-        told = ", ".join(f"{name} {value} (here {wanted[name]})" for name, value in other.items())
-        raise UserError(
-            f"{where}/preprocessor_config.json prepares pictures in another way than is done here: {told}; the model "
-            "would see other pictures than it was trained on"
-        )
-    return {
-        ours: tuple(preprocessor[theirs])
-        for ours, theirs in (("pixel_mean", "image_mean"), ("pixel_std", "image_std"))
-        if theirs in preprocessor
-    }
 
 
 def tower_from_hf(sizes: Mapping[str, Any], where: str) -> TransformerConfig:
@@ -209,7 +175,8 @@ def config_to_hf(config: ClipConfig, dtype: str) -> dict[str, Any]:
     if vision.tower is not VisionTower.VIT:
         kind = vision.tower.value
         raise UserError(f"CLIPModel has no image tower of kind '{kind}': save this model with format='open_clip'")
-    if text.end_id == _LEGACY_END:
+    highest = text.read_at is ReadAt.HIGHEST
+    if text.end_id == _LEGACY_END and not highest:
         raise UserError(f"CLIPModel takes an end-of-text token with id {_LEGACY_END} for the highest id of a caption")
     return {
         "architectures": ["CLIPModel"],
@@ -223,7 +190,7 @@ def config_to_hf(config: ClipConfig, dtype: str) -> dict[str, Any]:
             "projection_dim": config.embed_dim,
             "vocab_size": text.vocab_size,
             "max_position_embeddings": text.context_length,
-            "eos_token_id": text.end_id,
+            "eos_token_id": _LEGACY_END if highest else text.end_id,
             "bos_token_id": text.end_id - 1,
             "pad_token_id": 0,
         },
@@ -250,30 +217,4 @@ def tower_to_hf(config: TransformerConfig) -> dict[str, Any]:
         "hidden_act": {activation: name for name, activation in ACTIVATIONS.items()}[config.activation],
         "layer_norm_eps": config.norm_epsilon,
         "attention_dropout": 0.0,
-    }
-
-
-def preprocessor_to_hf(config: VisionConfig) -> dict[str, Any]:
-    """The `preprocessor_config.json` of a model: CLIP's resize, crop and normalisation.
-
-    Raises:
-      UserError: the model's pictures are not resized and cropped so.
-    """
-    if config.preprocessing is not Augment.CLIP_INFERENCE:
-        raise UserError(
-            f"CLIPModel's pictures are resized and cropped, not brought to a square as '{config.preprocessing.value}'"
-        )
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": config.image_size},
-        "resample": BICUBIC,
-        "do_center_crop": True,
-        "crop_size": {"height": config.image_size, "width": config.image_size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(config.pixel_mean),
-        "image_std": list(config.pixel_std),
     }

@@ -5,9 +5,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from clip_jax.cleaning import Cleaning
 from clip_jax.config import (
     ClipConfig,
     Loss,
+    ReadAt,
     TextConfig,
     TextTower,
     VisionConfig,
@@ -15,9 +17,10 @@ from clip_jax.config import (
     resnet_config,
     tower_config,
 )
+from clip_jax.preprocessing_open_clip import pictures_from_open_clip, pictures_to_open_clip
+from clip_jax.text_ends import end_at_highest
 from clip_jax.weights_siglip import LOGITS, SIGLIP_END
 from clip_jax.weights_timm import TOWERS, timm_from_open_clip, timm_to_open_clip
-from dalle_jax.data.config import Augment
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation, TransformerConfig
 
@@ -43,7 +46,6 @@ _SIGLIP_VISION = {"timm_pool": "map", "timm_proj": "none"}
 _SIGLIP_TEXT = {"pool_type": "last", "no_causal_mask": True, "proj_bias": True}
 _SIGLIP_TOKENS = {"hf_tokenizer_name": "timm/ViT-B-16-SigLIP", "tokenizer_kwargs": {"clean": "canonicalize"}}
 
-_RESIZE = {"shortest": Augment.CLIP_INFERENCE, "squash": Augment.SQUARE}
 
 # Settings that change training, tokens or outputs, and leave the model as it is.
 _ASIDE = {
@@ -53,7 +55,6 @@ _ASIDE = {
     "eos_id",
     "hf_tokenizer_name",
     "tokenizer_kwargs",
-    "tokenizer_mode",
     "attn_pooler_queries",
     "attn_pooler_heads",
     "norm_kwargs",
@@ -74,29 +75,15 @@ def config_from_open_clip(settings: Mapping[str, Any], where: str) -> ClipConfig
         raise UserError(f"{where}/{CONFIG} has no 'model_cfg' with an 'embed_dim'")
     try:
         vision, text = _vision(model, where), _text(model, where)
-        vision = dataclasses.replace(vision, **_pictures(_object(settings, "preprocess_cfg", where), where))
+        cleaning_from_open_clip(settings, where)  # which may refuse
+        preprocess = _object(settings, "preprocess_cfg", where)
+        vision = dataclasses.replace(vision, **pictures_from_open_clip(preprocess, vision, f"{where}/{CONFIG}"))
         logits: dict[str, Any] = {}
         if model.get("init_logit_bias") is not None:
             logits = LOGITS | {"init_logit_bias": float(model["init_logit_bias"])}
         return ClipConfig(model["embed_dim"], vision, text, **logits)
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{where}/{CONFIG} describes no model: {error}") from error
-
-
-def _pictures(preprocess: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The fields of `VisionConfig` that `preprocess_cfg` has a word for."""
-    resize = preprocess.get("resize_mode") or "shortest"
-    if resize not in _RESIZE:
-        raise UserError(f"{where}/{CONFIG}: preprocess_cfg.resize_mode='{resize}' is not built here")
-    if (preprocess.get("interpolation") or "bicubic") != "bicubic":
-        filter_ = preprocess["interpolation"]
-        raise UserError(f"{where}/{CONFIG}: preprocess_cfg.interpolation='{filter_}' is not built here")
-    normalization = {
-        ours: tuple(preprocess[theirs])
-        for ours, theirs in (("pixel_mean", "mean"), ("pixel_std", "std"))
-        if preprocess.get(theirs)
-    }
-    return {"preprocessing": _RESIZE[resize], **normalization}
 
 
 def _vision(model: Mapping[str, Any], where: str) -> VisionConfig:
@@ -119,7 +106,7 @@ def _vision(model: Mapping[str, Any], where: str) -> VisionConfig:
 
 
 def _text(model: Mapping[str, Any], where: str) -> TextConfig:
-    siglip = _has(model, "text_cfg", _SIGLIP_TEXT, where)
+    siglip = _has_siglips_text(model, where)
     neutral = {name: (value,) for name, value in _SIGLIP_TEXT.items()} if siglip else {}
     sizes = _section(model, "text_cfg", _TEXT, _NEUTRAL | neutral, where)
     name = sizes.get("hf_tokenizer_name") or ""
@@ -129,8 +116,36 @@ def _text(model: Mapping[str, Any], where: str) -> TextConfig:
     if siglip:
         end_id = sizes.get("eos_id", SIGLIP_END)
         return TextConfig(sizes["vocab_size"], sizes["context_length"], end_id, blocks, TextTower.SIGLIP)
-    end_id = sizes["eos_id"] if sizes.get("pool_type") == "eos" else sizes["vocab_size"] - 1
-    return TextConfig(sizes["vocab_size"], sizes["context_length"], end_id, blocks)
+    by_id = sizes.get("pool_type") == "eos"
+    end = {"end_id": sizes["eos_id"]} if by_id else end_at_highest(sizes["vocab_size"], where)
+    return TextConfig(sizes["vocab_size"], sizes["context_length"], transformer=blocks, **end)
+
+
+def cleaning_from_open_clip(settings: Mapping[str, Any], where: str) -> Cleaning | None:
+    """What `tokenizer_kwargs` say is done to captions; None: what the tokenizer does of itself.
+
+    Raises:
+      UserError: they say anything else, which is not applied here.
+    """
+    model = _object(settings, "model_cfg", where)
+    text = _object(model, "text_cfg", where)
+    options = _object(text, "tokenizer_kwargs", where)
+    cleanings = {cleaning.value: cleaning for cleaning in Cleaning}
+    for key, value in options.items():
+        known = key == "clean" and value in cleanings
+        if not known and value not in (None, False, ""):
+            raise UserError(
+                f"{where}/{CONFIG}: text_cfg.tokenizer_kwargs has {key}={value!r}, which is not applied here (clean is "
+                f"{', '.join(cleanings)}): captions would get other ids than the model was trained on"
+            )
+    cleaning = cleanings.get(options.get("clean") or "")
+    if text.get("hf_tokenizer_name") and cleaning is Cleaning.WHITESPACE and not _has_siglips_text(model, where):
+        return None  # CLIP's tokenizer of transformers takes capitals for small letters all the same
+    return cleaning
+
+
+def _has_siglips_text(model: Mapping[str, Any], where: str) -> bool:
+    return _has(model, "text_cfg", _SIGLIP_TEXT, where)
 
 
 def _has(model: Mapping[str, Any], name: str, parts: Mapping[str, Any], where: str) -> bool:
@@ -200,11 +215,7 @@ def config_to_open_clip(config: ClipConfig) -> dict[str, Any]:
                 **_reading(text),
             },
         },
-        "preprocess_cfg": {
-            "mean": list(vision.pixel_mean),
-            "std": list(vision.pixel_std),
-            "resize_mode": {ours: theirs for theirs, ours in _RESIZE.items()}[vision.preprocessing],
-        },
+        "preprocess_cfg": pictures_to_open_clip(vision),
     }
 
 
@@ -231,7 +242,9 @@ def _reading(text: TextConfig) -> dict[str, Any]:
         own = _SIGLIP_TOKENS if text.end_id == SIGLIP_END else {"eos_id": text.end_id}
         return {**_SIGLIP_TEXT, **own}
     # The end of a caption is its highest id, or an id that is told.
-    return {} if text.end_id == text.vocab_size - 1 else {"pool_type": "eos", "eos_id": text.end_id}
+    if text.read_at is ReadAt.HIGHEST or text.end_id == text.vocab_size - 1:
+        return {}
+    return {"pool_type": "eos", "eos_id": text.end_id}
 
 
 def _vision_sizes(config: VisionConfig) -> dict[str, Any]:

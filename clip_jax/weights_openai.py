@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 
 from clip_jax.config import ClipConfig, Loss, TextConfig, TextTower, VisionConfig, VisionTower, tower_config
+from clip_jax.text_ends import end_at_highest
 from clip_jax.weights_resnet import deduce_resnet, is_resnet, resnet_names
 from clip_jax.weights_siglip import LOGITS, PIXELS, SIGLIP_END
 from clip_jax.weights_timm import NORM_EPSILON, deduce_timm, is_timm, siglip_head_dim, timm_names
@@ -149,7 +150,7 @@ def deduce_config(tensors: Mapping[str, Tensor], where: str, activation: Activat
     """The model that a bare state dict is of, from shapes, as OpenAI's code deduces it.
 
     Heads are 64 wide, as in all of OpenAI's models, and a sixteenth of the width in open_clip's wider image towers. The
-    end-of-text token is the last of the vocabulary, of a SigLIP 1.
+    end-of-text token is the highest id of a caption, of a SigLIP 1.
 
     Raises:
       UserError: the names that tell the sizes are not there, or their shapes are those of no model.
@@ -197,7 +198,8 @@ def _deduce_text(
     blocks = _deduce_tower(tensors, f"{prefix}transformer", width, activation, shape, where)
     if f"{prefix}{_SIGLIP_TEXT}" not in tensors:
         _, embed_dim = shape(f"{prefix}text_projection", 2)
-        return TextConfig(vocab_size, context_length, vocab_size - 1, blocks), embed_dim
+        end = end_at_highest(vocab_size, None)
+        return TextConfig(vocab_size, context_length, transformer=blocks, **end), embed_dim
     embed_dim, _ = shape(f"{prefix}{_SIGLIP_TEXT}", 2)
     blocks = tower_config(
         blocks.num_layers,

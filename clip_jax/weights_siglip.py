@@ -4,20 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax.config import ClipConfig, Loss, TextConfig, TextTower, VisionConfig, VisionTower
-from clip_jax.weights_hf import (
-    BICUBIC,
-    pictures_from_hf,
-    section_from_hf,
-    tower_from_hf,
-    tower_to_hf,
-    transformer_names,
-)
+from clip_jax.preprocessing_hf import SIGLIP, pictures_from_hf
+from clip_jax.weights_hf import section_from_hf, tower_from_hf, tower_to_hf, transformer_names
 from dalle_jax.data.config import Augment
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import TransformerConfig
 from dalle_jax.weights import Names
 
-PIXELS: dict[str, Any] = {"pixel_mean": (0.5,) * 3, "pixel_std": (0.5,) * 3, "preprocessing": Augment.SQUARE}
+PIXELS: dict[str, Any] = {"pixel_mean": SIGLIP.mean, "pixel_std": SIGLIP.std, "preprocessing": Augment.SQUARE}
 """What SigLIP's pictures are brought to."""
 
 LOGITS: dict[str, Any] = {"init_logit_scale": 10.0, "loss": Loss.SIGMOID, "init_logit_bias": -10.0}
@@ -102,7 +96,7 @@ def config_from_siglip(settings: Mapping[str, Any], preprocessor: Mapping[str, A
                 vision["patch_size"],
                 tower_from_hf(vision, where),
                 VisionTower.SIGLIP,
-                **PIXELS | pictures_from_hf(preprocessor, vision["image_size"], False, where),
+                **pictures_from_hf(preprocessor, vision["image_size"], SIGLIP, where),
             ),
             TextConfig(
                 text["vocab_size"],
@@ -152,29 +146,4 @@ def config_to_siglip(config: ClipConfig, dtype: str) -> dict[str, Any]:
             "patch_size": vision.patch_size,
             "num_channels": 3,
         },
-    }
-
-
-def preprocessor_to_siglip(config: VisionConfig) -> dict[str, Any]:
-    """The `preprocessor_config.json` of a model.
-
-    Raises:
-      UserError: SigLIP's pictures are not preprocessed so.
-    """
-    if config.preprocessing is not Augment.SQUARE:
-        raise UserError(
-            f"SiglipModel's pictures are squeezed into a square, not brought there by '{config.preprocessing.value}'"
-        )
-    return {
-        "image_processor_type": "SiglipImageProcessor",
-        "processor_class": "SiglipProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"height": config.image_size, "width": config.image_size},
-        "resample": BICUBIC,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(config.pixel_mean),
-        "image_std": list(config.pixel_std),
     }

@@ -68,8 +68,9 @@ def in_bfloat16(model: ClipConfig) -> ClipConfig:
 
 
 def augment_of(model: ClipConfig) -> Augment:
-    """What pictures go through in training; SigLIP's are squeezed, as at inference."""
-    return Augment.SQUARE if model.vision.preprocessing is Augment.SQUARE else Augment.CLIP
+    """What pictures go through in training; where they are not cropped at inference, they are not here either."""
+    at_inference = model.vision.preprocessing
+    return Augment.CLIP if at_inference is Augment.CLIP_INFERENCE else at_inference
 
 
 def train() -> TrainConfig:

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int, UInt8
 from dalle_jax.codec import load_codec
 from dalle_jax.codec.pinned import check_pinned
 from dalle_jax.config import from_config_dict
+from dalle_jax.data.captions import listed
 from dalle_jax.data.pictures import Picture, picture_list, read_picture
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.data.transforms import dalle_inference
@@ -202,7 +203,7 @@ class Dalle:
             without a way to choose, rows of a picture that is not given, or guidance of a decoder that has seen no
             empty caption.
         """
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        texts = [prompts] if isinstance(prompts, str) else listed(prompts, "prompts")
         for i, text in enumerate(texts):
             if not isinstance(text, str):
                 raise UserError(f"prompt {i + 1} of {len(texts)} is no string but {type(text).__name__}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import jax
 from etils import epath
 
+from clip_jax.config import ReadAt
 from clip_jax.fine_tuning import open_base, params_of_run, read_base, read_run
 from clip_jax.loading import published_tokenizer
 from clip_jax.run_tokenizer import TrainedTokenizer, has_tokenizer, read_tokenizer
@@ -160,9 +161,10 @@ def _checked(tokenizer: Tokenizer | CaptionTokenizer, run: RunConfig) -> Tokeniz
             f"the tokenizer has {size} pieces, but config.tokenizer.vocab_size is {wanted.vocab_size}: set it, and the "
             f"vocab_size of the models, to {size}"
         )
-    if run.clip is not None and run.clip.model.text.end_id != tokenizer.end_id:
+    text = None if run.clip is None else run.clip.model.text
+    if text is not None and text.read_at is ReadAt.END and text.end_id != tokenizer.end_id:
         raise UserError(
             f"the tokenizer ends captions with {tokenizer.end_id}, but config.clip.model.text.end_id is "
-            f"{run.clip.model.text.end_id}: set it to {tokenizer.end_id}"
+            f"{text.end_id}: set it to {tokenizer.end_id}"
         )
     return tokenizer

@@ -184,7 +184,8 @@ def run(experiment: Experiment, objective: Objective, rate: float, seed: int) ->
     stage = dataclasses.replace(config.clip, train=dataclasses.replace(config.clip.train, optimizer=optimizer))
     task = TASKS[objective](stage, experiment.classes)
     text = TextConfig(length=config.clip.model.text.context_length, end=True)
-    plan = StagePlan(task, stage.train, stage.augment, config.clip.model.vision.image_size, text)
+    vision = config.clip.model.vision
+    plan = StagePlan(task, stage.train, stage.augment, vision.image_size, text, resizing=vision.resizing)
     about = _run_config(config, seed)
     train(
         task,

@@ -136,6 +136,12 @@ def find_prompts(data: str, source: Source, flags: DataFlags, *, templates: bool
         return dataclasses.replace(prompts, classes=own.classes)
     if flags.classes is Classes.MATCH and own.classes:
         return _matched(prompts, source.name, names, own if not flags.prompts else None)
+    count = len(source.class_names)
+    if count and count != len(prompts.classes):  # label i would be another class than the i-th
+        raise UserError(
+            f"{source.name} has {count} classes and {prompts.name} has {len(prompts.classes)}: --classes=index counts "
+            "both from the first, and is for data with all of them; leave it out to go by names"
+        )
     return prompts
 
 

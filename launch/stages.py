@@ -9,7 +9,7 @@ from clip_jax import ClipTask
 from dalle_jax.codec import CodecTask, FrozenCodec, load_codec
 from dalle_jax.codec.pinned import check_pinned, pin_codec
 from dalle_jax.data.batches import Batches
-from dalle_jax.data.config import Augment, TextConfig
+from dalle_jax.data.config import Augment, Resizing, TextConfig
 from dalle_jax.data.prefetch import process_rows
 from dalle_jax.data.records import Source
 from dalle_jax.data.sources import EVAL, TRAIN, open_source, splits_of
@@ -39,6 +39,8 @@ class StagePlan:
     text: TextConfig | None
     codec: FrozenCodec | None = None
     """What makes its tokens, where it learns from tokens; None: it learns from pictures."""
+    resizing: Resizing = Resizing()
+    """What CLIP's `augment` leaves open."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,9 +98,14 @@ def find_codec(run: RunConfig, workdir: epath.Path, trained: bool) -> FrozenCode
 def plan_clip(run: RunConfig, workdir: epath.Path, trained: bool = True) -> StagePlan:
     """CLIP's captions end with a token of their own and are not augmented (CLIP §2.3)."""
     assert run.clip is not None
-    text = TextConfig(length=run.clip.model.text.context_length, end=True)
+    text, vision = TextConfig(length=run.clip.model.text.context_length, end=True), run.clip.model.vision
     return StagePlan(
-        ClipTask(run.clip), run.clip.locked_train, run.clip.augment, run.clip.model.vision.image_size, text
+        ClipTask(run.clip),
+        run.clip.locked_train,
+        run.clip.augment,
+        vision.image_size,
+        text,
+        resizing=vision.resizing,
     )
 
 
@@ -205,4 +212,5 @@ def make_batches(
         prefetch=run.data.prefetch,
         max_bad_fraction=run.data.max_bad_fraction,
         max_pixels=run.data.max_pixels,
+        resizing=plan.resizing,
     )

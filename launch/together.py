@@ -1,6 +1,5 @@
 """What the processes of a run do together before it begins: compare what they hold, and open the work directory."""
 
-import dataclasses
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -54,7 +53,7 @@ def begin(
     check_agreement({"data set": data, "tokenizer": tokenizer.fingerprint if tokenizer is not None else ""})
 
     def write() -> bool:
-        open_workdir(workdir, dataclasses.asdict(config))
+        open_workdir(workdir, config)
         if tokenizer is not None and not has_tokenizer(workdir):
             write_tokenizer(tokenizer, workdir)
         keep_data(workdir, data)

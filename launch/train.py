@@ -91,7 +91,7 @@ def _check(
         config = getattr(run, name).train
         check_batch(config.batch_size, config.micro_batches, mesh, rules)
     if (workdir / "config.json").exists():
-        check_workdir(workdir, dataclasses.asdict(run))
+        check_workdir(workdir, run)
         _warn_of_rates(run, workdir, stages)
     else:
         check_options(run.data)

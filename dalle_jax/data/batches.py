@@ -11,7 +11,7 @@ import numpy as np
 
 from dalle_jax.data import order
 from dalle_jax.data.captions import require_captions
-from dalle_jax.data.config import Augment, DataConfig, TextConfig
+from dalle_jax.data.config import BICUBIC, Augment, DataConfig, Resizing, TextConfig
 from dalle_jax.data.counts import ReadCounts
 from dalle_jax.data.mixture import parts_of
 from dalle_jax.data.prefetch import compute_ahead, read_ahead, to_global
@@ -47,6 +47,7 @@ class Batches:
         prefetch: int = DataConfig.prefetch,
         max_bad_fraction: float = DataConfig.max_bad_fraction,
         max_pixels: int = DataConfig.max_pixels,
+        resizing: Resizing = BICUBIC,
     ):
         """Args:
           source: what to read.
@@ -61,6 +62,7 @@ class Batches:
           prefetch: batches that wait on the device.
           max_bad_fraction: reading stops with a `UserError` where more of the samples than this are bad.
           max_pixels: larger pictures are bad samples.
+          resizing: what CLIP's ways to a square leave open.
 
         Raises:
           UserError: where the source is empty, or captions are asked for and there are none.
@@ -79,7 +81,7 @@ class Batches:
         self._workers = workers
         self._prefetch = prefetch
         self._counts = ReadCounts(source, max_bad_fraction)
-        self._reader = SampleReader(source, image_size, augment, max_pixels, tokenizer, text)
+        self._reader = SampleReader(source, image_size, augment, max_pixels, tokenizer, text, resizing)
         self._dataset = self._batched(order.endless(source, seed).random_map(self._reader))
 
     @property

@@ -67,6 +67,30 @@ def clean(texts: list[str]) -> Captions:
     return captions, None
 
 
+def caption_list(texts: Any) -> list[str]:
+    """Captions that a person hands over, as a list.
+
+    Raises:
+      UserError: they are no list of strings.
+    """
+    captions = listed(texts, "captions")
+    for i, text in enumerate(captions):
+        if not isinstance(text, str):
+            raise UserError(f"caption {i} is no string but {type(text).__name__}: {text!r:.40}")
+    return captions
+
+
+def listed(values: Any, what: str) -> list[Any]:
+    """What a person hands over in an order of its own: a list, a generator, a column of a table.
+
+    Raises:
+      UserError: it is one string, a mapping, or has no order.
+    """
+    if isinstance(values, str | bytes | Mapping | set | frozenset) or not hasattr(values, "__iter__"):
+        raise UserError(f"{what} come in a list, not as {type(values).__name__}: {values!r:.40}")
+    return list(values)
+
+
 def all_captions(source: Source, limit: int = 2_000_000) -> Iterator[str]:
     """Captions to train a tokenizer on: those of every record, or of `limit` records spread evenly over the source.
 

@@ -1,6 +1,7 @@
 """Pictures in one folder for each class."""
 
 import dataclasses
+from collections.abc import Iterable
 
 from dalle_jax.data.folder import Folder
 from dalle_jax.data.records import Record
@@ -8,7 +9,7 @@ from dalle_jax.errors import UserError
 
 
 class ClassFolder(Folder):
-    """A folder whose folders are the classes, in the order of their names; pictures may lie deeper."""
+    """A folder whose folders are the classes, in the order of `in_class_order`; pictures may lie deeper."""
 
     def __init__(self, path: str, *, caption_field: str = "", image_field: str = ""):
         """Lists the folder; see `Folder`.
@@ -23,7 +24,7 @@ class ClassFolder(Folder):
             raise UserError(
                 f"'{outside}' lies in {path} itself: give each class a folder with its name, and its pictures in it"
             )
-        self.class_names = tuple(sorted({file.split("/")[0] for file in self._files}))
+        self.class_names = in_class_order({file.split("/")[0] for file in self._files})
         self.has_labels = True
 
     def __getitem__(self, index: int) -> Record:
@@ -32,3 +33,11 @@ class ClassFolder(Folder):
 
     def label(self, index: int) -> int:
         return self.class_names.index(self._files[index].split("/")[0])
+
+
+def in_class_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of classes, sorted; numbers where all of them are numbers, so that 10 comes after 9."""
+    names = sorted(names)
+    if all(name.isascii() and name.isdigit() for name in names):
+        names.sort(key=int)
+    return tuple(names)

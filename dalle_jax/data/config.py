@@ -47,14 +47,41 @@ class Augment(enum.Enum):
     )
     CLIP_INFERENCE = "clip_inference"  # CLIP's inference preprocessing: short side resized with bicubic, centre crop
     SQUARE = "square"  # SigLIP's, in training and at inference: the whole picture squeezed into the square with bicubic
+    LETTERBOX = "letterbox"  # the whole image, its long side resized, and bars of one colour where it leaves room
 
     @property
     def held_out(self) -> "Augment":
         """What the held-out pictures of a model trained under this get: its inference preprocessing."""
-        if self is Augment.SQUARE:
+        if self in (Augment.SQUARE, Augment.LETTERBOX):
             return self
         of_clip = (Augment.CLIP, Augment.CLIP_INFERENCE, Augment.CROP_AND_MIRROR)
         return Augment.CLIP_INFERENCE if self in of_clip else Augment.NONE
+
+
+class Resample(enum.Enum):
+    """The filter that an image is resized with, as Pillow has it."""
+
+    NEAREST = "nearest"
+    BILINEAR = "bilinear"
+    BICUBIC = "bicubic"
+    LANCZOS = "lanczos"
+
+
+@dataclasses.dataclass(frozen=True)
+class Resizing:
+    """What CLIP's ways to a square (`clip`, `crop_and_mirror`, `clip_inference`, `square`, `letterbox`) leave open."""
+
+    resample: Resample = Resample.BICUBIC
+    fill: int = 0
+    """Of the bars of `letterbox`, 0 (black) to 255 in all three channels."""
+
+    def __post_init__(self):
+        if not 0 <= self.fill <= 255:
+            raise ValueError(f"fill is a level from 0 to 255, not {self.fill}")
+
+
+BICUBIC = Resizing()
+"""CLIP's own, where nothing else is said."""
 
 
 @dataclasses.dataclass(frozen=True)

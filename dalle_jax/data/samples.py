@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dalle_jax.data import transforms
-from dalle_jax.data.config import Augment, TextConfig
+from dalle_jax.data.config import Augment, Resizing, TextConfig
 from dalle_jax.data.counts import REASONS, describe
 from dalle_jax.data.decode import decode
 from dalle_jax.data.records import BadReason, BadSample, Encoding, Record, Source
@@ -30,6 +30,7 @@ class SampleReader:
     max_pixels: int
     tokenizer: RowTokenizer | None = None
     text: TextConfig | None = None
+    resizing: Resizing = Resizing()
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Reads, augments and encodes one sample; all that is random comes from `rng`.
@@ -85,7 +86,7 @@ class SampleReader:
             max_pixels=self.max_pixels,
             shrink_to=transforms.shrink_to(self.augment, self.image_size),
         )
-        return transforms.make_transform(self.augment, self.image_size)(image, rng)
+        return transforms.make_transform(self.augment, self.image_size, self.resizing)(image, rng)
 
     @staticmethod
     def _tokens(record: Record, encoding: Encoding, rng: np.random.Generator) -> np.ndarray:

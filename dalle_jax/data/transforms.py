@@ -3,7 +3,8 @@ pictures, and what the models do at inference.
 
 All take uint8 [height, width, 3] and give uint8 [size, size, 3]. A picture is never enlarged more than it must be:
 where its short side is below `size`, it is brought to exactly `size` with a bicubic filter (the published code assumes
-that this does not happen), and a scale that would be drawn at random is `size`.
+that this does not happen), and a scale that would be drawn at random is `size`. What CLIPs differ in is said by a
+`Resizing`.
 """
 
 import functools
@@ -14,7 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from dalle_jax.data.area import resize_area
-from dalle_jax.data.config import Augment
+from dalle_jax.data.config import BICUBIC, Augment, Resample, Resizing
 from dalle_jax.data.decode import Picture
 
 Square = UInt8[np.ndarray, "size size 3"]
@@ -50,7 +51,7 @@ def dalle_augment(image: Picture, size: int, rng: np.random.Generator) -> Square
     return _scaled_crop(image, top, left, short, target, size, rng)
 
 
-def clip_augment(image: Picture, size: int, rng: np.random.Generator) -> Square:
+def clip_augment(image: Picture, size: int, rng: np.random.Generator, how: Resizing = BICUBIC) -> Square:
     """CLIP's augmentation (section 2.3): the short side resized to `size`, then a random square crop."""
     new_height, new_width = _short_side_to(image, size)
     top, left = rng.integers(new_height - size + 1), rng.integers(new_width - size + 1)
@@ -58,17 +59,17 @@ def clip_augment(image: Picture, size: int, rng: np.random.Generator) -> Square:
     # Resizing the region that the crop covers equals cropping the resized picture, and touches no other pixel.
     scale_y, scale_x = height / new_height, width / new_width
     box = (left * scale_x, top * scale_y, (left + size) * scale_x, (top + size) * scale_y)
-    return _resize(image, size, size, Image.Resampling.BICUBIC, box)
+    return _resize(image, size, size, _PILLOW[how.resample], box)
 
 
-def crop_and_mirror(image: Picture, size: int, rng: np.random.Generator) -> Square:
+def crop_and_mirror(image: Picture, size: int, rng: np.random.Generator, how: Resizing = BICUBIC) -> Square:
     """The usual one for small photographs (He et al. 2015, section 4.2), for CLIPs of theirs.
 
     The short side resized to `size`, an eighth of it more on every side by reflection, then a random square crop,
     mirrored half of the time.
     """
     image, pad = _without_far_ends(image), size // 8
-    resized = _resize(image, *_short_side_to(image, size), Image.Resampling.BICUBIC)
+    resized = _resize(image, *_short_side_to(image, size), _PILLOW[how.resample])
     padded = np.pad(resized, ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
     height, width, _ = padded.shape
     top, left = rng.integers(height - size + 1), rng.integers(width - size + 1)
@@ -85,15 +86,26 @@ def dalle_inference(image: Picture, size: int) -> Square:
     return centre_crop(resized, size)
 
 
-def clip_inference(image: Picture, size: int) -> Square:
+def clip_inference(image: Picture, size: int, how: Resizing = BICUBIC) -> Square:
     """What CLIP is given at inference: bicubic to a short side of `size`, centre crop."""
     image = _without_far_ends(image)
-    return centre_crop(_resize(image, *_short_side_to(image, size), Image.Resampling.BICUBIC), size)
+    resized = _resize(image, *_short_side_to(image, size), _PILLOW[how.resample])
+    return centre_crop(resized, size)
 
 
-def square(image: Picture, size: int) -> Square:
+def square(image: Picture, size: int, how: Resizing = BICUBIC) -> Square:
     """What SigLIP is given: all of the picture, squeezed into the square with a bicubic filter."""
-    return _resize(image, size, size, Image.Resampling.BICUBIC)
+    return _resize(image, size, size, _PILLOW[how.resample])
+
+
+def letterbox(image: Picture, size: int, how: Resizing = BICUBIC) -> Square:
+    """All of the image, its long side resized to `size`, in the middle of a square of one level."""
+    height, width = long_side_to(image.shape[0], image.shape[1], size)
+    resized = _resize(image, height, width, _PILLOW[how.resample])
+    top, left = (size - height) // 2, (size - width) // 2
+    canvas = np.full((size, size, 3), how.fill, np.uint8)
+    canvas[top : top + height, left : left + width] = resized
+    return canvas
 
 
 def centre_crop(image: Picture, size: int) -> Square:
@@ -103,16 +115,23 @@ def centre_crop(image: Picture, size: int) -> Square:
     return image[top : top + size, left : left + size]
 
 
-def make_transform(augment: Augment, size: int) -> Callable[[Picture, np.random.Generator], Square]:
-    """The function of `(image, rng)` that an `Augment` names."""
-    if augment in _INFERENCE:
-        return lambda image, rng: _INFERENCE[augment](image, size)
-    return lambda image, rng: _RANDOM[augment](image, size, rng)
+def make_transform(
+    augment: Augment, size: int, how: Resizing = BICUBIC
+) -> Callable[[Picture, np.random.Generator], Square]:
+    """The function of `(image, rng)` that an `Augment` names; of CLIP's, `how` says the rest."""
+    if augment in _DALLE:
+        return lambda image, rng: _DALLE[augment](image, size, rng)
+    if augment in _CLIP:
+        return lambda image, rng: _CLIP[augment](image, size, rng, how)
+    transform = inference_transform(augment, size, how)
+    return lambda image, rng: transform(image)
 
 
-def inference_transform(augment: Augment, size: int) -> Callable[[Picture], Square]:
+def inference_transform(augment: Augment, size: int, how: Resizing = BICUBIC) -> Callable[[Picture], Square]:
     """The function of an image that an `Augment` names, one of those in which nothing is random."""
-    return functools.partial(_INFERENCE[augment], size=size)
+    if augment is Augment.NONE:
+        return functools.partial(dalle_inference, size=size)
+    return functools.partial(_CLIP_INFERENCE[augment], size=size, how=how)
 
 
 def shrink_to(augment: Augment, size: int) -> int | None:
@@ -121,18 +140,17 @@ def shrink_to(augment: Augment, size: int) -> int | None:
     return largest.get(augment)
 
 
-_INFERENCE = {
-    Augment.NONE: dalle_inference,
+_DALLE = {Augment.DVAE: dvae_augment, Augment.DALLE: dalle_augment}
+
+_CLIP = {Augment.CLIP: clip_augment, Augment.CROP_AND_MIRROR: crop_and_mirror}
+
+_CLIP_INFERENCE = {
     Augment.CLIP_INFERENCE: clip_inference,
     Augment.SQUARE: square,
+    Augment.LETTERBOX: letterbox,
 }
 
-_RANDOM = {
-    Augment.DVAE: dvae_augment,
-    Augment.DALLE: dalle_augment,
-    Augment.CLIP: clip_augment,
-    Augment.CROP_AND_MIRROR: crop_and_mirror,
-}
+_PILLOW = {filter_: Image.Resampling[filter_.name] for filter_ in Resample}
 
 
 def _without_far_ends(image: Picture) -> Resized:
@@ -162,10 +180,20 @@ def _scaled_crop(
     return square[down : down + size, right : right + size]
 
 
-def _short_side_to(image: Picture, size: int) -> tuple[int, int]:
+def short_side_to(height: int, width: int, size: int) -> tuple[int, int]:
     """(height, width) as torchvision's `Resize(size)` computes them: the long side is cut to an integer."""
-    height, width, _ = image.shape
     return (size, size * width // height) if height <= width else (size * height // width, size)
+
+
+def long_side_to(height: int, width: int, size: int) -> tuple[int, int]:
+    """(height, width) as open_clip's `resize_mode="longest"` computes them; a line of pixels stays one."""
+    ratio = max(height, width) / size
+    return max(1, round(height / ratio)), max(1, round(width / ratio))
+
+
+def _short_side_to(image: Picture, size: int) -> tuple[int, int]:
+    height, width, _ = image.shape
+    return short_side_to(height, width, size)
 
 
 def _resize(image: Picture, height: int, width: int, filter_: Image.Resampling, box: Box | None = None) -> Resized:

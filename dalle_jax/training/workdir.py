@@ -52,7 +52,7 @@ class Workdir:
     """Whether the folder held this run already."""
 
 
-def open_workdir(path: epath.PathLike, config: Mapping[str, Any]) -> Workdir:
+def open_workdir(path: epath.PathLike, config: Any) -> Workdir:
     """Begins a run in a folder, or continues the one that is there.
 
     `config.json` holds `{"format_version", "commit", "config"}`; it is written by process 0, and again where keys of
@@ -60,7 +60,7 @@ def open_workdir(path: epath.PathLike, config: Mapping[str, Any]) -> Workdir:
 
     Args:
       path: made where it does not exist; local or `gs://`.
-      config: all of the run's config: a mapping of plain values, dataclasses or `ConfigDict`s.
+      config: all of the run's config: a dataclass, or a mapping of plain values, dataclasses or `ConfigDict`s.
 
     Raises:
       UserError: the folder holds a run of another config (the message names the keys), of an unknown format version,
@@ -68,8 +68,8 @@ def open_workdir(path: epath.PathLike, config: Mapping[str, Any]) -> Workdir:
     """
     path = as_path(path)
     file = path / "config.json"
-    record = {"format_version": FORMAT_VERSION, "commit": code_version(), "config": config}
     plain = _plain(config)
+    record = {"format_version": FORMAT_VERSION, "commit": code_version(), "config": plain}
     if not file.exists():
         if path.exists() and any((path / stage / "checkpoints").exists() for stage in ("codec", "decoder", "clip")):
             raise UserError(f"{path} holds checkpoints but no config.json: choose another --workdir")
@@ -84,8 +84,10 @@ def open_workdir(path: epath.PathLike, config: Mapping[str, Any]) -> Workdir:
     return Workdir(path, plain, resumed=True)
 
 
-def check_workdir(path: epath.PathLike, config: Mapping[str, Any]) -> list[str]:
+def check_workdir(path: epath.PathLike, config: Any) -> list[str]:
     """Compares a run with the config that is to go on with it; writes nothing.
+
+    A field that a dataclass has gained since the run was begun counts as its default, which is what the code did then.
 
     Args:
       path: of the run.
@@ -97,7 +99,7 @@ def check_workdir(path: epath.PathLike, config: Mapping[str, Any]) -> list[str]:
     Raises:
       UserError: it is a run of another config, or cannot be read (see `read_workdir`).
     """
-    old, plain = read_workdir(path), _plain(config)
+    old, plain = _with_new_fields(read_workdir(path), config), _plain(config)
     changed = differing_keys(old, plain)
     fatal = [key for key in changed if not _may_change(key)]
     if fatal:
@@ -179,9 +181,27 @@ def code_version() -> str:
             return "unknown"
 
 
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(config: Any) -> Any:
     """What reading the written JSON would give: lists for tuples, names for enums."""
-    return json.loads(to_json(config))
+    is_one = dataclasses.is_dataclass(config) and not isinstance(config, type)
+    return json.loads(to_json(dataclasses.asdict(config) if is_one else config))
+
+
+def _with_new_fields(old: Any, config: Any) -> Any:
+    """What an older run holds in the place of `config`, with the fields that it lacks at their defaults."""
+    if isinstance(config, tuple | list) and isinstance(old, list) and len(old) == len(config):
+        return [_with_new_fields(*pair) for pair in zip(old, config, strict=True)]
+    if not isinstance(old, Mapping):
+        return old
+    if isinstance(config, Mapping):
+        return {key: _with_new_fields(value, config.get(key)) for key, value in old.items()}
+    if not dataclasses.is_dataclass(config):
+        return old
+    filled = {key: _with_new_fields(value, getattr(config, key, None)) for key, value in old.items()}
+    for field in dataclasses.fields(config):
+        if field.name not in filled and field.default is not dataclasses.MISSING:
+            filled[field.name] = _plain(field.default)
+    return filled
 
 
 def _may_change(key: str) -> bool:

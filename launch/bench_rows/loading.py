@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import clip_jax
-from clip_jax.weights_hf import config_to_hf, hf_names, preprocessor_to_hf
+from clip_jax.preprocessing_hf import CLIP, preprocessor_to_hf
+from clip_jax.weights_hf import config_to_hf, hf_names
 from dalle_jax.config import write_json
 from dalle_jax.weights import write_safetensors
 from launch.bench_rows.clip import published
@@ -38,7 +39,7 @@ def write_checkpoint(folder: str) -> dict[str, float]:
         files |= dict.fromkeys(part, file)
     write_json(os.path.join(folder, "model.safetensors.index.json"), {"weight_map": files})
     write_json(os.path.join(folder, "config.json"), config_to_hf(config, "float32"))
-    write_json(os.path.join(folder, "preprocessor_config.json"), preprocessor_to_hf(config.vision))
+    write_json(os.path.join(folder, "preprocessor_config.json"), preprocessor_to_hf(config.vision, CLIP))
     sizes = [4 * math.prod(shape) for shape in shapes.values()]
     return {"file_bytes": float(sum(sizes)), "largest_tensor_bytes": float(max(sizes))}
 

@@ -9,6 +9,7 @@ from dalle_jax.data.records import Source
 from dalle_jax.errors import UserError
 from launch.eval_data import DataFlags, find_prompts, open_split
 from launch.suites import classification
+from launch.suites.class_names import labelled_alike
 
 
 def evaluate(
@@ -19,16 +20,10 @@ def evaluate(
     Raises:
       NotApplicable: there are no labels.
       UserError: the data or the names of their classes cannot be read, or do not belong together; or two splits are
-        the same pictures.
+        the same pictures, or of other classes.
     """
     source = open_split(data, split, flags, labelled=True)
     classification.require_labels(source)
-    prompts = find_prompts(data, source, flags, templates=False)
-
-    def read(part: Source) -> tuple[Encoded, Labelled]:
-        encoded = encode_source(clip.probe_features, part, clip.config.vision)
-        return encoded, Labelled(encoded.features, label_array(encoded.records, len(prompts.classes), part.name))
-
     named = {"split": split, "train_split": train_split, "validation_split": validation_split}
     parts = {
         flag: source if flag == "split" else open_split(data, name, flags, labelled=True)
@@ -36,7 +31,14 @@ def evaluate(
         if name
     }
     _check_apart(data, parts)
-    encoded, test = read(source)
+    parts = labelled_alike(data, parts)
+    prompts = find_prompts(data, parts["split"], flags, templates=False)
+
+    def read(part: Source) -> tuple[Encoded, Labelled]:
+        encoded = encode_source(clip.probe_features, part, clip.config.vision)
+        return encoded, Labelled(encoded.features, label_array(encoded.records, len(prompts.classes), part.name))
+
+    encoded, test = read(parts["split"])
     train = read(parts["train_split"])[1]
     validation = read(parts["validation_split"])[1] if validation_split else None
     metric = classification.main_metric(prompts, test.labels)

@@ -7,9 +7,10 @@ import pytest
 import tensorflow_datasets as tfds
 
 from dalle_jax.data.class_captions import ClassCaptions, fill
-from dalle_jax.data.class_folder import ClassFolder
+from dalle_jax.data.class_folder import ClassFolder, in_class_order
 from dalle_jax.data.config import DataConfig, SourceKind
 from dalle_jax.data.records import Record, Subset
+from dalle_jax.data.relabelled import Relabelled
 from dalle_jax.data.sources import open_source
 from dalle_jax.data.tfds import Tfds
 from dalle_jax.data.webdataset import WebDataset
@@ -28,6 +29,31 @@ def test_a_folder_for_each_class(tmp_path, png):
     (tmp_path / "stray.png").write_bytes(png())
     with pytest.raises(UserError, match="'stray.png' lies in .* itself"):
         ClassFolder(str(tmp_path))
+
+
+def test_folders_that_are_numbers_are_counted_as_such(tmp_path, png):
+    for name in ("10", "9", "2", "0"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(png())
+    source = ClassFolder(str(tmp_path))
+    assert source.class_names == ("0", "2", "9", "10")
+    assert {source[i].key: source[i].label for i in range(4)} == {
+        "0/a.png": 0,
+        "2/a.png": 1,
+        "9/a.png": 2,
+        "10/a.png": 3,
+    }
+    assert in_class_order(["b", "10", "9"]) == ("10", "9", "b")
+    assert in_class_order(["1", "01", "²"]) == ("01", "1", "²") and in_class_order(["2", "1", "01"]) == ("01", "1", "2")
+
+
+def test_labels_in_the_order_of_other_names(list_source):
+    records = [Record(b"", (), "a", label=1), Record(b"", (), "b", labels=(0, 1)), Record(b"", (), "c", label=-1)]
+    source = list_source(records)
+    source.class_names = ("cat", "owl")
+    other = Relabelled(source, ("ape", "owl", "cat"))
+    assert [(other[i].label, other[i].labels) for i in range(3)] == [(1, None), (None, (2, 1)), (-1, None)]
+    assert other.class_names == ("ape", "owl", "cat") and other.key(1) == source.key(1) and len(other) == 3
 
 
 def npy(marks):

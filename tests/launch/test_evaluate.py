@@ -17,6 +17,7 @@ from dalle_jax.data.webdataset import WebDataset
 from dalle_jax.errors import UserError
 from launch.eval_data import Classes, DataFlags, find_prompts, is_benchmark, open_split
 from launch.suites import linear_probe, retrieval, zero_shot
+from launch.suites.class_names import labelled_alike
 from launch.suites.results import NotApplicable, Results, check
 
 SIZE = 16
@@ -304,6 +305,39 @@ def test_prompts_and_the_order_of_classes(folder, tmp_path):
     assert classes(Classes.DATA) == (("blue",), ("green",), ("red",))
     with pytest.raises(UserError, match="3 classes and CIFAR10 has 10"):
         classes(Classes.MATCH, "cifar10")
+
+
+def test_labels_of_splits_go_by_name(tmp_path):
+    """A split may lack a class; the others do not move up."""
+    rng = np.random.default_rng(1)
+    for split, names in (("train", ("blue", "green", "red")), ("val", ("green", "red")), ("test", ("blue", "red"))):
+        for name in names:
+            for i in range(6):
+                path = tmp_path / "parts" / split / name / f"{split}{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(picture(rng, name))
+    row = linear_probe.evaluate(ColourClip(), str(tmp_path / "parts"), "test", FLAGS, "train", "val")
+    assert row["accuracy"] == 1.0 and row["classes"] == 3 and max(row["validation"].values()) == 1.0
+    (tmp_path / "parts" / "val" / "green").rename(tmp_path / "parts" / "val" / "grün")
+    clip = ColourClip()
+    clip.probe_features = None  # found out before an image is encoded
+    with pytest.raises(UserError, match="--validation_split has 1 class.* that --train_split has not, such as 'grün'"):
+        linear_probe.evaluate(clip, str(tmp_path / "parts"), "test", FLAGS, "train", "val")
+
+
+def test_one_split_that_names_its_classes_and_one_that_does_not():
+    named, unnamed = (SimpleNamespace(class_names=names) for names in (("a",), ()))
+    assert labelled_alike("data", {"split": unnamed, "train_split": unnamed}) == {
+        "split": unnamed, "train_split": unnamed,
+    }  # fmt: skip
+    with pytest.raises(UserError, match="the split of --train_split does not name its classes, and --split does"):
+        labelled_alike("data", {"split": named, "train_split": unnamed})
+
+
+def test_published_names_in_their_order_are_for_all_of_them(folder, tmp_path):
+    source = open_split(folder, "test", FLAGS, labelled=True)
+    with pytest.raises(UserError, match="has 3 classes and CIFAR10 has 10: --classes=index counts both from the first"):
+        find_prompts(folder, source, DataFlags("unused", "CIFAR10", Classes.INDEX))
 
 
 @pytest.mark.parametrize("inside", ["pets", "pets/mine"])

@@ -1,5 +1,6 @@
 """A work directory continues its own run and refuses another."""
 
+import dataclasses
 import json
 
 import pytest
@@ -113,3 +114,36 @@ def test_broken_or_foreign_folders(tmp_path):
 
 def test_keys_that_only_one_side_has_differ():
     assert differing_keys({"a": {"b": 1}, "c": None}, {"a": {"b": 1, "d": 2}}) == ["a.d", "c"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """As it is now; an older run does not know `newer`."""
+
+    size: int
+    newer: str = "as before"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    part: Part
+    parts: tuple[Part, ...] = ()
+    nothing: Part | None = None
+
+
+def test_fields_that_have_come_since_are_at_their_defaults(tmp_path):
+    old = {"part": {"size": 1}, "parts": [{"size": 2}], "nothing": None}
+    open_workdir(tmp_path, old)
+    run = Run(Part(1), (Part(2),))
+    assert open_workdir(tmp_path, run).resumed and check_workdir(tmp_path, run) == []
+    for other in (
+        Run(Part(1, "else"), (Part(2),)),
+        Run(Part(1), (Part(2, "else"),)),
+        Run(Part(1), (Part(2),), Part(3)),
+    ):
+        with pytest.raises(UserError, match="of another config"):
+            check_workdir(tmp_path, other)
+    (tmp_path / "config.json").unlink()
+    open_workdir(tmp_path, old | {"gone": 1})
+    with pytest.raises(UserError, match="gone .1 there, 'absent' now"):
+        check_workdir(tmp_path, run)
