@@ -9,7 +9,13 @@ from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation, TransformerConfig
 from dalle_jax.weights import Names
 
-FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "flax_model.msgpack",
+)
 """Where weights are in a folder, the first that is there."""
 
 IGNORED = ("*.position_ids",)

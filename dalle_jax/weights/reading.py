@@ -8,10 +8,11 @@ from typing import Any
 from dalle_jax.errors import UserError
 from dalle_jax.weights.msgpack_files import is_msgpack, read_msgpack
 from dalle_jax.weights.npz_files import is_npz, read_npz
+from dalle_jax.weights.paths import local_path
 from dalle_jax.weights.prefixes import unwrapped
 from dalle_jax.weights.safetensors_files import is_safetensors, read_safetensors
 from dalle_jax.weights.state_dicts import named_tensors
-from dalle_jax.weights.tensors import Tensor, Unread, local_path
+from dalle_jax.weights.tensors import Tensor, Unread
 from dalle_jax.weights.torch_files import read_torch
 
 _INDEX = ".index.json"

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 from typing import Any
 
 import ml_dtypes
@@ -132,17 +131,3 @@ def overlaps(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
             return True
         reach += (size - 1) * stride
     return False
-
-
-def local_path(path: str | os.PathLike) -> str:
-    """A path as a string, where it is one of this machine's.
-
-    Raises:
-      UserError: it is not there, or in a bucket.
-    """
-    text = os.fspath(path)
-    if "://" in text:
-        raise UserError(f"{text}: weights are read from local files alone; copy it to this machine")
-    if not os.path.exists(text):
-        raise UserError(f"{text} does not exist")
-    return text
