@@ -86,13 +86,26 @@ def load(
     return _load_run(path, step, batch_size, tokenize, truncate)
 
 
+_OPENAI_NAMES = {
+    "ViT-B/32": "openai/clip-vit-base-patch32",
+    "ViT-B/16": "openai/clip-vit-base-patch16",
+    "ViT-L/14": "openai/clip-vit-large-patch14",
+    "ViT-L/14@336px": "openai/clip-vit-large-patch14-336",
+}
+"""OpenAI's names of models that are not paths here, with those on Hugging Face's hub."""
+
+
 def _here(path: epath.PathLike) -> epath.Path:
     """A path that exists, or is in a bucket, where runs may be.
 
     Raises:
       UserError: it is neither.
     """
-    return epath.Path(path if os.fspath(path).startswith("gs://") else local_path(path))
+    text = os.fspath(path)
+    if text.startswith("gs://"):
+        return epath.Path(path)
+    known = text in _OPENAI_NAMES and not os.path.exists(text)
+    return epath.Path(local_path(_OPENAI_NAMES[text] if known else text))
 
 
 def _load_run(path: epath.Path, step: int | None, batch_size: int, tokenize: Tokenize | None, truncate: bool) -> Clip:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -87,8 +87,8 @@ def kept_shapes(shapes: Any, names: Names) -> Any:
 
 
 def completed(params: dict[str, Any], config: ClipConfig, side: Side) -> dict[str, Any]:
-    """Parameters of a tower with what a `Clip` needs beside: a scale of 1, no bias and, where there is none, a projection that
-    changes nothing."""
+    """Parameters of a tower with what a `Clip` needs beside: a scale of 1, no bias, and a projection that changes
+    nothing where the file has none."""
     params = params | {"logit_scale": np.float32(0)}
     if config.loss is Loss.SIGMOID:
         params["logit_bias"] = np.float32(0)
@@ -110,7 +110,7 @@ class OneTower(Clip):
         super().__init__(*args, **kwargs)
         self.path, self.side = path, side
 
-    def encode_text(self, texts: Iterable[str], *, truncate: bool | None = None) -> Float[np.ndarray, "B E"]:
+    def encode_text(self, texts: Any, *, truncate: bool | None = None) -> Float[np.ndarray, "B E"]:
         """As of `Clip`. Raises: UserError: the text tower is not there."""
         self._need(Side.TEXT)
         return super().encode_text(texts, truncate=truncate)

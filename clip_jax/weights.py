@@ -25,7 +25,6 @@ from clip_jax.weights_openai import check_official, deduce_config, default_activ
 from clip_jax.weights_siglip import config_from_siglip, siglip_names
 from dalle_jax.errors import UserError, closest
 from dalle_jax.nn.transformer import Activation
-from dalle_jax.storage import check_scheme
 from dalle_jax.training.trees import unbox
 from dalle_jax.weights import (
     Names,
@@ -72,12 +71,7 @@ class Published:
 
 
 def is_published(path: epath.PathLike) -> bool:
-    """Whether a path is one that `open_published` is for: a file, or a folder as Hugging Face or open_clip make it.
-
-    Raises:
-      UserError: it is neither local nor at `gs://`.
-    """
-    check_scheme(path)
+    """Whether a path is one that `open_published` is for: a file, or a folder as Hugging Face or open_clip make it."""
     path = epath.Path(path)
     if path.is_file() or (path / OPEN_CLIP_CONFIG).is_file():
         return True
@@ -166,10 +160,10 @@ def _hf_folder(folder: str, file: str | None, part: _Part) -> Published | None:
     tensors, names = from_flax(read_tensors(path, **part)), names_of(config)
     if side is not None:
         tensors = whole_names(tensors, side)
-        config, names = one_tower(config, names, tensors, side)
+        config, names = one_tower(config, names, tensors, side=side)
     if file is not None and not any(name.startswith(("text_model.", "vision_model.")) for name in tensors):
         return None
-    return _checked(config, path, folder, names, tensors, HF_IGNORED, side)
+    return _checked(config, path, folder, names, tensors, HF_IGNORED, side=side)
 
 
 def _open_clip_folder(folder: str, file: str | None, part: _Part) -> Published | None:
@@ -221,7 +215,7 @@ def _checked(
     side: Side | None = None,
 ) -> Published:
     check_tensors(names, tensors, path, ignored)
-    return Published(config, path, folder, names, tensors, side)
+    return Published(config, path, folder, names, tensors, side=side)
 
 
 def _said_activation(published: Published) -> Activation:

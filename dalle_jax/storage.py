@@ -12,8 +12,6 @@ from typing import Any
 import fsspec
 from etils import epath
 
-from dalle_jax.errors import UserError
-
 # Other processes write too: a listing that is kept would hide their files.
 for _protocol in ("gcs", "gs"):
     fsspec.config.conf.setdefault(_protocol, {}).setdefault("use_listings_cache", False)
@@ -22,17 +20,6 @@ for _protocol in ("gcs", "gs"):
 def is_remote(path: epath.PathLike) -> bool:
     """Whether a path is in a bucket."""
     return "://" in os.fspath(path)
-
-
-def check_scheme(path: epath.PathLike) -> None:
-    """Whether a path is a local one or one at `gs://`.
-
-    Raises:
-      UserError: it begins with another scheme.
-    """
-    scheme, found, _ = os.fspath(path).partition("://")
-    if found and scheme not in ("gs", "gcs"):
-        raise UserError(f"{os.fspath(path)}: '{scheme}://' is not read here; give a local path, or one at gs://")
 
 
 def expanduser(path: str) -> str:

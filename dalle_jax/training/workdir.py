@@ -12,7 +12,7 @@ from etils import epath
 
 from dalle_jax.config import FORMAT_VERSION, read_json, to_json, write_json
 from dalle_jax.errors import UserError
-from dalle_jax.storage import check_scheme, is_remote
+from dalle_jax.storage import is_remote
 
 MAY_CHANGE = (
     "num_steps",
@@ -60,7 +60,6 @@ def open_workdir(path: epath.PathLike, config: Mapping[str, Any]) -> Workdir:
       UserError: the folder holds a run of another config (the message names the keys), of an unknown format version,
         or files of something else; or it cannot be made.
     """
-    check_scheme(path)
     path = epath.Path(path)
     file = path / "config.json"
     record = {"format_version": FORMAT_VERSION, "commit": code_version(), "config": config}
@@ -110,7 +109,6 @@ def read_workdir(path: epath.PathLike) -> dict[str, Any]:
     Raises:
       UserError: it is missing, broken, or of a format that this version does not know.
     """
-    check_scheme(path)
     file = epath.Path(path) / "config.json"
     record = read_json(file)
     version = record.get("format_version") if isinstance(record, dict) else None

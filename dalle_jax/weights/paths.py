@@ -4,7 +4,6 @@ import os
 import re
 
 from dalle_jax.errors import UserError
-from dalle_jax.storage import is_remote
 
 _ON_THE_HUB = re.compile(r"(?:hf://|hf-hub:|https?://(?:www\.)?(?:huggingface\.co|hf\.co)/)(?:models/)?([^/]+/[^/@]+)")
 _LIKE_A_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -23,7 +22,7 @@ def local_path(path: str | os.PathLike) -> str:
     named = _ON_THE_HUB.match(text)
     if named:
         raise UserError(f"{text} is no path: weights are not downloaded here; {_fetch(named[1])}")
-    if is_remote(text):
+    if "://" in text:
         raise UserError(f"{text}: weights are read from local files alone; copy it to this machine")
     like_a_name = _LIKE_A_NAME.fullmatch(text)
     name = text if like_a_name and not os.path.isdir(os.path.dirname(text)) else "OWNER/NAME"

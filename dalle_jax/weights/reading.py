@@ -35,7 +35,13 @@ def read_tensors(path: str | os.PathLike, *, key: str | None = None, prefix: str
         key or prefix, and the message lists those that are there.
     """
     path = local_path(path)
-    return unwrapped(_read(path, key), prefix, path)
+    tensors = unwrapped(_read(path, key), prefix, path)
+    adapter = next((name for name in tensors if ".lora_" in name), None)
+    if adapter is not None:
+        raise UserError(
+            f"{path} holds low-rank adapters that are not merged into weights ({adapter}): merge them first"
+        )
+    return tensors
 
 
 def _read(path: str, key: str | None) -> dict[str, Tensor]:
@@ -53,7 +59,9 @@ def _read(path: str, key: str | None) -> dict[str, Tensor]:
         return named_tensors(read_torch(path), path, key)
     if key is not None:
         raise UserError(f"{path} holds tensors by name and nothing else: leave key='{key}' out")
-    if tensors and all(isinstance(tensor, Unread) for tensor in tensors.values()):
+    if not tensors:
+        raise UserError(f"{path} holds no tensors")
+    if all(isinstance(tensor, Unread) for tensor in tensors.values()):
         next(iter(tensors.values())).read()
     return tensors
 
