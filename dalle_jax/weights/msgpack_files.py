@@ -20,10 +20,13 @@ _CHUNKED = "__msgpack_chunked_array__"
 
 
 def is_msgpack(path: str) -> bool:
-    """Whether a file begins as a map does that is not empty."""
+    """Whether a file begins as a map does whose first key is a string."""
     with open(path, "rb") as file:
-        first = file.read(1)
-    return bool(first) and (0x81 <= first[0] <= 0x8F or first[0] in (0xDE, 0xDF))
+        head = file.read(6)
+    length = {0xDE: 3, 0xDF: 5}.get(head[0], 1) if head else 0  # of what tells the number of keys
+    if len(head) <= length or not (0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):
+        return False
+    return 0xA0 <= head[length] <= 0xBF or head[length] in (0xD9, 0xDA)
 
 
 def read_msgpack(path: str) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """NumPy's `.npz` archives: an array in each member, stored as it is, so that it can be read in place."""
 
 import math
+import tokenize
 from typing import BinaryIO
 
 import ml_dtypes
@@ -11,7 +12,7 @@ from dalle_jax.weights.archive import ZIP_MAGIC, members
 from dalle_jax.weights.tensors import DTYPES, Tensor, Unread, dense_strides, whole
 
 _SUFFIX = ".npy"
-_FAULTS = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, EOFError, OSError)
+_FAULTS = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, EOFError, OSError, tokenize.TokenError)
 
 
 def is_npz(path: str) -> bool:

@@ -39,7 +39,7 @@ def read_tensors(path: str | os.PathLike, *, key: str | None = None, prefix: str
     adapter = next((name for name in tensors if ".lora_" in name), None)
     if adapter is not None:
         raise UserError(
-            f"{path} holds low-rank adapters that are not merged into weights ({adapter}): merge them first"
+            f"{path} holds low-rank adapters that are not merged ({adapter}): merge them into weights first"
         )
     return tensors
 

@@ -91,7 +91,7 @@ def extension(*array):
         (msgpack.packb({"w": {"__msgpack_chunked_array__": True}}), "'w' is of over 1 GiB"),
         (msgpack.packb({"params": {}}), "holds no tensors"),
         (b"\x81\xa1w" * 5000, "damaged"),
-        (b"\xdf\xff\xff\xff\xff", "damaged"),
+        (b"\xdf\xff\xff\xff\xff\xa1w", "damaged"),
     ],
 )
 def test_msgpack_that_lies(tmp_path, content, message):
@@ -134,7 +134,7 @@ def test_what_a_file_is_that_is_none_of_weights(tmp_path, content, told, name):
     [
         (
             "owner/name",
-            "owner/name does not exist; weights are not downloaded here: hf download owner/name --local-dir",
+            "does not exist; weights are not downloaded here: hf download owner/name --local-dir FOLDER",
         ),
         ("/nowhere/a.pt", "does not exist; weights are not downloaded here: hf download OWNER/NAME"),
         ("hf://owner/name", "not downloaded here; hf download owner/name"),
