@@ -49,7 +49,8 @@ def whole_names(tensors: Mapping[str, Tensor], side: Side) -> dict[str, Tensor]:
     """Tensors by the names that a whole model gives them; newer files of a tower alone leave its own name out."""
     if "embeddings.position_embedding.weight" not in tensors:
         return dict(tensors)
-    return {f"{side.value}_model.{name}": tensor for name, tensor in tensors.items()}
+    start = f"{side.value}_model."
+    return {name if "_projection." in name else f"{start}{name}": tensor for name, tensor in tensors.items()}
 
 
 def one_tower(config: ClipConfig, names: Names, tensors: Mapping[str, Tensor], side: Side) -> tuple[ClipConfig, Names]:

@@ -151,7 +151,8 @@ def _hf_folder(folder: str, file: str | None, part: _Part) -> Published | None:
         known = ", ".join(f"'{name}'" for name in (*_HF_FAMILIES, *ONE_TOWER))
         raise UserError(f"{folder} holds a model of type '{family}', and those read here are of {known}")
     config_from, names_of = _HF_FAMILIES[family]
-    preprocessor = find_file(folder, ["preprocessor_config.json"])
+    # Beside a text tower it may be a whole model's.
+    preprocessor = None if side is Side.TEXT else find_file(folder, ["preprocessor_config.json"])
     config = config_from(settings, read_settings(preprocessor) if preprocessor else {}, folder)
     path = file or find_file(folder, HF_FILES)
     if path is None:
