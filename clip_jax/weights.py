@@ -148,8 +148,10 @@ def _hf_folder(folder: str, file: str | None, part: _Part) -> Published | None:
     if family not in _HF_FAMILIES and file is not None:
         return None
     if family not in _HF_FAMILIES:
-        known = ", ".join(f"'{name}'" for name in (*_HF_FAMILIES, *ONE_TOWER))
-        raise UserError(f"{folder} holds a model of type '{family}', and those read here are of {known}")
+        known = " and ".join(f"'{name}'" for name in _HF_FAMILIES)
+        raise UserError(
+            f"{folder} holds a model of type '{family}', and those read here are of {known}, whole or one tower"
+        )
     config_from, names_of = _HF_FAMILIES[family]
     # Beside a text tower it may be a whole model's.
     preprocessor = None if side is Side.TEXT else find_file(folder, ["preprocessor_config.json"])

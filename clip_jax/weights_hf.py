@@ -161,9 +161,9 @@ def _whole(value: Any, name: str, where: str) -> int:
     """A size, which may be written as `2.0` or, of a square, as both sides."""
     sides = value if isinstance(value, list) and value else [value]
     if any(side != sides[0] for side in sides):
-        raise UserError(f"{where}/config.json: {name} is {value}, and images here are square")
+        raise UserError(f"{where}/config.json describes no model: {name} is {value}, and images here are square")
     if isinstance(sides[0], bool) or not isinstance(sides[0], int | float) or sides[0] != int(sides[0]):
-        raise UserError(f"{where}/config.json: {name} is {value!r}, which is no whole number")
+        raise UserError(f"{where}/config.json describes no model: {name} is {value!r}, which is no whole number")
     return int(sides[0])
 
 

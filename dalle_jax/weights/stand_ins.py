@@ -37,14 +37,19 @@ class StandIn:
     items: dict[Any, Any] = dataclasses.field(default_factory=dict)
     entries: list[Any] = dataclasses.field(default_factory=list)
 
-    @property
-    def reason(self) -> str:
-        """Why it is no tensor, to follow the tensor's name in a message."""
-        if self.fault:
-            return self.fault
+    def refusal(self, path: str, name: str) -> str:
+        """Why there is no tensor in its place, as a message.
+
+        Args:
+          path: of the file.
+          name: of the tensor.
+        """
         if self.is_call:
-            return f"asks to call {shortened(self.of)}, which no weights need; nothing in it was run"
-        return f"is an object of {shortened(self.of)}, not a tensor"
+            return (
+                f"{path} is refused: it asks to call {shortened(self.of)} to make '{shortened(name)}', which no weights "
+                "need; nothing in it was run"
+            )
+        return f"{path}: '{shortened(name)}' {self.fault or f'is an object of {shortened(self.of)}, not a tensor'}"
 
 
 def called(value: Any) -> str:

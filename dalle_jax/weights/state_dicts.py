@@ -51,7 +51,7 @@ def _tensor(item: Tensor | StandIn, name: str, path: str) -> Tensor:
     if isinstance(item, Tensor):
         return item
     array = array_of(item)
-    return Unread(f"{path}: '{shortened(name)}' {item.reason}") if array is None else Held.of(path, array)
+    return Unread(item.refusal(path, name)) if array is None else Held.of(path, array)
 
 
 def _at(value: Any, key: str, path: str) -> Any:

@@ -120,7 +120,7 @@ def test_flax_files(clip, variables, tmp_path):
         ({"refs/main": "abc", "snapshots/abc/config.json": "{}"}, "cache of Hugging Face's hub: give .*snapshots.abc$"),
         ({"models--a--b/refs/main": "abc"}, "cache of Hugging Face's hub: give a folder .* of one of models--a--b"),
         ({"config.json": '{"model_type": "clip"}', "model.fp16.safetensors": ""}, "give the file .*fp16.safetensors"),
-        ({"config.json": '{"model_type": "clip"}', "tf_model.h5": ""}, "no weights that are read here"),
+        ({"config.json": '{"model_type": "clip"}', "tf_model.h5": ""}, "no weights beside it that are read here"),
         ({"notes.txt": ""}, "is missing: is this a work directory"),
     ],
 )

@@ -78,7 +78,7 @@ def test_a_tensor_that_a_call_outside_of_the_list_makes(tmp_path, name, args):
         )
     ):
         path = pickled.archive(tmp_path / f"{i}.pt", {"weight": tensor}, {0: FLOATS.tobytes()})
-        refused(path, f"'weight' asks to call {name}, which no weights need; nothing in it was run")
+        refused(path, f"asks to call {name} to make 'weight', which no weights need; nothing in it was run")
 
 
 def test_a_call_in_the_oldest_way_of_making_objects(tmp_path):
