@@ -53,12 +53,8 @@ def _variant(folder: str, names: list[str]) -> str | None:
         return None
     others = [name for name in names if name.endswith((".safetensors", ".bin", ".pt", ".pth", ".msgpack"))]
     found = ", ".join(os.path.join(folder, name) for name in others[:10])
-    told = (
-        f"no weights beside it under a usual name: give the file ({found})"
-        if others
-        else "no weights beside it that are read here"
-    )
-    return f"has a config.json of Hugging Face's and {told}"
+    told = f"under a usual name: give the file ({found})" if others else "that are read here"
+    return f"has a config.json of Hugging Face's and no weights beside it {told}"
 
 
 _KINDS: tuple[Callable[[str, list[str]], str | None], ...] = (

@@ -46,8 +46,8 @@ class StandIn:
         """
         if self.is_call:
             return (
-                f"{path} is refused: it asks to call {shortened(self.of)} to make '{shortened(name)}', which no weights "
-                "need; nothing in it was run"
+                f"{path} is refused: it asks to call {shortened(self.of)} to make '{shortened(name)}', which no "
+                "weights need; nothing in it was run"
             )
         return f"{path}: '{shortened(name)}' {self.fault or f'is an object of {shortened(self.of)}, not a tensor'}"
 
