@@ -104,8 +104,7 @@ def _here(path: epath.PathLike) -> epath.Path:
     text = os.fspath(path)
     if text.startswith("gs://"):
         return epath.Path(path)
-    known = text in _OPENAI_NAMES and not os.path.exists(text)
-    return epath.Path(local_path(_OPENAI_NAMES[text] if known else text))
+    return epath.Path(local_path(text, _OPENAI_NAMES.get(text)))
 
 
 def _load_run(path: epath.Path, step: int | None, batch_size: int, tokenize: Tokenize | None, truncate: bool) -> Clip:

@@ -10,8 +10,12 @@ _LIKE_A_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 """`owner/name`, which may be a path too."""
 
 
-def local_path(path: str | os.PathLike) -> str:
+def local_path(path: str | os.PathLike, hub_name: str | None = None) -> str:
     """A path as a string, `~` replaced, where it is one of this machine's.
+
+    Args:
+      path: local; `~` is the home folder.
+      hub_name: what the message says to fetch, where the caller knows it: `owner/name`.
 
     Raises:
       UserError: it is not there, in a bucket, or a name of Hugging Face's hub; the message says how to fetch it.
@@ -25,7 +29,7 @@ def local_path(path: str | os.PathLike) -> str:
     if "://" in text:
         raise UserError(f"{text}: weights are read from local files alone; copy it to this machine")
     like_a_name = _LIKE_A_NAME.fullmatch(text)
-    name = text if like_a_name and not os.path.isdir(os.path.dirname(text)) else "OWNER/NAME"
+    name = hub_name or (text if like_a_name and not os.path.isdir(os.path.dirname(text)) else "OWNER/NAME")
     raise UserError(f"{text} does not exist; weights are not downloaded here: {_fetch(name)}")
 
 
