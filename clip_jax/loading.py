@@ -1,5 +1,6 @@
 """From a path to a `Clip`: a run of ours, or published weights."""
 
+import os
 from collections.abc import Sequence
 
 import jax
@@ -10,16 +11,19 @@ from jax.sharding import SingleDeviceSharding
 from clip_jax.config import ClipStage, ReadAt
 from clip_jax.handle import Clip, Tokenize
 from clip_jax.model import abstract_variables
+from clip_jax.one_tower import OneTower
 from clip_jax.run_tokenizer import TRAINED, read_tokenizer
 from clip_jax.tokenizers import FILES as TOKENIZER_FILES
 from clip_jax.tokenizers import CaptionTokenizer, load_tokenizer
 from clip_jax.weights import Published, is_published, open_published
+from clip_jax.weights_folders import refuse_other_folders
 from dalle_jax.config import from_config_dict
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation
 from dalle_jax.training.checkpoint import check_same, load_params
 from dalle_jax.training.trees import unbox
 from dalle_jax.training.workdir import read_workdir
+from dalle_jax.weights import local_path
 
 
 def load(
@@ -28,6 +32,8 @@ def load(
     step: int | None = None,
     batch_size: int = 64,
     activation: str | Activation | None = None,
+    key: str | None = None,
+    prefix: str | None = None,
     param_dtype: str | None = "float32",
     tokenize: Tokenize | None = None,
     truncate: bool = False,
@@ -36,34 +42,69 @@ def load(
 
     Args:
       path: a work directory of `launch.train`; a file of weights of OpenAI's CLIP or open_clip's (`.pt`, TorchScript
-        or not, `.bin`, `.safetensors`); a folder of Hugging Face's (CLIP, SigLIP) or open_clip's. No code of a file is
-        run.
+        or not, `.bin`, `.safetensors`), or of big_vision's SigLIP (`.npz`); a folder of Hugging Face's (CLIP, SigLIP,
+        or a tower of theirs) or open_clip's. No code of a file is run, and nothing is downloaded.
       step: of a run's checkpoint; None: the newest.
       batch_size: see `Clip`.
       activation: of a bare file, which cannot tell: `quick_gelu` (the default, and OpenAI's), or `gelu` (of open_clip's
         names without `-quickgelu`).
+      key: of a checkpoint that holds several state dicts, which is read: `state_dict_ema`, or `ema.model`.
+      prefix: what the names of the model's tensors begin with, where the file holds others too: `clip.`.
       param_dtype: of published parameters, `float32`, `bfloat16` or `float16`; None: as they are in the file, half
         precision included.
       tokenize: captions to ids; None: the tokenizer beside the weights, or OpenAI's where there is none.
       truncate: cut captions that are longer than the model reads, instead of refusing them.
 
     Raises:
-      UserError: there is no CLIP at the path, it is damaged, has another format version, or asks for a call that
-        weights do not need; or parameters are missing, unknown, or of a wrong shape, and the message names them.
+      UserError: there is no CLIP at the path, it is damaged, has another format version, or its weights are made by a
+        call that is not run; or parameters are missing, unknown, or of a wrong shape, and the message names them; or
+        there is no such key or prefix, and the message names those that are there.
+
+    Returns:
+      The model; a `OneTower` where a folder holds the text tower or the image tower alone.
     """
+    path = _here(path)
     if tokenize is not None and truncate:
         raise UserError("truncate is for the tokenizer beside the weights: one given by tokenize= cuts by itself")
     if is_published(path):
         if step is not None:
             raise UserError(f"{path} holds published weights, not checkpoints of a run: leave step={step} out")
-        published = open_published(path, activation=activation)
+        published = open_published(path, activation=activation, key=key, prefix=prefix, whole=False)
         home = SingleDeviceSharding(jax.local_devices()[0])
         state = published.read(dtype=param_dtype, shardings=home)
         params, tokenize = state.pop("params"), tokenize or _tokenize(published, truncate)
-        return Clip(published.config, params, tokenize, batch_size=batch_size, model_state=state)
+        options = {"batch_size": batch_size, "model_state": state}
+        if published.side is not None:
+            return OneTower(published.path, published.side, published.config, params, tokenize, **options)
+        return Clip(published.config, params, tokenize, **options)
+    refuse_other_folders(os.fspath(path))
+    for name, value in (("key", key), ("prefix", prefix)):
+        if value is not None:
+            raise UserError(f"{path} is a work directory, not a file of weights: leave {name}={value} out")
     if activation is not None:
         raise UserError(f"{path} is a work directory, which knows its activation: leave activation={activation} out")
-    return _load_run(epath.Path(path), step, batch_size, tokenize, truncate)
+    return _load_run(path, step, batch_size, tokenize, truncate)
+
+
+_OPENAI_NAMES = {
+    "ViT-B/32": "openai/clip-vit-base-patch32",
+    "ViT-B/16": "openai/clip-vit-base-patch16",
+    "ViT-L/14": "openai/clip-vit-large-patch14",
+    "ViT-L/14@336px": "openai/clip-vit-large-patch14-336",
+}
+"""OpenAI's names of models that are not paths here, with those on Hugging Face's hub."""
+
+
+def _here(path: epath.PathLike) -> epath.Path:
+    """A path that exists, or is in a bucket, where runs may be.
+
+    Raises:
+      UserError: it is neither.
+    """
+    text = os.fspath(path)
+    if text.startswith("gs://"):
+        return epath.Path(path)
+    return epath.Path(local_path(text, _OPENAI_NAMES.get(text)))
 
 
 def _load_run(path: epath.Path, step: int | None, batch_size: int, tokenize: Tokenize | None, truncate: bool) -> Clip:

@@ -11,6 +11,7 @@ from etils import epath
 from clip_jax.cleaning import Cleaning
 from clip_jax.config import ClipConfig, Loss, TextTower, VisionConfig, VisionTower
 from clip_jax.handle import Clip
+from clip_jax.one_tower import OneTower
 from clip_jax.preprocessing_hf import CLIP, PREPROCESSOR, PROCESSOR, SIGLIP, preprocessor_to_hf, processor_to_hf
 from clip_jax.tokenizers import CaptionTokenizer
 from clip_jax.weights_hf import config_to_hf, hf_names
@@ -39,6 +40,8 @@ def save(clip: Clip, path: epath.PathLike, *, format: str = "hf") -> None:
     writers = {"hf": _write_hf, "open_clip": _write_open_clip}
     if format not in writers:
         raise UserError(f"format '{format}' is none{closest(format, writers)} (known: {', '.join(writers)})")
+    if isinstance(clip, OneTower):
+        raise UserError(f"{clip.path} holds the {clip.side.word} tower alone: a whole CLIP is saved, or none")
     if "://" in os.fspath(path):
         raise UserError(f"{path}: weights are written to local folders alone; save here and copy them there")
     folder = epath.Path(path)

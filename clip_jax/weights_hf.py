@@ -10,7 +10,13 @@ from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation, TransformerConfig
 from dalle_jax.weights import Names
 
-FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "flax_model.msgpack",
+)
 """Where weights are in a folder, the first that is there."""
 
 IGNORED = ("*.position_ids",)
@@ -141,7 +147,29 @@ def section_from_hf(settings: Mapping[str, Any], name: str, where: str) -> dict[
     section = settings.get(name) or {}
     if not isinstance(section, dict):
         raise UserError(f"{where}/config.json describes no model: its '{name}' is no object")
-    return section
+    return section | {size: _whole(section[size], size, where) for size in _SIZES if size in section}
+
+
+_SIZES = (
+    "hidden_size",
+    "image_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "patch_size",
+    "vocab_size",
+)
+
+
+def _whole(value: Any, name: str, where: str) -> int:
+    """A size, which may be written as `2.0` or, of a square, as both sides."""
+    sides = value if isinstance(value, list) and value else [value]
+    if any(side != sides[0] for side in sides):
+        raise UserError(f"{where}/config.json describes no model: {name} is {value}, and images here are square")
+    if isinstance(sides[0], bool) or not isinstance(sides[0], int | float) or sides[0] != int(sides[0]):
+        raise UserError(f"{where}/config.json describes no model: {name} is {value!r}, which is no whole number")
+    return int(sides[0])
 
 
 def tower_from_hf(sizes: Mapping[str, Any], where: str) -> TransformerConfig:

@@ -159,6 +159,10 @@ def deduce_config(tensors: Mapping[str, Tensor], where: str, activation: Activat
     def shape(name: str, rank: int) -> tuple[int, ...]:
         if name not in tensors:
             known = ", ".join(list(tensors)[:3])
+            before = [other.removesuffix(name) for other in tensors if other.endswith(f".{name}")]
+            if before and not before[0].startswith("text_model."):
+                told = " or ".join(f"prefix='{prefix}'" for prefix in before[:5])
+                raise UserError(f"{where} has '{name}' behind another name: choose the model in it with {told}")
             raise UserError(
                 f"{where} has no '{name}': its names ({known}, ...) are not those of OpenAI's or open_clip's CLIP; "
                 "of a Hugging Face model, give the folder with its config.json"

@@ -116,7 +116,14 @@ def _decode(config: CodecConfig | VqganConfig, params: Any, model_state: Any, to
     return model.decode(config, params, model_state, grid)
 
 
-def load_codec(path: epath.PathLike, *, step: int | None = None, image_size: int | None = None) -> FrozenCodec:
+def load_codec(
+    path: epath.PathLike,
+    *,
+    step: int | None = None,
+    image_size: int | None = None,
+    key: str | None = None,
+    prefix: str | None = None,
+) -> FrozenCodec:
     """Loads the codec of a run, its averaged weights where it kept them, or a published one.
 
     Args:
@@ -125,16 +132,22 @@ def load_codec(path: epath.PathLike, *, step: int | None = None, image_size: int
       step: of a run's checkpoint; None: the newest.
       image_size: pixels a side that a published codec is to take; None: what `save_codec` has noted, or the 256 that
         they were trained on. That of a run is what it was trained on.
+      key: of a VQGAN's checkpoint that holds several state dicts, which is read.
+      prefix: what the names of a VQGAN's tensors begin with, where the file holds others too: `first_stage_model.`.
 
     Raises:
-      UserError: the path is missing, of another format version, or has no codec; or a file of weights is damaged, asks
-        for a call that weights do not need, or lacks parameters, and the message names them.
+      UserError: the path is missing, of another format version, or has no codec; or a file of weights is damaged, has
+        tensors that a call would make that is not run, or lacks parameters, and the message names them.
     """
     path = as_path(path)
+    file = _vqgan_file(path)
+    if file is None and (key, prefix) != (None, None):
+        raise UserError(f"{path} is no VQGAN's checkpoint: key= and prefix= are for those alone")
     if path.is_dir() and (files := find_dvae(path)):
         return _published(*load_dvae(files), _noted_size(path) if image_size is None else image_size)
-    if file := _vqgan_file(path):
-        return _published(*load_vqgan(file), _noted_size(file.parent) if image_size is None else image_size)
+    if file is not None:
+        size = _noted_size(file.parent) if image_size is None else image_size
+        return _published(*load_vqgan(file, key=key, prefix=prefix), size)
     run = read_workdir(path)
     if not run.get("codec"):
         raise UserError(f"{path} has no codec: train one with a config that has a `codec` section, or name another")

@@ -24,17 +24,19 @@ IGNORED = ("loss.*", "model_ema.*")
 """Of training: discriminator, perceptual loss, averages."""
 
 
-def load_vqgan(path: epath.PathLike) -> tuple[VqganConfig, Any]:
+def load_vqgan(path: epath.PathLike, *, key: str | None = None, prefix: str | None = None) -> tuple[VqganConfig, Any]:
     """Config and parameters of a VQGAN, float32 on the host.
 
     Args:
       path: a `.ckpt`, `.pt`, `.bin` or `.safetensors` file; the sizes follow from its shapes.
+      key: see `dalle_jax.weights.read_tensors`.
+      prefix: likewise.
 
     Raises:
       UserError: the file is damaged or hostile, or its parameters are missing, unknown or of a wrong shape.
     """
     where = os.fspath(path)
-    tensors = read_tensors(path)
+    tensors = read_tensors(path, key=key, prefix=prefix)
     config = _deduce_config(tensors, where)
     shapes = unbox(abstract_params(config))
     names = vqgan_names(shapes)

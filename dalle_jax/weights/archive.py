@@ -7,6 +7,7 @@ from io import BufferedReader
 
 from dalle_jax.errors import UserError
 
+ZIP_MAGIC = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 
 
@@ -45,7 +46,7 @@ def _member(path: str, file: BufferedReader, info: zipfile.ZipInfo) -> Member:
     file.seek(info.header_offset)
     header = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
     name_length, extra_length = header[-2:]
-    if header[0] != b"PK\x03\x04" or file.read(name_length) != name.encode():
+    if header[0] != ZIP_MAGIC or file.read(name_length) != name.encode():
         raise UserError(f"{path} is damaged: the member '{name}' is not where the archive's index says")
     if info.flag_bits & 1:
         raise UserError(f"{path} is refused: the member '{name}' is encrypted")

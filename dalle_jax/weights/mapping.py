@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dalle_jax.errors import UserError, closest
-from dalle_jax.weights.tensors import Tensor
+from dalle_jax.weights.tensors import Tensor, Unread
 
 Index = tuple[slice, ...]
 """Part of an array: a slice with start and stop for each axis."""
@@ -151,23 +151,33 @@ def check_tensors(names: Names, tensors: Mapping[str, Tensor], where: str, ignor
       ignored: patterns (`*.position_ids`) of tensors that are no parameters.
 
     Raises:
-      UserError: one line with the names of all that are missing, unknown, or of another shape (ten of each).
+      UserError: one line with the names of all that are missing, unknown, of another shape, or of integers (ten of
+        each); or why one that is needed cannot be read.
     """
     wanted = {piece.name: piece.shape for piece in names.pieces}
     missing = [name for name in wanted if name not in tensors]
     unknown = [
         name
         for name in tensors
-        if name not in wanted and not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignored)
+        if name not in wanted
+        and not isinstance(tensors[name], Unread)
+        and not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignored)
     ]
     wrong = [
         f"{name} is {tensors[name].shape} and should be {shape}"
         for name, shape in wanted.items()
         if name in tensors and not _same_shape(tensors[name].shape, shape)
     ]
+    # Quantized weights, whose scales are elsewhere: as numbers they mean another model.
+    integers = [name for name in wanted if name in tensors and tensors[name].dtype.kind in "iub"]
     faults = [
         f"{kind}: {', '.join(found[:10])}{f' and {len(found) - 10} more' if len(found) > 10 else ''}"
-        for kind, found in (("missing", missing), ("unknown", unknown), ("of a wrong shape", wrong))
+        for kind, found in (
+            ("missing", missing),
+            ("unknown", unknown),
+            ("of a wrong shape", wrong),
+            ("of integers", integers),
+        )
         if found
     ]
     if faults:

@@ -2,10 +2,10 @@
 
 A pickle is a program: it names functions and says what to call them with. This reader interprets its few operations on
 plain values alone. It imports nothing; a name is a `Global`, an object of a class is a `StandIn`, and the only calls
-are those of a closed list, each to a function written here or handed in. A file that asks for another is refused.
+are those of a closed list, each to a function written here or handed in. Any other call is not made: a `StandIn` takes
+the place of its result, so that values which nobody needs do not stand in the way of the weights beside them.
 """
 
-import dataclasses
 import pickletools
 import struct
 from collections.abc import Callable, Mapping
@@ -13,54 +13,39 @@ from io import BufferedIOBase
 from typing import IO, Any, cast
 
 from dalle_jax.errors import UserError
+from dalle_jax.weights.stand_ins import Call, Global, StandIn, apply
+
+_MAX_KEY = 100
+"""Values inside a key. The hash of tuples in tuples can take for ever, where they share what they hold."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Global:
-    """A name that a pickle speaks of, `module.name`. What it stands for is never looked up."""
+def _keys(items: Any) -> list[Any]:
+    """Items that may be hashed.
 
-    name: str
-
-
-@dataclasses.dataclass(eq=False)
-class StandIn:
-    """An object of a class that is not known, inert: only what the pickle gave it."""
-
-    of: str
-    args: tuple[Any, ...] = ()
-    state: Any = None
-    items: dict[Any, Any] = dataclasses.field(default_factory=dict)
-    entries: list[Any] = dataclasses.field(default_factory=list)
-
-
-class ForbiddenCall(UserError):
-    """A pickle asks for a call outside of the list."""
-
-
-Call = Callable[..., Any]
-
-
-def _inert(of: str) -> Call:
-    return lambda *args: StandIn(of, args)
-
-
-def _flat(items: Any) -> list[Any]:
-    """Items that may be hashed: the hash of tuples in tuples can take for ever, where they share what they hold."""
+    Raises:
+      TypeError: the hash of one would take too long.
+    """
     items = list(items)
     for item in items:
-        if isinstance(item, tuple | frozenset) and any(isinstance(inner, tuple | frozenset) for inner in item):
-            raise TypeError("a key is a tuple of tuples")
+        waiting, count = [item], 0
+        while waiting:
+            current = waiting.pop()
+            if isinstance(current, tuple | frozenset):
+                waiting += current
+                count += len(current)
+            if count > _MAX_KEY:
+                raise TypeError(f"a key is a tuple of tuples that hold over {_MAX_KEY} values")
     return items
 
 
 def _dict(items: Any = ()) -> dict[Any, Any]:
     pairs = [(key, value) for key, value in (items.items() if isinstance(items, dict) else items)]
-    _flat(key for key, _ in pairs)
+    _keys(key for key, _ in pairs)
     return dict(pairs)
 
 
 def _set(items: Any = ()) -> set[Any]:
-    return set(_flat(items))
+    return set(_keys(items))
 
 
 def _builtins(module: str) -> dict[str, Call]:
@@ -68,7 +53,7 @@ def _builtins(module: str) -> dict[str, Call]:
     return {f"{module}.{name}": call for name, call in (calls | {"list": list, "tuple": tuple}).items()}
 
 
-# What turns up in checkpoints beside tensors: containers become plain ones, the rest stays inert.
+# Containers become plain ones.
 _CALLS: dict[str, Call] = {
     **_builtins("builtins"),
     **_builtins("__builtin__"),
@@ -78,26 +63,6 @@ _CALLS: dict[str, Call] = {
     "collections.deque": lambda items=(), length=None: list(items),
     "copyreg._reconstructor": lambda cls, base, state: StandIn(_name(cls)),
     "copy_reg._reconstructor": lambda cls, base, state: StandIn(_name(cls)),
-} | {
-    name: _inert(name)
-    for name in (
-        "_codecs.encode",
-        "builtins.bytearray",
-        "builtins.complex",
-        "builtins.range",
-        "builtins.slice",
-        "__builtin__.xrange",
-        "datetime.datetime",
-        "datetime.timedelta",
-        "functools.partial",
-        "numpy.core.multiarray._reconstruct",
-        "numpy._core.multiarray._reconstruct",
-        "numpy.core.multiarray.scalar",
-        "numpy._core.multiarray.scalar",
-        "numpy.dtype",
-        "pathlib.PosixPath",
-        "pathlib.WindowsPath",
-    )
 }
 
 _FAULTS = (ValueError, TypeError, LookupError, ArithmeticError, EOFError, MemoryError, RecursionError, struct.error)
@@ -124,14 +89,13 @@ def read_pickle(
     Args:
       file: open for reading.
       where: name of the file, for messages.
-      calls: by dotted name, functions that the pickle may call beside containers and a few inert types.
+      calls: by dotted name, functions that the pickle may call beside those of containers.
       persistent: gives the value of a persistent id.
 
     Returns:
       Plain values, `Global`s, `StandIn`s, and what `calls` and `persistent` returned.
 
     Raises:
-      ForbiddenCall: the pickle calls what is not on the list; nothing was run.
       UserError: it is damaged.
     """
     machine = _Machine(where, {**_CALLS, **(calls or {})}, persistent)
@@ -252,15 +216,15 @@ class _Machine:
 
     def do_reduce(self, _: Any) -> None:
         args, function = self.stack.pop(), self.stack.pop()
-        self.stack.append(self.call(function, args))
+        self.stack.append(apply(self.calls, function, args))
 
     def do_obj(self, _: Any) -> None:
         cls, *args = self.after_mark()
-        self.stack.append(self.call(cls, tuple(args)))
+        self.stack.append(apply(self.calls, cls, tuple(args)))
 
     def do_inst(self, argument: str) -> None:
         args = self.after_mark()
-        self.stack.append(self.call(Global(".".join(argument.split(" ", 1))), tuple(args)))
+        self.stack.append(apply(self.calls, Global(".".join(argument.split(" ", 1))), tuple(args)))
 
     def do_newobj(self, _: Any) -> None:
         args, cls = self.stack.pop(), self.stack.pop()
@@ -276,34 +240,15 @@ class _Machine:
         if isinstance(self.stack[-1], StandIn):
             self.stack[-1].state = state
 
-    def call(self, function: Any, args: Any) -> Any:
-        name = called(function)
-        if not isinstance(function, Global) or name not in self.calls:
-            raise ForbiddenCall(forbidden(self.where, name))
-        if not isinstance(args, tuple):
-            raise TypeError(f"arguments of {name} are no tuple")
-        return self.calls[name](*args)
-
     def _persistent(self, identity: Any) -> Any:
         if self.persistent is None:
             raise ValueError("it refers to data outside itself")
         return self.persistent(identity)
 
 
-def forbidden(where: str, name: str) -> str:
-    """The message of a `ForbiddenCall`."""
-    return f"{where} is refused: it asks to call {name}, which no weights need; nothing in it was run"
-
-
-def called(value: Any) -> str:
-    """What a message says of a value: its name or its type, for its text may be longer than any memory.
-
-    A tuple that holds one tuple twice, which holds one tuple twice, doubles its text with every two bytes of the file.
-    """
-    return value.name if isinstance(value, Global) else f"an object of {type(value).__name__}"
-
-
 def _name(cls: Any) -> str:
+    if isinstance(cls, StandIn):  # a class that is made by a call
+        return cls.of
     if not isinstance(cls, Global):
         raise TypeError("an object's class is no name")
     return cls.name
@@ -315,7 +260,7 @@ def _extend(target: Any, items: list[Any]) -> None:
     elif isinstance(target, list):
         target.extend(items)
     elif isinstance(target, set):
-        target.update(_flat(items))
+        target.update(_keys(items))
     else:
         raise TypeError("it appends to what is no list")
 

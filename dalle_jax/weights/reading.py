@@ -6,38 +6,63 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dalle_jax.errors import UserError
+from dalle_jax.weights.msgpack_files import is_msgpack, read_msgpack
+from dalle_jax.weights.npz_files import is_npz, read_npz
+from dalle_jax.weights.paths import local_path
+from dalle_jax.weights.prefixes import unwrapped
 from dalle_jax.weights.safetensors_files import is_safetensors, read_safetensors
-from dalle_jax.weights.tensors import Tensor, local_path
-from dalle_jax.weights.torch_files import named_tensors, read_torch
-
-_WRAPPERS = ("module.", "_orig_mod.")
-"""What PyTorch's parallel and compiled modules put before every name."""
+from dalle_jax.weights.state_dicts import named_tensors
+from dalle_jax.weights.tensors import Tensor, Unread
+from dalle_jax.weights.torch_files import read_torch
 
 _INDEX = ".index.json"
 
 
-def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
-    """The tensors of a file of weights by the names they have there; their numbers stay in the file.
+def read_tensors(path: str | os.PathLike, *, key: str | None = None, prefix: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a file of weights by the names they have there; their numbers stay in the file where they can.
+
+    What wrappers of modules put into every name (`module.`, `_orig_mod.`, Lightning's `model.`) is taken out. What
+    cannot be read here is `Unread`: it is an error where it is needed.
 
     Args:
-      path: a `.pt`, `.bin`, `.ckpt`, `.pkl` or `.safetensors` file (its content counts, not its name), or the
-        `.index.json` of a checkpoint in several.
+      path: a `.pt`, `.bin`, `.ckpt`, `.pkl`, `.safetensors`, `.npz` or `.msgpack` file (its content counts, not its
+        name), or the `.index.json` of a checkpoint in several.
+      key: which value of a PyTorch checkpoint is read, where it holds several: `state_dict_ema`, `ema.model`.
+      prefix: what the names of the wanted tensors begin with, `clip.` say; it is taken out, and other tensors are left.
 
     Raises:
-      UserError: the file is missing, damaged or of another kind, or it asks for a call that weights do not need.
+      UserError: the file is missing, damaged or of another kind, none of its tensors can be read, or it has no such
+        key or prefix, and the message lists those that are there.
     """
     path = local_path(path)
+    tensors = unwrapped(_read(path, key), prefix, path)
+    adapter = next((name for name in tensors if ".lora_" in name), None)
+    if adapter is not None:
+        raise UserError(
+            f"{path} holds low-rank adapters that are not merged ({adapter}): merge them into weights first"
+        )
+    return tensors
+
+
+def _read(path: str, key: str | None) -> dict[str, Tensor]:
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder, where a file of weights should be")
     if path.endswith(_INDEX):
         tensors = _read_index(path)
     elif is_safetensors(path):
         tensors = read_safetensors(path)
+    elif is_npz(path):
+        tensors = read_npz(path)
+    elif is_msgpack(path):
+        tensors = read_msgpack(path)
     else:
-        tensors = named_tensors(read_torch(path), path)
-    for wrapper in _WRAPPERS:
-        if all(name.startswith(wrapper) for name in tensors):
-            tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
+        return named_tensors(read_torch(path), path, key)
+    if key is not None:
+        raise UserError(f"{path} holds tensors by name and nothing else: leave key='{key}' out")
+    if not tensors:
+        raise UserError(f"{path} holds no tensors")
+    if all(isinstance(tensor, Unread) for tensor in tensors.values()):
+        next(iter(tensors.values())).read()
     return tensors
 
 
@@ -53,7 +78,7 @@ def read_settings(path: str) -> dict[str, Any]:
       UserError: it cannot be read, or is no object.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             settings = json.load(file)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
@@ -72,7 +97,7 @@ def _read_index(path: str) -> dict[str, Tensor]:
             raise UserError(f"{path} is refused: the file '{file}' is not beside it")
         if file.endswith(_INDEX):
             raise UserError(f"{path} is refused: '{file}' is an index too, and holds no numbers")
-        shards[file] = read_tensors(os.path.join(os.path.dirname(path), file))
+        shards[file] = _read(local_path(os.path.join(os.path.dirname(path), file)), None)
     missing = [name for name, file in files.items() if name not in shards[file]]
     if missing:
         raise UserError(f"{path}: '{missing[0]}' is not in '{files[missing[0]]}' ({len(missing)} such names)")

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dalle_jax.errors import UserError
-from dalle_jax.weights.tensors import DTYPES, Tensor, dense_strides
+from dalle_jax.weights.tensors import DTYPES, Tensor, Unread, dense_strides
 
 _DTYPES = {
     "F64": "float64",
@@ -33,10 +33,10 @@ def is_safetensors(path: str) -> bool:
 
 
 def read_safetensors(path: str) -> dict[str, Tensor]:
-    """The tensors of a file by name.
+    """The tensors of a file by name; `Unread` where one is of a type that is not read here.
 
     Raises:
-      UserError: the file is truncated, its header lies about sizes or places, or a type is not read here.
+      UserError: the file is truncated, or its header lies about sizes or places.
     """
     try:
         with safe_open(path, framework="numpy"):  # checks that types, shapes and places agree and fill the file
@@ -52,7 +52,7 @@ def read_safetensors(path: str) -> dict[str, Tensor]:
 
 def _tensor(path: str, base: int, name: str, entry: dict[str, Any]) -> Tensor:
     if entry["dtype"] not in _DTYPES:
-        raise UserError(f"{path}: '{name}' is of type {entry['dtype']}, which is not read here")
+        return Unread(f"{path}: '{name}' is of type {entry['dtype']}, which is not read here")
     shape = tuple(entry["shape"])
     dtype = DTYPES[_DTYPES[entry["dtype"]]]
     return Tensor(path, base + entry["data_offsets"][0], dtype, shape, dense_strides(shape))

@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
-import os
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from dalle_jax.errors import UserError
+from dalle_jax.weights.stand_ins import called
 
 DTYPES: dict[str, np.dtype] = {
     "float64": np.dtype(np.float64),
@@ -55,6 +56,59 @@ class Tensor:
         return np.lib.stride_tricks.as_strided(flat, self.shape, strides, writeable=False)
 
 
+_MAX_AXES = 64  # of NumPy's arrays
+
+
+def whole(values: Any) -> tuple[int, ...]:
+    """Sizes that are integers from 0 that a machine can count to.
+
+    Raises:
+      TypeError: they are no integers.
+      ValueError: they are too many, or no sizes.
+    """
+    values = tuple(values)
+    if len(values) > _MAX_AXES:
+        raise ValueError(f"{len(values)} sizes are no sizes of a tensor")
+    for value in values:
+        if type(value) is not int:
+            raise TypeError(f"sizes with {called(value)} among them are no sizes")
+        if not 0 <= value < 1 << 63:
+            raise ValueError(f"sizes {'below 0' if value < 0 else 'of over 63 bits'} are no sizes")
+    return values
+
+
+@dataclasses.dataclass(frozen=True)
+class Held(Tensor):
+    """A tensor whose numbers are in memory: its file has them in no form that could be mapped."""
+
+    numbers: np.ndarray
+
+    @classmethod
+    def of(cls, path: str, numbers: np.ndarray) -> "Held":
+        """A tensor of a file."""
+        return cls(path, 0, numbers.dtype, numbers.shape, (), numbers)
+
+    def read(self) -> np.ndarray:
+        """The numbers."""
+        return self.numbers
+
+
+class Unread(Tensor):
+    """A tensor that cannot be read here: whatever asks for its shape or numbers is told why."""
+
+    def __init__(self, why: str):
+        """Args: why: the message, which names the file and the tensor."""
+        self.why = why
+
+    def _refuse(self) -> Any:
+        raise UserError(self.why)
+
+    path = offset = dtype = shape = strides = property(_refuse)
+
+    def __repr__(self) -> str:
+        return f"Unread({self.why!r})"
+
+
 def span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
     """Elements from the first to the last of a strided tensor, both included; 0 where there is none."""
     if 0 in shape:
@@ -77,17 +131,3 @@ def overlaps(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
             return True
         reach += (size - 1) * stride
     return False
-
-
-def local_path(path: str | os.PathLike) -> str:
-    """A path as a string, where it is one of this machine's.
-
-    Raises:
-      UserError: it is not there, or in a bucket.
-    """
-    text = os.fspath(path)
-    if "://" in text:
-        raise UserError(f"{text}: weights are read from local files alone; copy it to this machine")
-    if not os.path.exists(text):
-        raise UserError(f"{text} does not exist")
-    return text

@@ -11,40 +11,44 @@ from io import BufferedReader
 from typing import Any
 
 from dalle_jax.errors import UserError
-from dalle_jax.weights.pickles import ForbiddenCall, read_pickle
-from dalle_jax.weights.torch_tensors import Storage, StorageName, tensor_calls, whole
+from dalle_jax.weights.foreign import foreign
+from dalle_jax.weights.pickles import read_pickle
+from dalle_jax.weights.tensors import whole
+from dalle_jax.weights.torch_tensors import TENSOR_CALLS, Storage, StorageName
 
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
 
 
 def read_legacy(path: str) -> Any:
-    """What `torch.save` put into a file: plain values, `Tensor`s, and stand-ins for objects.
+    """What `torch.save` put into a file, or what a plain pickle holds: values, `Tensor`s, and stand-ins for the rest.
 
     Raises:
-      UserError: the file is of another kind, damaged, lies about its sizes, or asks for a call that it does not need.
+      UserError: the file is of another kind, damaged, or lies about its sizes.
     """
     with open(path, "rb") as file:
-        if not _is_legacy(file, path):
-            raise UserError(f"{path} is no file of weights that is known here (PyTorch, TorchScript, safetensors)")
+        first = _first(file, path)
+        if first != _MAGIC:
+            return first
         version, machine = read_pickle(file, path), read_pickle(file, path)
         if version != _VERSION or not isinstance(machine, dict) or machine.get("little_endian") is not True:
             raise UserError(f"{path} is of a version of PyTorch, or of a machine, that is not read here")
         start = file.tell()
         # The value comes before the numbers that it refers to: read once for their sizes, and once with their places.
         storages = _Storages(path)
-        read_pickle(file, path, tensor_calls(path), storages.find)
+        read_pickle(file, path, TENSOR_CALLS, storages.find)
         storages.locate(file)
         file.seek(start)
-        return read_pickle(file, path, tensor_calls(path), storages.find)
+        return read_pickle(file, path, TENSOR_CALLS, storages.find)
 
 
-def _is_legacy(file: BufferedReader, path: str) -> bool:
+def _first(file: BufferedReader, path: str) -> Any:
+    """The first pickle of a file: PyTorch's magic number, or a checkpoint that someone pickled by himself."""
     try:
-        return read_pickle(file, path) == _MAGIC
-    except ForbiddenCall:
-        raise
-    except UserError:
-        return False
+        return read_pickle(file, path)
+    except UserError as error:
+        kind = foreign(path)
+        known = "PyTorch, TorchScript, safetensors, NumPy's .npz, Flax's .msgpack"
+        raise UserError(f"{path} is no file of weights that is known here ({known}): it {kind}") from error
 
 
 class _Storages:
@@ -62,7 +66,7 @@ class _Storages:
         name = StorageName.of(identity)
         if self.names.setdefault(name.key, name) != name:
             raise UserError(f"{self.path} is refused: the storage '{name.key}' is given two sizes")
-        storage = Storage(self.path, self.places.get(name.key, 0), name.dtype, name.numel)
+        storage = Storage(self.path, self.places.get(name.key, 0), name.dtype, name.numel, name.fault)
         view = identity[5] if len(identity) > 5 else None
         if view is None:
             return storage

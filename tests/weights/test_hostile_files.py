@@ -67,17 +67,18 @@ def test_a_command_is_named_and_not_run(tmp_path, protocol, nested):
         ("unknown.package.function", ()),
     ],
 )
-def test_any_call_outside_of_the_list(tmp_path, name, args):
-    weight = pickled.tensor(0, 6, (2, 3))
-    for i, hidden in enumerate(
+def test_a_tensor_that_a_call_outside_of_the_list_makes(tmp_path, name, args):
+    called = pickled.call(name, *args)
+    for i, tensor in enumerate(
         (
-            {"weight": weight, "extra": pickled.call(name, *args)},
-            {"weight": weight, "module": pickled.instance("some.Module", {"hook": pickled.call(name, *args)})},
-            {"weight": pickled.call("torch._utils._rebuild_parameter", pickled.call(name, *args))},
-            {"weight": pickled.call("torch._tensor._rebuild_from_type_v2", pickled.named(name), None, args, None)},
+            called,
+            pickled.call("torch._utils._rebuild_parameter", called),
+            pickled.call("torch._utils._rebuild_tensor_v2", called, 0, (6,), (1,), False, {}),
+            pickled.call("torch._tensor._rebuild_from_type_v2", pickled.named(name), None, args, None),
         )
     ):
-        refused(pickled.archive(tmp_path / f"{i}.pt", hidden, {0: FLOATS.tobytes()}), f"call {name}")
+        path = pickled.archive(tmp_path / f"{i}.pt", {"weight": tensor}, {0: FLOATS.tobytes()})
+        refused(path, f"asks to call {name} to make 'weight', which no weights need; nothing in it was run")
 
 
 def test_a_call_in_the_oldest_way_of_making_objects(tmp_path):
