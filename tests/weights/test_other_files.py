@@ -116,7 +116,7 @@ def tar():
         (b"\n <HTML><body>", "HTML page"),
         (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "XML document"),
         (json.dumps({"error": "not found"}).encode(), "JSON"),
-        (gzip.compress(b"x" * 100), "gzip"),
+        (gzip.compress(b"x" * 100, mtime=0), "gzip"),
         (tar(), "tar archive"),
         (b"GGUF" + bytes(100), "GGUF"),
         (b"\x89HDF\r\n\x1a\n" + bytes(100), "HDF5"),
