@@ -17,7 +17,8 @@ from dalle_jax import storage
 from dalle_jax.data import tar
 from dalle_jax.data.records import hash_key
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+IMAGE_SUFFIXES = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "jp2")
+"""Of files in the formats that `decode` reads, in small letters."""
 
 PARTS = ("image", "txt", "json", "cls", "npy")
 """What a sample may consist of."""
@@ -25,7 +26,7 @@ PARTS = ("image", "txt", "json", "cls", "npy")
 _PART_OF = dict.fromkeys(IMAGE_SUFFIXES, "image") | {name: name for name in PARTS[1:]}
 _BLOCK = 512  # members of a tar begin at multiples of it
 _ABSENT = 0xFFFFFFFF
-_VERSION = 1
+_VERSION = 2
 
 
 class TarIndex:
