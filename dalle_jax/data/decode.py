@@ -14,15 +14,15 @@ from dalle_jax.data.records import BadReason, BadSample
 Picture = UInt8[np.ndarray, "height width 3"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
-"""Those that are read, as Pillow calls them: its other readers run other programs, or are seldom attacked and mended."""
+"""Those that are read, as Pillow calls them. Its other readers run other programs, or are seldom looked after."""
 
 
 def decode(data: bytes | np.ndarray, *, max_pixels: int, shrink_to: int | None = None) -> Picture:
     """Decodes a picture in any of `FORMATS`; an animation gives its first frame.
 
-    Whatever the file holds becomes 8-bit RGB: CMYK, palettes, greys and 16-bit are converted (see `to_rgb`), transparent
-    parts are laid on white, and the orientation that is noted in EXIF or XMP is applied. Colour profiles are ignored, and
-    so is whatever else lies beside the pixels, damaged or not.
+    Whatever the file holds becomes 8-bit RGB: CMYK, palettes, greys and 16-bit are converted (see `to_rgb`),
+    transparent parts are laid on white, and the orientation that is noted in EXIF or XMP is applied. Colour profiles
+    are ignored, and so is whatever else lies beside the pixels, damaged or not.
 
     Args:
       data: an encoded picture, or uint8 [height, width, 3], which is returned as it is.
@@ -50,7 +50,7 @@ def decode(data: bytes | np.ndarray, *, max_pixels: int, shrink_to: int | None =
             return np.asarray(turned(rgb, noted(image) if bare.orientation is None else bare.orientation))
     except BadSample:
         raise
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # one, where warnings are errors
         raise BadSample(BadReason.TOO_LARGE, str(error)) from error
     except (UnidentifiedImageError, RangeError) as error:
         raise BadSample(BadReason.NOT_A_PICTURE, str(error)) from error

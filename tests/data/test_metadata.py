@@ -191,7 +191,9 @@ def test_where_an_orientation_may_be_noted():
             expected = as_noted(upright[format], code)
             message = f"{place} of a {format}, orientation {code}"
             np.testing.assert_array_equal(read(data), expected, message)
-            np.testing.assert_array_equal(read_picture(Image.open(io.BytesIO(data))), expected, f"{message}, of Pillow's")
+            np.testing.assert_array_equal(
+                read_picture(Image.open(io.BytesIO(data))), expected, f"{message}, of Pillow's"
+            )
 
 
 def test_an_avif_is_turned_as_its_container_says():
