@@ -15,7 +15,6 @@ from dalle_jax.data.sources import TRAIN, open_source, splits_of
 from dalle_jax.data.tokenizer import RowTokenizer
 from dalle_jax.errors import UserError
 from dalle_jax.training.clock import process_began
-from dalle_jax.training.determinism import set_deterministic
 from dalle_jax.training.freezing import Freezing
 from dalle_jax.training.mesh import make_mesh
 from dalle_jax.training.program import build_step
@@ -24,6 +23,7 @@ from dalle_jax.training.starts import read_starts
 from dalle_jax.training.workdir import check_workdir
 from launch.base import check_base, check_base_run, find_tokenizer
 from launch.flags import define_config, start
+from launch.process import set_deterministic
 from launch.run_config import RunConfig, with_absolute_paths
 from launch.stages import PLANS, StagePlan, Watch, check_source, choose_stages, make_batches, train_stage
 from launch.starting import starting

@@ -8,7 +8,6 @@ import functools
 import hashlib
 import io
 import os
-from pathlib import Path
 
 import numpy as np
 from absl import logging
@@ -78,13 +77,14 @@ def _tar_index(path: str, version: str) -> TarIndex:
     """Kept, because a run opens its data for the tokenizer and for both splits of each stage."""
     name = path if storage.is_remote(path) else os.path.realpath(path)
     digest = hashlib.sha256(f"{_VERSION} {name} {version}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    file = str(_cache_folder() / f"{digest}.npy")
+    cache = storage.cache_folder()
+    file = str(cache / "tars" / f"{digest}.npy") if cache else ""
     try:
         return _load(file)
     except (OSError, ValueError, EOFError):
         pass  # not there, or damaged
     rows, without_picture = _scan(path)
-    if not len(rows):
+    if not len(rows) or not file:
         return TarIndex(rows, without_picture)  # what is empty cannot be mapped
     try:
         encoded = io.BytesIO()
@@ -95,10 +95,6 @@ def _tar_index(path: str, version: str) -> TarIndex:
     except OSError as error:
         logging.warning("the index of %s cannot be kept in %s (%s)", path, file, error.strerror)
         return TarIndex(rows, without_picture)
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dalle-jax" / "tars"
 
 
 def _load(file: str) -> TarIndex:
