@@ -40,10 +40,12 @@ fi
 
 failed=()
 check() {
-  local name="$1"
+  local name="$1" code=0
   shift
   echo "== $name"
-  "$@" || failed+=("$name")
+  "$@" || code=$?
+  ((code < 128)) || exit "$code" # ended by a signal: whoever sent it wants no more of this
+  ((code == 0)) || failed+=("$name")
 }
 check "lint" "$PYTHON" -m ruff check .
 check "format" "$PYTHON" -m ruff format --check .
