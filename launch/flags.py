@@ -172,19 +172,20 @@ def _parse() -> list[str]:
     Raises:
       UserError: one is unknown, has a value that it cannot have, or is not UTF-8.
     """
-    for argument in sys.argv[1:]:
-        _check_text(argument)
     app.define_help_flags()  # `app.run` would; they print the script's docstring and its options
     try:
         rest = flags.FLAGS(sys.argv)
     except flags.Error as error:
         raise UserError(f"{error}; --help lists the options") from error
+    for before, argument in zip(sys.argv, sys.argv[1:], strict=False):
+        if argument not in rest:
+            _check_text(f"{before}={argument}" if re.fullmatch("--?[^=]+", before) else argument)
     return rest[1:]
 
 
 def _check_text(argument: str) -> None:
     """Refuses bytes that are no text, but for a path that is read: what is tokenized or written must be UTF-8."""
-    if re.match(r"[^-]|--?(data|prime|prompts|config\.(\w+\.)*path)=", argument):
+    if re.match(r"--?(data|prime|prompts|config\.(\w+\.)*path)=", argument):
         return
     try:
         argument.encode()
