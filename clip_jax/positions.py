@@ -1,7 +1,7 @@
 """Positions of an image tower for pictures of another size than it was trained on (Dosovitskiy et al. 2020, §3.2)."""
 
 import functools
-import sys
+import logging
 from typing import Any
 
 import jax
@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 
 from clip_jax.config import VisionConfig, VisionTower
 from dalle_jax.training.task import Params
+
+_log = logging.getLogger(__name__)
 
 _TOWER, _NAME = "vision", "position_embedding"
 
@@ -48,11 +50,9 @@ def fit_positions(params: Params, old: VisionConfig, new: VisionConfig, sharding
     side, before = (round(vision.num_patches**0.5) for vision in (new, old))
     resize = functools.partial(resize_positions, side=side, others=_others(new))
     if jax.process_index() == 0:
-        print(
-            f"note: {where} was trained on pictures of {old.image_size} pixels and this run's have {new.image_size}: "
-            f"the positions of {before}x{before} patches are interpolated to {side}x{side}",
-            file=sys.stderr,
-            flush=True,
+        _log.info(
+            f"{where} was trained on pictures of {old.image_size} pixels and this run's have {new.image_size}: "
+            f"the positions of {before}x{before} patches are interpolated to {side}x{side}"
         )
     return _with(params, jax.jit(resize, out_shardings=sharding)(positions))
 

@@ -1,8 +1,8 @@
 """Out of here: a `Clip` as a folder that transformers or open_clip load, and `clip_jax.load` too."""
 
 import functools
+import logging
 import os
-import sys
 from typing import Any
 
 import jax
@@ -23,6 +23,8 @@ from clip_jax.weights_timm import other_activation
 from dalle_jax.config import write_json
 from dalle_jax.errors import UserError, closest
 from dalle_jax.weights import write_safetensors, write_tensors
+
+_log = logging.getLogger(__name__)
 
 
 def save(clip: Clip, path: epath.PathLike, *, format: str = "hf") -> None:
@@ -89,11 +91,9 @@ def _write_open_clip(clip: Clip, dtype: str) -> dict[str, Any]:
 def _tell_activation(vision: VisionConfig) -> None:
     theirs = other_activation(vision) if vision.tower is VisionTower.SIGLIP else None
     if theirs is not None:
-        print(
-            f"note: the image tower has the activation '{vision.vit.activation.value}' and open_clip's of the same "
-            f"sizes '{theirs.value}': its features will be close and not equal; clip_jax.load keeps what is here",
-            file=sys.stderr,
-            flush=True,
+        _log.warning(
+            f"the image tower has the activation '{vision.vit.activation.value}' and open_clip's of the same "
+            f"sizes '{theirs.value}': its features will be close and not equal; clip_jax.load keeps what is here"
         )
 
 

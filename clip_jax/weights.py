@@ -1,8 +1,8 @@
 """Published weights: which family a path is of, its config, and its parameters straight onto the devices."""
 
 import dataclasses
+import logging
 import os
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +40,8 @@ from dalle_jax.weights import (
     read_settings,
     read_tensors,
 )
+
+_log = logging.getLogger(__name__)
 
 _HF_FAMILIES = {"clip": (config_from_hf, hf_names), "siglip": (config_from_siglip, siglip_names)}
 """By `model_type`: what makes the config of a folder's settings, and the names of a config's tensors."""
@@ -207,11 +209,7 @@ def _bare_file(path: str, activation: Activation | None, part: _Part) -> Publish
     names = openai_names(config, text_prefix=text_prefix(tensors))
     published = _checked(config, path, None, names, tensors, OPENAI_IGNORED)
     if activation is None and not is_torchscript(path):
-        print(
-            f"note: {path} cannot tell its activation, and {why}",
-            file=sys.stderr,
-            flush=True,
-        )
+        _log.warning("%s cannot tell its activation, and %s", path, why)
     return published
 
 

@@ -3,8 +3,8 @@
 import dataclasses
 import functools
 import hashlib
+import logging
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping
 
 from clip_jax.config import ClipConfig, Loss, TextConfig, TextTower, VisionConfig, VisionTower, tower_config
@@ -15,6 +15,8 @@ from clip_jax.weights_timm import NORM_EPSILON, deduce_timm, is_timm, siglip_hea
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation, TransformerConfig
 from dalle_jax.weights import Names, Tensor
+
+_log = logging.getLogger(__name__)
 
 OFFICIAL = {
     "RN50.pt": "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
@@ -39,7 +41,7 @@ _Shape = Callable[[str, int], tuple[int, ...]]
 
 
 def check_official(path: str) -> None:
-    """Compares a file that is called like one of OpenAI's with its SHA-256, and warns on stderr where it is another."""
+    """Compares a file that is called like one of OpenAI's with its SHA-256, and warns where it is another."""
     if os.path.basename(path) in OFFICIAL:
         about = os.stat(path)
         _compare(path, about.st_size, about.st_mtime_ns)
@@ -53,11 +55,9 @@ def _compare(path: str, size: int, changed: int) -> None:
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != OFFICIAL[name]:
-        print(
-            f"warning: {path} is called like OpenAI's file and is not that file (its SHA-256 is {found[:12]}..., "
-            f"OpenAI's {OFFICIAL[name][:12]}...): fetch it again, or rename it if it is your own",
-            file=sys.stderr,
-            flush=True,
+        _log.warning(
+            f"{path} is called like OpenAI's file and is not that file (its SHA-256 is {found[:12]}..., "
+            f"OpenAI's {OFFICIAL[name][:12]}...): fetch it again, or rename it if it is your own"
         )
 
 

@@ -1,9 +1,13 @@
 """Expected mistakes: one exception type, printed as one line."""
 
+import contextlib
 import errno
+import os
+import select
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from typing import Any
 
 PREEMPTED = 75
 """Exit code of a run that was asked to stop and has saved, where a supervisor asks for one: start it again."""
@@ -14,6 +18,8 @@ PREEMPTED_VARIABLE = "DALLE_JAX_PREEMPTED_CODE"
 STALLED = 76
 """Exit code of a process that made no step for too long (`dalle_jax.training.watchdog`)."""
 
+BROKEN_PIPE = 141
+"""Exit code of a script whose output nobody reads any more, as a shell reports it of other programs."""
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors of the system where a disk has no room, or a person no more of it."""
@@ -37,29 +43,55 @@ def run_main(main: Callable[..., int | None], *args) -> None:
     """Runs a script's `main(*args)` and ends the process: 2 and one line on a `UserError`.
 
     A full disk, a file in the place of a folder and a missing library for `gs://` are expected mistakes too, wherever
-    they surface.
+    they surface. Where nobody reads its output any more, as after `| head -1`, it ends in silence, with 141 unless it
+    had come to its end.
     """
+    code: Any = BROKEN_PIPE
     try:
-        code = main(*args) or 0
+        try:
+            code = main(*args) or 0
+        except SystemExit as ended:  # as of --help
+            code = ended.code
+        sys.stdout.flush()
     except UserError as error:
-        message = " ".join(str(error).split())
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        _tell(f"error: {error}")
         code = 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
+        _tell("interrupted")
         code = 130
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
     except ImportError as error:
         if "gcsfs" not in str(error):
             raise
-        print('error: paths at gs:// need gcsfs: pip install ".[gcs]" in the clone', file=sys.stderr, flush=True)
+        _tell('error: paths at gs:// need gcsfs: pip install ".[gcs]" in the clone')
         code = 2
     except OSError as error:
         message = _mistake(error)
         if message is None:
             raise
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        _tell(f"error: {message}")
         code = 2
     sys.exit(code)
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(" ".join(line.split()) + "\n")
+    sys.stderr.flush()
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of stdout or stderr has gone; what is still to be written there goes nowhere then."""
+    gone = False
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # no file of the system, or closed
+            waiting = select.poll()
+            waiting.register(stream.fileno(), 0)  # errors are reported unasked
+            if waiting.poll(0):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+                gone = True
+    return gone
 
 
 def _mistake(error: OSError) -> str | None:

@@ -6,7 +6,9 @@
 import errno
 import glob
 import os
+import re
 import time
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -14,10 +16,6 @@ from etils import epath
 
 from dalle_jax import links
 from dalle_jax.errors import UserError
-
-# Other processes write too: a listing that is kept would hide their files.
-for _protocol in ("gcs", "gs"):
-    fsspec.config.conf.setdefault(_protocol, {}).setdefault("use_listings_cache", False)
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -56,8 +54,25 @@ def local_folder(path: str, option: str) -> str:
 
 
 def expanduser(path: str) -> str:
-    """A path with `~` replaced; one in a bucket is left alone."""
-    return path if is_remote(path) else os.path.expanduser(path)
+    """A path with `~` replaced; one in a bucket is left alone.
+
+    Raises:
+      UserError: nothing says where the home directory is.
+    """
+    if is_remote(path):
+        return path
+    expanded = os.path.expanduser(path)
+    if expanded == path and re.match("~(/|$)", path):
+        raise UserError(f"{path}: there is no home directory here: write the path in full, or set HOME")
+    return expanded
+
+
+def cache_folder() -> Path | None:
+    """Where this user keeps what can be made again, under `XDG_CACHE_HOME` or `~/.cache`; None: there is no home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dalle-jax"
+    except RuntimeError:  # as of containers whose user is a number alone
+        return None
 
 
 def join(folder: str, name: str) -> str:
@@ -320,4 +335,5 @@ class Appended:
 
 
 def _system(path: epath.PathLike) -> fsspec.AbstractFileSystem:
-    return fsspec.core.url_to_fs(os.fspath(path))[0]
+    # Other processes write too: a listing that is kept would hide their files.
+    return fsspec.core.url_to_fs(os.fspath(path), use_listings_cache=False)[0]

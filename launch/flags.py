@@ -1,6 +1,7 @@
 """The command line of the scripts: absl flags, every mistake one clear line."""
 
 import importlib.util
+import logging
 import math
 import os
 import re
@@ -16,7 +17,11 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from dalle_jax.errors import UserError, closest, run_main
+from dalle_jax.storage import cache_folder
 from dalle_jax.training.distributed import initialize, run_as_one
+from launch.process import set_up_process
+
+_log = logging.getLogger(__name__)
 
 
 def define_config(optional: Sequence[str] = ()) -> Callable[[], ConfigDict]:
@@ -120,6 +125,7 @@ def start(main: Callable[[], int | None], *, preemptible: bool = False, alone: b
         rest = _parse()
         if rest:
             raise UserError(f"what is '{rest[0]}'? options are written --name=value; --help lists them")
+        set_up_process()
         _use_compilation_cache()
         if not alone:
             initialize(preemptible)
@@ -131,14 +137,24 @@ def start(main: Callable[[], int | None], *, preemptible: bool = False, alone: b
 
 def start_command(main: Callable[[Sequence[str]], int | None]) -> None:
     """As `start`, of a script whose options are followed by words of another kind; it is one process."""
-    run_main(lambda: main(_parse()))
+
+    def run() -> int | None:
+        rest = _parse()
+        set_up_process()
+        return main(rest)
+
+    run_main(run)
 
 
 def _use_compilation_cache() -> None:
     """Keeps compiled programs between runs, in the user's cache folder unless JAX is told another place."""
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(caches / "dalle-jax" / "programs"))
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    cache = cache_folder()
+    if cache is None:
+        _log.warning("compiled programs are not kept, as there is no home directory here: set HOME or XDG_CACHE_HOME")
+    else:
+        jax.config.update("jax_compilation_cache_dir", str(cache / "programs"))
 
 
 def _check_platform() -> None:
@@ -152,7 +168,11 @@ def _check_platform() -> None:
 
 
 def _parse() -> list[str]:
-    """Reads the options, whose numbers are finite; returns what is none."""
+    """Reads the options; returns what is none.
+
+    Raises:
+      UserError: one is unknown, has a value that it cannot have, is no finite number, or is not UTF-8.
+    """
     app.define_help_flags()  # `app.run` would; they print the script's docstring and its options
     try:
         rest = flags.FLAGS(sys.argv)
@@ -161,4 +181,18 @@ def _parse() -> list[str]:
     for name, value in flags.FLAGS.flag_values_dict().items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"--{name} must be a finite number, not {value}")
+    for before, argument in zip(sys.argv, sys.argv[1:], strict=False):
+        if argument not in rest:
+            _check_text(f"{before}={argument}" if re.fullmatch("--?[^=]+", before) else argument)
     return rest[1:]
+
+
+def _check_text(argument: str) -> None:
+    """Refuses bytes that are no text, but for a path that is read: what is tokenized or written must be UTF-8."""
+    if re.match(r"--?(data|prime|prompts|config\.(\w+\.)*path)=", argument):
+        return
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(argument).decode("utf-8", "backslashreplace")
+        raise UserError(f"{shown} is not UTF-8: write it in UTF-8") from None

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from etils import epath
 
 from clip_jax import ClipStage, Lock
+from dalle_jax import storage
 from dalle_jax.codec import CodecStage
 from dalle_jax.data.config import DataConfig, HeldOutBy, SourceConfig, TokenizerConfig, TokenizerKind
 from dalle_jax.decoder.config import DecoderStage
@@ -115,7 +116,7 @@ def with_absolute_paths(run: RunConfig) -> RunConfig:
 
 
 def _absolute(path: str | None) -> str | None:
-    return path if not path or is_remote(path) else os.path.abspath(os.path.expanduser(path))
+    return path if not path or is_remote(path) else os.path.abspath(storage.expanduser(path))
 
 
 def _same(name: str, value: int, other_name: str, other: int) -> None:

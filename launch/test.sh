@@ -37,10 +37,12 @@ fi
 
 failed=()
 check() {
-  local name="$1"
+  local name="$1" code=0
   shift
   echo "== $name"
-  "$@" || failed+=("$name")
+  "$@" || code=$?
+  ((code < 128)) || exit "$code" # ended by a signal: whoever sent it wants no more of this
+  ((code == 0)) || failed+=("$name")
 }
 slow_tests() {
   "$PYTHON" -m pytest -m slow "$@" || (($? == 5))  # 5: none of those asked for is slow

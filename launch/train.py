@@ -21,7 +21,6 @@ from dalle_jax.errors import UserError
 from dalle_jax.storage import as_path
 from dalle_jax.training.clock import process_began
 from dalle_jax.training.config import OptimizerConfig
-from dalle_jax.training.determinism import set_deterministic
 from dalle_jax.training.distributed import is_primary
 from dalle_jax.training.freezing import Freezing
 from dalle_jax.training.mesh import make_mesh
@@ -32,6 +31,7 @@ from dalle_jax.training.starts import read_starts
 from dalle_jax.training.workdir import check_workdir, read_workdir, saved_steps
 from launch.base import check_base, check_base_run, find_tokenizer
 from launch.flags import define_config, start
+from launch.process import set_deterministic
 from launch.run_config import RunConfig, held_out_as_begun, with_absolute_paths
 from launch.stages import PLANS, StagePlan, Watch, check_source, choose_stages, make_batches, train_stage
 from launch.starting import starting

@@ -1,7 +1,7 @@
 """The codec's task: the evidence lower bound of pictures under their tokens (DALL·E Eq. 1, stage one)."""
 
 import dataclasses
-import sys
+import logging
 from collections.abc import Iterable
 
 import jax
@@ -21,6 +21,8 @@ from dalle_jax.data.grid import picture_grid
 from dalle_jax.training.config import TrainConfig
 from dalle_jax.training.distributed import is_primary, to_host
 from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task, row_weights
+
+_log = logging.getLogger(__name__)
 
 PREVIEW_PICTURES = 16
 FOREGROUND_ALARM = 0.5
@@ -179,16 +181,12 @@ class CodecTask(Task):
 
     def _warn(self, metrics: dict[str, float]) -> None:
         if metrics["usage_collapsed"]:
-            print(
-                f"warning: codebook usage has collapsed to {metrics['codebook_usage']:.1%} of "
-                f"{self.config.codebook_size} codes (perplexity {metrics['perplexity']:.1f})",
-                file=sys.stderr,
-                flush=True,
+            _log.warning(
+                f"codebook usage has collapsed to {metrics['codebook_usage']:.1%} of "
+                f"{self.config.codebook_size} codes (perplexity {metrics['perplexity']:.1f})"
             )
         if metrics.get("foreground_explained", 1.0) < FOREGROUND_ALARM:
-            print(
-                f"warning: the codec draws little but backgrounds: it reproduces "
-                f"{max(metrics['foreground_explained'], 0.0):.0%} of the foreground",
-                file=sys.stderr,
-                flush=True,
+            _log.warning(
+                f"the codec draws little but backgrounds: it reproduces "
+                f"{max(metrics['foreground_explained'], 0.0):.0%} of the foreground"
             )

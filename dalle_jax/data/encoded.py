@@ -23,6 +23,8 @@ from dalle_jax.errors import UserError, closest
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 
+_OTHER_FILES = 256  # that a process keeps open besides
+
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
@@ -108,7 +110,7 @@ class Encoded(Source):
         # ArrayRecord asks for objects with these four fields, and names a type of TFDS for them.
         instructions: Any = [_Instruction(file, 0, n, n) for file, n in paths]
         self._records = ArrayRecordDataSource(instructions) if paths else []
-        _allow_open_files(len(paths))
+        _check_open_files(self.name, len(paths))
 
     def __len__(self) -> int:
         return len(self._records)
@@ -204,10 +206,11 @@ def _dtype(codebook_size: int) -> np.dtype:
     return np.dtype("<u2" if codebook_size <= 1 << 16 else "<i4")
 
 
-def _allow_open_files(count: int) -> None:
-    """Each shard that is read stays open; the limit of a shell is often 1024."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + 1024
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        top = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (top, hard))
+def _check_open_files(name: str, count: int) -> None:
+    """Each shard that is read stays open; one that cannot be opened would pass for a damaged one."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and limit < count + _OTHER_FILES:
+        raise UserError(
+            f"{name} has {count} shards, which stay open, and this process may open {limit} files: allow it "
+            f"{count + _OTHER_FILES} (ulimit -n, or resource.setrlimit in Python), or encode with fewer shards"
+        )

@@ -8,7 +8,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from dalle_jax.data.config import DataConfig
-from dalle_jax.data.decode import decode, to_rgb, upright
+from dalle_jax.data.decode import decode, to_rgb
+from dalle_jax.data.orientation import noted, turned
 from dalle_jax.data.records import BadSample
 from dalle_jax.errors import UserError
 from dalle_jax.storage import as_path
@@ -36,7 +37,7 @@ def picture_list(pictures: np.ndarray | Iterable[Picture] | Picture) -> list[Pic
 
 
 def read_picture(picture: Picture, index: int = 0) -> UInt8[np.ndarray, "height width 3"]:
-    """The pixels of a picture, RGB, upright (the orientation that EXIF notes is applied).
+    """The pixels of a picture, RGB, upright (the orientation that EXIF or XMP notes is applied).
 
     Args:
       picture: of any size.
@@ -46,7 +47,7 @@ def read_picture(picture: Picture, index: int = 0) -> UInt8[np.ndarray, "height 
       UserError: it is no picture, or a file cannot be read.
     """
     if isinstance(picture, Image.Image):
-        return np.asarray(to_rgb(upright(picture)))
+        return _of_pillow(picture, index)
     if isinstance(picture, str | os.PathLike):
         return _read(picture)
     array = np.asarray(picture)
@@ -55,6 +56,13 @@ def read_picture(picture: Picture, index: int = 0) -> UInt8[np.ndarray, "height 
             f"picture {index} is {array.dtype} of shape {array.shape}: give uint8 [height, width, 3] from 0 to 255"
         )
     return array
+
+
+def _of_pillow(image: Image.Image, index: int) -> np.ndarray:
+    try:
+        return np.asarray(turned(to_rgb(image), noted(image)))
+    except (OSError, ValueError, SyntaxError) as error:  # a file is read when its pixels are asked for
+        raise UserError(f"cannot read picture {index}: {error}") from error
 
 
 def _read(path: str | os.PathLike) -> np.ndarray:

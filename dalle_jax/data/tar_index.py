@@ -11,7 +11,6 @@ import io
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from absl import logging
@@ -22,7 +21,8 @@ from dalle_jax.data.config import TarKey
 from dalle_jax.data.left_out import Tally
 from dalle_jax.data.records import LeftOut, hash_key
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+IMAGE_SUFFIXES = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "jp2")
+"""Of files in the formats that `decode` reads, in small letters."""
 
 PARTS = ("image", "txt", "json", "cls", "npy")
 """What a sample may consist of."""
@@ -30,7 +30,7 @@ PARTS = ("image", "txt", "json", "cls", "npy")
 _PART_OF = dict.fromkeys((*IMAGE_SUFFIXES, "img"), "image") | {name: name for name in PARTS[1:]} | {"cap": "txt"}
 _BLOCK = 512  # members of a tar begin at multiples of it
 _ABSENT = 0xFFFFFFFF
-_VERSION = 2  # of the files, and of what is a sample
+_VERSION = 3  # of the files, and of what is a sample
 
 HIDDEN = "members whose names begin with a dot"
 OTHER = "members of other extensions"
@@ -95,13 +95,14 @@ def _tar_index(path: str, version: str, key: TarKey) -> TarIndex:
     name = path if storage.is_remote(path) else os.path.realpath(path)
     about = f"{_VERSION} {key.value} {name} {version}"
     digest = hashlib.sha256(about.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    file = str(_cache_folder() / f"{digest}.npy")
+    cache = storage.cache_folder()
+    file = str(cache / "tars" / f"{digest}.npy") if cache else ""
     try:
         return _load(file)
     except (OSError, ValueError, EOFError, TypeError):
         pass  # not there, or damaged
     rows, left_out = _scan(path, key)
-    if not len(rows):
+    if not len(rows) or not file:
         return TarIndex(rows, left_out)  # what is empty cannot be mapped
     try:
         encoded = io.BytesIO()
@@ -113,10 +114,6 @@ def _tar_index(path: str, version: str, key: TarKey) -> TarIndex:
     except OSError as error:
         logging.warning("the index of %s cannot be kept in %s (%s)", path, file, error.strerror)
         return TarIndex(rows, left_out)
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dalle-jax" / "tars"
 
 
 def _load(file: str) -> TarIndex:

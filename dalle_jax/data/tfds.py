@@ -138,8 +138,8 @@ def open_builder(path: str) -> tfds.core.DatasetBuilder:
     if not path:
         raise UserError("config.data.path is empty: give the name or the directory of a TFDS data set")
     try:
-        if storage.is_remote(path) or os.path.isdir(os.path.expanduser(path)):
-            return tfds.builder_from_directory(os.path.expanduser(path))
+        if storage.is_remote(path) or os.path.isdir(storage.expanduser(path)):
+            return tfds.builder_from_directory(storage.expanduser(path))
         return tfds.builder(path)
     except tfds.core.registered.DatasetNotFoundError:
         near = closest(path, tfds.list_builders(with_community_datasets=False))

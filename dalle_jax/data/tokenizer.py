@@ -108,11 +108,15 @@ class Tokenizer:
         """Token ids of one text, without start, end or pads.
 
         Args:
-          text: any string.
+          text: any string that UTF-8 can hold.
           dropout: probability with which each merge is left out (BPE dropout, Provilkov et al. 2020).
           seed: of the dropout; the ids are a function of (text, dropout, seed) in every thread and process.
           most: ids after so many may be missing, which saves the work for them.
+
+        Raises:
+          UserError: the text holds bytes that are no text.
         """
+        check_text(text)
         if dropout == 0.0:
             return self._processor.encode(text)
         if seed is None:
@@ -166,6 +170,17 @@ class Tokenizer:
     def save(self, path: epath.PathLike) -> None:
         """Writes the model so that a reader sees either nothing or all of it."""
         write_whole(path, self.model)
+
+
+def check_text(text: str) -> None:
+    """Raises:
+    UserError: the text cannot be written as UTF-8, as where a system or a file has brought other bytes in.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        shown = text[:40].encode("utf-8", "backslashreplace").decode()
+        raise UserError(f"the text '{shown}' holds what is not UTF-8: write it in UTF-8") from None
 
 
 def fit(pieces: list[int], length: int, *, end: bool) -> Int32[np.ndarray, " length"]:

@@ -22,6 +22,9 @@ Square = UInt8[np.ndarray, "size size 3"]
 Resized = UInt8[np.ndarray, "_ _ 3"]  # not of the height and width that a function's argument has
 Box = tuple[float, float, float, float]
 
+_LONG = 64
+"""Times its short side, from which length on an image is not scaled whole: a line of pixels would fill the memory."""
+
 
 def dvae_augment(image: Picture, size: int, rng: np.random.Generator) -> Square:
     """DALL·E's augmentation for the codec (Listing 1).
@@ -79,18 +82,14 @@ def crop_and_mirror(image: Picture, size: int, rng: np.random.Generator, how: Re
 
 def dalle_inference(image: Picture, size: int) -> Square:
     """What DALL·E's codec is given at inference: Lanczos to a short side of `size`, centre crop."""
-    image = _without_far_ends(image)
     height, width, _ = image.shape
     ratio = size / min(height, width)
-    resized = _resize(image, round(ratio * height), round(ratio * width), Image.Resampling.LANCZOS)
-    return centre_crop(resized, size)
+    return _centre_of_resized(image, size, round(ratio * height), round(ratio * width), Image.Resampling.LANCZOS)
 
 
 def clip_inference(image: Picture, size: int, how: Resizing = BICUBIC) -> Square:
     """What CLIP is given at inference: bicubic to a short side of `size`, centre crop."""
-    image = _without_far_ends(image)
-    resized = _resize(image, *_short_side_to(image, size), _PILLOW[how.resample])
-    return centre_crop(resized, size)
+    return _centre_of_resized(image, size, *_short_side_to(image, size), _PILLOW[how.resample])
 
 
 def square(image: Picture, size: int, how: Resizing = BICUBIC) -> Square:
@@ -111,7 +110,7 @@ def letterbox(image: Picture, size: int, how: Resizing = BICUBIC) -> Square:
 def centre_crop(image: Picture, size: int) -> Square:
     """The central square of a picture that is no smaller than `size` on either side."""
     height, width, _ = image.shape
-    top, left = round((height - size) / 2), round((width - size) / 2)  # to even, as torchvision rounds
+    top, left = _middle(height, width, size)
     return image[top : top + size, left : left + size]
 
 
@@ -153,10 +152,26 @@ _CLIP_INFERENCE = {
 _PILLOW = {filter_: Image.Resampling[filter_.name] for filter_ in Resample}
 
 
+def _centre_of_resized(image: Picture, size: int, height: int, width: int, filter_: Image.Resampling) -> Square:
+    """The central square of an image that is scaled to height x width."""
+    if max(height, width) <= _LONG * size:
+        return centre_crop(_resize(image, height, width, filter_), size)
+    (top, left), rows, columns = _middle(height, width, size), image.shape[0], image.shape[1]
+    scale_y, scale_x = rows / height, columns / width
+    # Along the rows first, as Pillow goes where there is no box: each pass rounds, so that the order shows.
+    image = _resize(image, rows, size, filter_, (left * scale_x, 0.0, (left + size) * scale_x, float(rows)))
+    return _resize(image, size, size, filter_, (0.0, top * scale_y, float(size), (top + size) * scale_y))
+
+
+def _middle(height: int, width: int, size: int) -> tuple[int, int]:
+    """(top, left) of the central square."""
+    return round((height - size) / 2), round((width - size) / 2)  # to even, as torchvision rounds
+
+
 def _without_far_ends(image: Picture) -> Resized:
-    """Cuts what lies far from the centre of a very long picture: scaled up whole, a line of pixels fills the memory."""
+    """Cuts what lies far from the centre of a very long picture."""
     height, width, _ = image.shape
-    reach = 64 * min(height, width)
+    reach = _LONG * min(height, width)
     top, left = max(0, (height - reach) // 2), max(0, (width - reach) // 2)
     return image[top : top + reach, left : left + reach]
 

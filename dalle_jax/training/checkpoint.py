@@ -8,10 +8,10 @@ was whole once; what was damaged later is found when it is read.
 
 import contextlib
 import itertools
+import logging
 import math
 import os
 import re
-import sys
 from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,12 +25,13 @@ from dalle_jax.errors import DISK_FULL, UserError
 from dalle_jax.training.checksums import changed, checksums
 from dalle_jax.training.config import TrainConfig
 from dalle_jax.training.distributed import from_primary, gather
-from dalle_jax.training.quiet_orbax import quiet_orbax
 from dalle_jax.training.state import TrainState
 from dalle_jax.training.trees import named_leaves
 from dalle_jax.training.workdir import saved_steps
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 _ASKED = itertools.count(1)
 _CHECKSUMS = "checksums"  # in the progress
@@ -56,7 +57,6 @@ class Checkpoints:
           best_metric: the evaluation metric that ranks them.
           best_mode: `min` or `max` of it.
         """
-        quiet_orbax()
         self.directory = _folder(stage_dir)
         self._best_metric, self._best_mode = best_metric, best_mode
         self._manager = self._open(config)
@@ -179,8 +179,10 @@ class Checkpoints:
     def _set_aside(self, damaged: dict[int, str], good: int) -> None:
         for step, reason in damaged.items():
             if jax.process_index() == 0:
-                print(f"warning: checkpoint {step} in {self.directory} is damaged ({reason}): going back to {good}; "
-                      f"it is kept as {step}.damaged", file=sys.stderr, flush=True)  # fmt: skip
+                _log.warning(
+                    "checkpoint %d in %s is damaged (%s): going back to %d; it is kept as %d.damaged",
+                    *(step, self.directory, reason, good, step),
+                )
                 aside = self.directory / f"{step}.damaged"
                 if aside.exists():
                     aside.rmtree()  # the run has come by this step before
@@ -235,7 +237,6 @@ def load_params(stage_dir: epath.PathLike, step: int | None = None, *, shardings
     Raises:
       UserError: there is no such checkpoint, it cannot be read, or it is of another model.
     """
-    quiet_orbax()
     directory, failure = _folder(stage_dir), ""
     # All read the same, though another run may be saving there.
     for candidate in from_primary(lambda: _candidates(stage_dir, step)):
@@ -244,7 +245,7 @@ def load_params(stage_dir: epath.PathLike, step: int | None = None, *, shardings
             return result
         failure = result
         if jax.process_index() == 0:
-            print(f"warning: checkpoint {candidate} in {directory} is damaged ({failure})", file=sys.stderr, flush=True)
+            _log.warning("checkpoint %d in %s is damaged (%s)", candidate, directory, failure)
     raise UserError(f"no checkpoint in {directory} can be read ({failure})")
 
 
@@ -259,7 +260,6 @@ def check_model(stage_dir: epath.PathLike, params: Any, model_state: Any) -> Non
     Raises:
       UserError: there is no checkpoint, or it is of another model.
     """
-    quiet_orbax()
     directory, failure = _folder(stage_dir), ""
     for step in _candidates(stage_dir):
         checkpoint = directory / str(step)
@@ -279,7 +279,6 @@ def check_model(stage_dir: epath.PathLike, params: Any, model_state: Any) -> Non
 
 def load_item(stage_dir: epath.PathLike, step: int, name: str) -> Any:
     """One item of a checkpoint (`params`, `ema`, `model_state` or `optimizer`) as it was saved, numpy arrays."""
-    quiet_orbax()
     directory = _folder(stage_dir) / str(step)
     return _read(directory, {name: _metadata(directory, name)}, progress=False)[0][name]
 

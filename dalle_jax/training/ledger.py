@@ -1,7 +1,7 @@
 """A start's own record, kept while it runs: so that whoever looks, or restarts the run, knows what it did."""
 
 import dataclasses
-import sys
+import logging
 import threading
 import time
 from types import TracebackType
@@ -28,6 +28,8 @@ from dalle_jax.training.starts import (
     summary,
 )
 from dalle_jax.training.task import Task
+
+_log = logging.getLogger(__name__)
 
 BEAT_EVERY = 10.0
 """Seconds between two signs of life."""
@@ -128,7 +130,7 @@ class Ledger:
             if error is None:
                 raise  # else the run ended for another reason, which goes before this one
         if state != FAILED:
-            print(in_words(self.all()), file=sys.stderr, flush=True)
+            _log.info(in_words(self.all()))
 
     def all(self) -> list[Start]:
         """Earlier starts, and this one."""

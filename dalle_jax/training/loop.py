@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-import sys
+import logging
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -29,6 +29,8 @@ from dalle_jax.training.state import TrainState, run_keys
 from dalle_jax.training.step import TrainStep
 from dalle_jax.training.task import Batch, Metrics, Task
 from dalle_jax.training.watchdog import Watchdog
+
+_log = logging.getLogger(__name__)
 
 InitFrom = epath.PathLike | Callable[[TrainState], LoadedParams]
 """Where a run's first parameters come from: a stage's folder of another run, or a function that reads them onto the
@@ -172,9 +174,11 @@ def _first_state(
 def _warn_of_a_slow_average(config: TrainConfig, stage: str) -> None:
     """The average is what is evaluated and loaded: where it ends half random, samples are poor and the loss is not."""
     if config.initial_share > 0.05 and jax.process_index() == 0:
-        print(f"warning: {stage}: the average of the parameters, which is what is evaluated and loaded, will still be "
-              f"{config.initial_share:.0%} random ones after {config.num_steps:,} steps: lower ema_decay "
-              f"({config.ema_decay}) or train longer", file=sys.stderr, flush=True)  # fmt: skip
+        _log.warning(
+            f"{stage}: the average of the parameters, which is what is evaluated and loaded, will still be "
+            f"{config.initial_share:.0%} random ones after {config.num_steps:,} steps: lower ema_decay "
+            f"({config.ema_decay}) or train longer"
+        )
 
 
 @dataclasses.dataclass
@@ -247,7 +251,7 @@ class _Loop:
             with self.clock.measure(Kind.CHECKPOINT):
                 self.checkpoints.wait()
             if jax.process_index() == 0:
-                print(f"{self.task.name}: stopped after step {done} and saved; start again to go on", file=sys.stderr)
+                _log.info("%s: stopped after step %d and saved; start again to go on", self.task.name, done)
             raise Preempted
 
     def _look(self, done: int, state: TrainState, batch: Batch | None) -> dict[str, float] | None:

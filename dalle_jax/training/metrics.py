@@ -163,7 +163,8 @@ class Terminal(Writer):
         if self._bar is None:
             rate = row.get("steps_per_second")
             left = f"  {duration((self._num_steps - step) / rate)} left" if rate else ""
-            print(f"{self._name} {step}/{self._num_steps}  {text}{left}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"{self._name} {step}/{self._num_steps}  {text}{left}\n")
+            sys.stderr.flush()
         elif evaluated:
             self._bar.write(f"{self._name} {step}/{self._num_steps}  {text}", file=sys.stderr)
         else:

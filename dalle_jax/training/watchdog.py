@@ -45,7 +45,11 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._ended.wait(min(self._seconds / 10, 1.0)):
             if time.monotonic() > self._deadline:
-                print(f"error: {self._name}: no step for {self._allowed:g} s (train.watchdog_seconds); ends with code "
-                      f"{STALLED}; the stack of every thread:", file=sys.stderr, flush=True)  # fmt: skip
+                # Not by a logger: whoever holds its lock may be what stands still.
+                sys.stderr.write(
+                    f"error: {self._name}: no step for {self._allowed:g} s (train.watchdog_seconds); ends with code "
+                    f"{STALLED}; the stack of every thread:\n"
+                )
+                sys.stderr.flush()
                 faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
                 os._exit(STALLED)

@@ -63,7 +63,7 @@ def peer_batches() -> Workload:
 
     def run() -> None:
         for _ in range(BATCH_SIZE):
-            transform(Image.open(io.BytesIO(data)))
+            transform(Image.open(io.BytesIO(data), formats=["JPEG"]))
 
     return Workload(run, items=BATCH_SIZE)
 

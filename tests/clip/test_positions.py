@@ -62,11 +62,12 @@ def state_of(model):
 
 
 @pytest.mark.parametrize("kind", ["published", "run"])
-def test_a_run_on_larger_pictures(request, params, capsys, kind):
+def test_a_run_on_larger_pictures(request, params, caplog, kind):
     """The class position stays, and so does all that is no position."""
+    caplog.set_level("INFO", "clip_jax")
     read, path = (read_base, "published") if kind == "published" else (read_run, "workdir")
     loaded = read(LARGE, request.getfixturevalue(path), state_of(LARGE))
-    said = capsys.readouterr().err
+    said = caplog.text
     assert "pictures of 32 pixels and this run's have 48" in said and "2x2 patches are interpolated to 3x3" in said
     found, wanted = named_leaves(loaded.params), named_leaves(params)
     positions, old = found.pop("vision/position_embedding"), wanted.pop("vision/position_embedding")
@@ -78,12 +79,13 @@ def test_a_run_on_larger_pictures(request, params, capsys, kind):
 
 
 @pytest.mark.parametrize("kind", ["published", "run"])
-def test_pictures_of_the_same_size_change_nothing(request, params, capsys, kind):
+def test_pictures_of_the_same_size_change_nothing(request, params, caplog, kind):
+    caplog.set_level("INFO", "clip_jax")
     read, path = (read_base, "published") if kind == "published" else (read_run, "workdir")
     loaded = read(SMALL, request.getfixturevalue(path), state_of(SMALL))
     for name, array in named_leaves(params).items():
         np.testing.assert_array_equal(named_leaves(loaded.params)[name], array, err_msg=name)
-    assert "interpolated" not in capsys.readouterr().err
+    assert "interpolated" not in caplog.text
 
 
 def test_what_is_not_a_matter_of_positions_is_refused(published, workdir):

@@ -214,3 +214,10 @@ def test_real_captions(emoji_glob, tmp_path):
     tokenizer = train_tokenizer(texts, 1000)
     assert all(tokenizer.decode(tokenizer.encode([text], 64)[0]) for text in texts)
     assert all(tokenizer._merges.encode(text, 0.0, seed=0) == tokenizer.pieces(text) for text in texts)
+
+
+def test_what_is_not_utf8_is_refused(tokenizer):
+    """As where an argument or a JSON file brings it in; SentencePiece itself ends in a fault."""
+    for encode in (tokenizer.pieces, lambda text: tokenizer.pieces(text, dropout=0.5, seed=0)):
+        with pytest.raises(UserError, match=r"the text 'caf\\udce9' holds what is not UTF-8"):
+            encode("caf\udce9")

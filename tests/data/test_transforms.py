@@ -167,3 +167,17 @@ def test_decoding_small_leaves_the_augmentation_alone(coordinates):
         shares, wanted = found.mean(0) / [125, 125, 100, 100], reference.mean(0) / [1000, 1000, 800, 800]
         assert np.abs(shares - wanted).max() < 0.05
     assert transforms.shrink_to(Augment.NONE, 64) is None and transforms.shrink_to(Augment.CLIP_INFERENCE, 64) is None
+
+
+@pytest.mark.parametrize("shape", [(3, 601), (601, 3), (2, 501), (1, 500), (1, 65), (1, 64), (7, 500)])
+def test_very_long_images_are_scaled_as_if_whole(shape):
+    """The square is the one that is cut from the whole image scaled, to a level: no shift by part of a pixel."""
+    image, size = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8), 32
+    short = min(shape)
+    for transform, height, width, filter_ in (
+        (transforms.clip_inference, *(size * side // short for side in shape), Image.Resampling.BICUBIC),
+        (transforms.dalle_inference, *(round(size / short * side) for side in shape), Image.Resampling.LANCZOS),
+    ):
+        whole = np.asarray(Image.fromarray(image).resize((width, height), filter_))
+        difference = transform(image, size).astype(int) - transforms.centre_crop(whole, size)
+        assert np.abs(difference).max() <= 1

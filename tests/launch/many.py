@@ -202,5 +202,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     from dalle_jax.errors import run_main
+    from launch.process import set_up_process
 
+    set_up_process()
     run_as_one(lambda: run_main(main))

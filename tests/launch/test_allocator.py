@@ -12,7 +12,8 @@ from launch import allocator
 
 PROGRAM = """
 import resource
-import launch
+from launch.allocator import keep_freed_memory
+keep_freed_memory()
 import jax, jax.numpy as jnp
 
 @jax.jit

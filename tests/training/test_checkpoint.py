@@ -92,7 +92,7 @@ def test_restores_onto_any_mesh(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["byte", "item"])
-def test_damaged_newest_falls_back_and_says_so(kind, tmp_path, capsys):
+def test_damaged_newest_falls_back_and_says_so(kind, tmp_path, caplog):
     save_all(tmp_path, [1, 2, 3], keep_last=3)
     for step in (2, 3):
         if kind == "byte":
@@ -102,7 +102,7 @@ def test_damaged_newest_falls_back_and_says_so(kind, tmp_path, capsys):
     checkpoints = open_checkpoints(tmp_path)
     restored = checkpoints.restore(abstract(jax.sharding.SingleDeviceSharding(jax.devices()[0])))
     assert int(restored.state.step) == 1
-    said = capsys.readouterr().err
+    said = caplog.text
     assert "checkpoint 3" in said and "checkpoint 2" in said and "going back to 1" in said
     # The run comes by the same steps again, and can save them.
     checkpoints.save(3, make_state(3), {})
@@ -142,7 +142,7 @@ def test_a_step_may_be_damaged_twice(tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "2.damaged"]
 
 
-def test_a_flipped_bit_in_noise_is_found(tmp_path, capsys):
+def test_a_flipped_bit_in_noise_is_found(tmp_path, caplog):
     noise = jax.random.bits(jax.random.key(0), (128, 64))  # does not compress, and is stored as it is
     checkpoints = open_checkpoints(tmp_path)
     for step in (1, 2):
@@ -155,22 +155,23 @@ def test_a_flipped_bit_in_noise_is_found(tmp_path, capsys):
     file.write_bytes(file.read_bytes().replace(some, flipped))
     for shardings in (None, jax.sharding.SingleDeviceSharding(jax.devices()[0])):
         assert load_params(tmp_path, shardings=shardings).step == 1
-        assert "1 arrays are not what was saved, such as params/w" in capsys.readouterr().err
+        assert "1 arrays are not what was saved, such as params/w" in caplog.text
+        caplog.clear()
     wanted = abstract(jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     like = jax.ShapeDtypeStruct(noise.shape, noise.dtype, sharding=wanted.params["w"].sharding)
     restored = checkpoints.restore(wanted.replace(params={"w": like}))
     checkpoints.close()
     assert int(restored.state.step) == 1 and restored.progress == {"window": []}
-    assert "checkpoint 2" in (said := capsys.readouterr().err) and "such as params/w" in said
+    assert "checkpoint 2" in (said := caplog.text) and "such as params/w" in said
 
 
-def test_what_one_process_finds_changed_none_loads(tmp_path, monkeypatch, capsys):
+def test_what_one_process_finds_changed_none_loads(tmp_path, monkeypatch, caplog):
     save_all(tmp_path, [1, 2])
     # Of step 2: both processes can read it, and the other finds that it is not what was saved.
     answers = iter([[True, True], [True, False], [True, True], [True, True]])
     monkeypatch.setattr(checkpoint, "gather", lambda value: next(answers))
     assert load_params(tmp_path).step == 1
-    assert "checkpoint 2" in (said := capsys.readouterr().err) and "process 1 cannot read it" in said
+    assert "checkpoint 2" in (said := caplog.text) and "process 1 cannot read it" in said
 
 
 def test_nothing_readable_is_an_error_and_moves_nothing(tmp_path):

@@ -127,7 +127,8 @@ def open_ledger(folder, clock, step=0):
     return ledger
 
 
-def test_a_start_writes_signs_of_life_and_how_it_ended(tmp_path, monkeypatch, capsys):
+def test_a_start_writes_signs_of_life_and_how_it_ended(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "dalle_jax")
     monkeypatch.setattr(ledger_module, "BEAT_EVERY", 0.01)
     with Clock() as clock, open_ledger(tmp_path, clock) as ledger:
         first = read_starts(tmp_path)[0]
@@ -149,7 +150,7 @@ def test_a_start_writes_signs_of_life_and_how_it_ended(tmp_path, monkeypatch, ca
     )  # Unix times have no finer steps
     said = json.loads((tmp_path / "summary.json").read_text())
     assert said["state"] == FINISHED and sum(said["seconds"].values()) == pytest.approx(said["wall_seconds"], abs=1e-6)
-    assert capsys.readouterr().err.startswith("tiny: step 3 of 20 after ")
+    assert caplog.messages[-1].startswith("tiny: step 3 of 20 after ")
 
 
 @pytest.mark.parametrize(
@@ -160,12 +161,13 @@ def test_a_start_writes_signs_of_life_and_how_it_ended(tmp_path, monkeypatch, ca
         (KeyError("x"), FAILED, "KeyError: 'x'"),
     ],
 )
-def test_how_a_start_ended(tmp_path, error, state, reason, capsys):
+def test_how_a_start_ended(tmp_path, error, state, reason, caplog):
+    caplog.set_level("INFO", "dalle_jax")
     with pytest.raises(type(error)), Clock() as clock, open_ledger(tmp_path, clock):
         raise error
     (ended,) = read_starts(tmp_path)
     assert (ended.state, ended.reason) == (state, reason)
-    assert bool(capsys.readouterr().err) == (state == STOPPED)  # an error has a line of its own
+    assert bool(caplog.messages) == (state == STOPPED)  # an error has a line of its own
 
 
 def test_a_later_start_counts_the_earlier_ones(tmp_path):

@@ -16,6 +16,7 @@ from dalle_jax.errors import run_main
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, Schedule, TrainConfig
 from dalle_jax.training.loop import train
 from dalle_jax.training.task import Task
+from launch.process import set_up_process
 
 WIDTH, HIDDEN = 8, 16
 
@@ -125,4 +126,5 @@ if __name__ == "__main__":
     parser.add_argument("--bad_step", type=int)
     parser.add_argument("--hang_at", type=int, help="batch that never comes")
     parser.add_argument("--watchdog_seconds", type=float, default=TrainConfig.watchdog_seconds)
+    set_up_process()
     run_main(main, parser.parse_args())

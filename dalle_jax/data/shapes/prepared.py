@@ -2,18 +2,20 @@
 
 import contextlib
 import io
-import sys
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
-from absl import logging
 
+from dalle_jax import storage
 from dalle_jax.data.config import ShapesConfig
 from dalle_jax.data.records import Record, Source
 from dalle_jax.data.shapes.builder import SPLITS, Shapes
 from dalle_jax.errors import UserError, closest
+
+_log = logging.getLogger(__name__)
 
 
 def open_split(config: ShapesConfig, split: str) -> Source:
@@ -69,14 +71,14 @@ class ShapesSource(Source):
 
 def _prepare(config: ShapesConfig) -> Path:
     """The folder of the prepared data set; TFDS writes beside it and renames, so it is whole or absent."""
-    data_dir = config.data_dir or str(Path.home() / ".cache" / "dalle-jax" / "data")
+    data_dir = storage.expanduser(config.data_dir or "~/.cache/dalle-jax/data")
     try:
         with _quiet_tfds():
             builder = Shapes(config, data_dir)
             folder = Path(str(builder.data_dir))
             if not folder.is_dir():
                 num_scenes = config.num_train + (len(SPLITS) - 1) * config.num_eval
-                print(f"drawing {num_scenes:,} scenes into {folder} (once)", file=sys.stderr, flush=True)
+                _log.info(f"drawing {num_scenes:,} scenes into {folder} (once)")
                 _prepare_once(builder, folder)
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         raise UserError(
@@ -97,12 +99,13 @@ def _prepare_once(builder: tfds.core.DatasetBuilder, folder: Path) -> None:
 @contextlib.contextmanager
 def _quiet_tfds() -> Iterator[None]:
     """TFDS reports on downloads and shuffling, of which there are none, in a dozen lines and two kinds of bars."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    theirs = logging.getLogger("absl")
+    level = theirs.level
+    theirs.setLevel(logging.ERROR)
     tfds.display_progress_bar(False)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         tfds.display_progress_bar(True)
-        logging.set_verbosity(verbosity)
+        theirs.setLevel(level)

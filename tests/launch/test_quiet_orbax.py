@@ -7,7 +7,7 @@ import threading
 import pytest
 import tensorstore
 
-from dalle_jax.training.quiet_orbax import quiet_orbax
+from launch.quiet_orbax import quiet_orbax
 
 
 @pytest.fixture
