@@ -284,3 +284,11 @@ def test_through_a_config(folder):
     assert splits_of(config) == [TRAIN, EVAL]
     assert [len(open_source(config, split)) for split in splits_of(config)] == [20, 20]
     assert open_source(config, TRAIN).captions(0) == ("picture 0", "déjà vu")
+
+
+def test_more_shards_than_files_may_be_open_are_refused(folder, monkeypatch):
+    """One that cannot be opened would be counted as damaged; the limit itself is the script's to raise."""
+    monkeypatch.setattr("resource.getrlimit", lambda which: (200, 200))
+    monkeypatch.setattr("resource.setrlimit", lambda *_: pytest.fail("the process is changed"))
+    with pytest.raises(UserError, match=r"shards, which stay open, and this process may open 200 files: .*ulimit -n"):
+        Encoded(str(folder), TRAIN)
