@@ -14,7 +14,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Nine tenths of the time of a first run is compilation, and a test runs its programs once: machine code that is made
 # in half the time and computes the same is the better bargain. JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests what users run.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "dalle-jax" / "tests"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/dalle-jax/tests"))
 
 import jax
 import jaxtyping
@@ -60,8 +60,11 @@ def emulator() -> Iterator[Emulator]:
     """Google Cloud Storage on loopback, where every library and script finds it."""
     if importlib.util.find_spec("gcsfs") is None:
         pytest.skip("paths at gs:// need the extra `gcs`")
+    from launch.process import keep_no_listings  # not before the hook above
+
     emulator = Emulator()
     os.environ.update(emulator.environment)  # before gcsfs is imported, which looks at it
+    keep_no_listings()
     yield emulator
     emulator.close()
 

@@ -1,19 +1,20 @@
 """A folder of images, with captions beside them or in tables."""
 
+import logging
 import os
 from collections.abc import Sequence
-
-from absl import logging
 
 from dalle_jax import storage
 from dalle_jax.data.captions import Captions, captions_from_text
 from dalle_jax.data.config import SourceKind
 from dalle_jax.data.layouts import first_of, tables_in
 from dalle_jax.data.listing import caption_files, is_image, list_files, list_tables
-from dalle_jax.data.records import BadReason, BadSample, Record, Source
+from dalle_jax.data.records import BadReason, BadSample, LeftOut, Record, Source
 from dalle_jax.data.tables import is_table_name
 from dalle_jax.data.tar_index import IMAGE_SUFFIXES
 from dalle_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 
 class Folder(Source):
@@ -38,7 +39,8 @@ class Folder(Source):
             there is no table.
         """
         self._root, table = _root(path)
-        files = sorted(storage.walk(self._root))
+        files, again = storage.walk_links(self._root)
+        files.sort()
         endings = caption_files(files)
         first = table or first_of(files)
         tables = [first] if first else [] if endings else tables_in(self._root, files)
@@ -48,7 +50,7 @@ class Folder(Source):
             self.name = f"folder {path} ({tables[0]}{more})"
             listing = list_tables(self._root, files, endings, tables, caption_field, image_field)
             if listing.captions is None and any(listing.endings):
-                logging.warning("%s: captions are read from %s", self.name, listing.captions_from)
+                _log.warning("%s: captions are read from %s", self.name, listing.captions_from)
         elif caption_field or image_field:
             option = "caption_field" if caption_field else "image_field"
             raise UserError(f"config.data.{option} has no effect: there is no table in {path}; leave it out")
@@ -58,7 +60,8 @@ class Folder(Source):
             raise UserError(f"{self.name} holds no picture (.{', .'.join(IMAGE_SUFFIXES)}){_other_source(files)}")
         self._files, self._keys = listing.files, listing.keys
         self._captions, self._endings = listing.captions, listing.endings
-        self.left_out, self.captions_from = listing.left_out, listing.captions_from
+        repeated = (LeftOut("links to files that are there under another path", len(again), again[0]),) if again else ()
+        self.left_out, self.captions_from = listing.left_out + repeated, listing.captions_from
 
     def __len__(self) -> int:
         return len(self._keys)

@@ -4,6 +4,7 @@ import bisect
 import collections
 import contextlib
 import json
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -12,12 +13,13 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from absl import logging
 
 from dalle_jax import storage
 from dalle_jax.data.captions import CAPTION_FIELDS, captions_from_mapping
 from dalle_jax.data.records import BadReason, BadSample, Record, Source
 from dalle_jax.errors import UserError, closest
+
+_log = logging.getLogger(__name__)
 
 _IMAGE_FIELDS = ("image", "img", "jpg", "png", "picture", "image_bytes", "bytes")
 _KEPT = 8  # row groups, of which each holds its images
@@ -55,6 +57,7 @@ class Parquet(Source):
         self._firsts: list[int] = []  # index of each file's first row
         self._groups: list[tuple[int, int]] = []  # of each row group: its file, and its number there
         self._ends: list[int] = []  # of each row group: the index after its last row
+        largest = 0, ""
         for i, path in enumerate(self._paths):
             self._firsts.append(len(self))
             with _open(path) as file:
@@ -65,9 +68,10 @@ class Parquet(Source):
                     about = file.metadata.row_group(group)
                     self._groups.append((i, group))
                     self._ends.append(len(self) + about.num_rows)
-                    _warn_of_large_groups(path, about.total_byte_size)
+                    largest = max(largest, (about.total_byte_size, path))
         if not len(self):
             raise UserError(f"{self.name} has no rows")
+        _warn_of_large_groups(*largest)
         self.class_names = _class_names(schema, self._label)
         self.has_labels = bool(self._label) and pa.types.is_integer(schema.field(self._label).type)
         self.captions_from = f"the column '{self._caption}'" if self._caption else (
@@ -175,10 +179,10 @@ def _open(path: str) -> Iterator[pq.ParquetFile]:
         yield file
 
 
-def _warn_of_large_groups(path: str, size: int) -> None:
+def _warn_of_large_groups(size: int, path: str) -> None:
     if size > _LARGE:
         advice = "all of which are read for one sample: write the files with row_group_size=100"
-        logging.log_first_n(logging.WARNING, "%s: a row group holds %d MB, %s", 1, path, size >> 20, advice)
+        _log.warning("%s: a row group holds %d MB, %s", path, size >> 20, advice)
 
 
 def _image_column(path: str, schema: pa.Schema, chosen: str) -> str:

@@ -2,13 +2,14 @@
 
 import functools
 import glob
+import logging
 import os
 import re
 
-from absl import logging
-
 from dalle_jax import storage
 from dalle_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 _BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
 
@@ -51,7 +52,7 @@ def expand(pattern: str, suffix: str) -> list[str]:
         raise UserError(f"'{pattern}' matches no {suffix} file: check the path, and quote the pattern in the shell")
     once = storage.once(files)
     if len(once) < len(files):
-        logging.warning(
+        _log.warning(
             "%d of the %d files that '%s' names are others again, or links to them: each is read once",
             len(files) - len(once), len(files), pattern,
         )  # fmt: skip

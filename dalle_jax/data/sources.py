@@ -1,9 +1,9 @@
 """From a config to a source, and which of its samples are held out."""
 
+import logging
 from collections.abc import Mapping
 
 import numpy as np
-from absl import logging
 
 from dalle_jax import storage
 from dalle_jax.data import paths
@@ -13,6 +13,8 @@ from dalle_jax.data.left_out import in_words
 from dalle_jax.data.mixture import Mixture, parts_of
 from dalle_jax.data.records import LeftOut, Rest, Source, Subset
 from dalle_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 TRAIN, EVAL = "train", "eval"
 
@@ -45,7 +47,7 @@ def warn_of_left_out(source: Source) -> None:
     for whole in map(whole_of, parts_of(source)):
         if whole.left_out and (whole.name, whole.left_out) not in _told:
             _told.add((whole.name, whole.left_out))
-            logging.warning("%s: left out: %s", whole.name, "; ".join(in_words(whole.left_out)))
+            _log.warning("%s: left out: %s", whole.name, "; ".join(in_words(whole.left_out)))
 
 
 def open_splits(config: SourceConfig) -> dict[str, Source]:

@@ -4,17 +4,18 @@ The standard library's `tarfile` answers the same question in five to ten times 
 of members.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
-
-from absl import logging
 
 from dalle_jax import storage
 from dalle_jax.data import tar_header
 from dalle_jax.data.left_out import Tally
 from dalle_jax.data.tar_header import BLOCK
 from dalle_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 _SPARSE = "sparse members, which are not read"
 _LINKS = "links that lead to no file in their tar"
@@ -142,9 +143,7 @@ def _entries(path: str, file: storage.Reader) -> Iterator[_Entry]:
         raise _cut(path, offset, total)  # the member that an extension announced is not there
     if not closed:
         # Some writers leave them out, so that this is no proof.
-        logging.warning(
-            "%s ends without the empty blocks that close a tar: it may be cut short between two members", path
-        )
+        _log.warning("%s ends without the empty blocks that close a tar: it may be cut short between two members", path)
 
 
 def _after_empty_blocks(path: str, file: storage.Reader, offset: int) -> int:
@@ -163,7 +162,7 @@ def _after_empty_blocks(path: str, file: storage.Reader, offset: int) -> int:
             f"{path} is damaged: it is empty from byte {offset} on, and what follows at byte {end} is no member; fetch "
             "it again or leave it out"
         )
-    logging.warning(
+    _log.warning(
         "%s has members behind the empty blocks at byte %d, which are read too: it is made of several tars, or lacks "
         "what lay there", path, offset,
     )  # fmt: skip

@@ -9,17 +9,19 @@ import functools
 import hashlib
 import io
 import json
+import logging
 import os
 from collections.abc import Iterator
 
 import numpy as np
-from absl import logging
 
 from dalle_jax import storage
 from dalle_jax.data import tar
 from dalle_jax.data.config import TarKey
 from dalle_jax.data.left_out import Tally
 from dalle_jax.data.records import LeftOut, hash_key
+
+_log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "jp2")
 """Of files in the formats that `decode` reads, in small letters."""
@@ -112,7 +114,7 @@ def _tar_index(path: str, version: str, key: TarKey) -> TarIndex:
         storage.write_whole(file, encoded.getvalue())
         return _load(file)
     except OSError as error:
-        logging.warning("the index of %s cannot be kept in %s (%s)", path, file, error.strerror)
+        _log.warning("the index of %s cannot be kept in %s (%s)", path, file, error.strerror)
         return TarIndex(rows, left_out)
 
 

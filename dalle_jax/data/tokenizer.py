@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import io
+import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -10,7 +11,6 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import sentencepiece
-from absl import logging
 from etils import epath
 from jaxtyping import Int32
 
@@ -18,6 +18,8 @@ from dalle_jax.data.bpe import Merges
 from dalle_jax.data.config import TextConfig
 from dalle_jax.errors import UserError
 from dalle_jax.storage import as_path, write_whole
+
+_log = logging.getLogger(__name__)
 
 PAD, UNKNOWN, START, END = range(4)
 
@@ -211,7 +213,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out: epath.PathLike |
     if not texts:
         raise UserError(f"all captions have more than {_LONGEST:,} bytes: write one caption a line")
     if len(texts) < every:
-        logging.warning("%d captions of more than %d bytes are left out of the tokenizer", every - len(texts), _LONGEST)
+        _log.warning("%d captions of more than %d bytes are left out of the tokenizer", every - len(texts), _LONGEST)
     if vocab_size <= END:
         raise UserError(
             f"a vocabulary of {vocab_size} does not hold its {END + 1} special entries and the characters of the "

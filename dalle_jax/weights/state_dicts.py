@@ -1,14 +1,15 @@
 """Which values of a checkpoint are its model's tensors, among all that training keeps beside them."""
 
+import logging
 from collections.abc import Iterator
 from typing import Any
-
-from absl import logging
 
 from dalle_jax.errors import UserError
 from dalle_jax.weights.numpy_arrays import array_of
 from dalle_jax.weights.stand_ins import StandIn, called, shortened, uncalled
 from dalle_jax.weights.tensors import Held, Tensor, Unread
+
+_log = logging.getLogger(__name__)
 
 _USUAL = ("state_dict", "model_state_dict", "model", "module", "model_state", "net", "params", "weights")
 """Where the model is in the checkpoints of common programs, the first that is there."""
@@ -95,7 +96,7 @@ def _model_key(value: dict[Any, Any], path: str) -> str | None:
         others = [key for key in models if key != usual[0]]
         if others:
             told = ", ".join(f"key='{shortened(key)}'" for key in others[:_MAX_SHOWN])
-            logging.warning("%s: '%s' is taken of several state dicts; the others are %s", path, usual[0], told)
+            _log.warning("%s: '%s' is taken of several state dicts; the others are %s", path, usual[0], told)
         return usual[0]
     if not models or _is_model(value):
         return None

@@ -179,7 +179,7 @@ def test_class_folders_with_templates(put):
 def test_a_table_without_captions_does_not_hide_caption_files(put, caplog):
     rows = "file_name,licence\ncat/2.jpg,CC0\ncat/1.jpg,CC0\n"
     root = put({"cat/1.jpg": None, "cat/2.jpg": None, "cat/1.txt": "one", "cat/2.txt": "two", "metadata.csv": rows})
-    with caplog.at_level("WARNING", "absl"):
+    with caplog.at_level("WARNING", "dalle_jax"):
         source = Folder(str(root))
     assert everything(source) == {"cat/2.jpg": ("two",), "cat/1.jpg": ("one",)}, "its rows, in its order"
     assert "metadata.csv has no field of captions (it has file_name, licence" in caplog.text

@@ -7,6 +7,7 @@ import pytest
 from dalle_jax import storage
 from dalle_jax.data import paths
 from dalle_jax.data.config import DataConfig, SourceKind
+from dalle_jax.data.folder import Folder
 from dalle_jax.data.sources import open_source
 from dalle_jax.errors import UserError
 
@@ -45,6 +46,8 @@ def test_no_image_is_trained_on_and_held_out(folder):
         for source in (open_source(config), open_source(config, "eval"))
     )
     assert train and held_out and not train & held_out and len(train | held_out) == 5
+    links = [left for left in Folder(str(folder)).left_out if left.reason.startswith("links ")]
+    assert [(left.count, left.example) for left in links] == [(20, "0-again.png")]
 
 
 def test_links_to_other_folders_are_followed_once(folder, tmp_path):

@@ -58,11 +58,11 @@ def test_the_model_among_other_values(tmp_path, key):
 def test_which_of_two_is_taken_is_said_and_may_be_chosen(tmp_path, caplog):
     both = {"state_dict": state(), "state_dict_ema": state("module.", storage=1)}
     path = pickled.archive(tmp_path / "a.pt", both, CONTENT)
-    with caplog.at_level(logging.WARNING, logger="absl"):
+    with caplog.at_level(logging.WARNING, logger="dalle_jax"):
         reads(path)
     assert "'state_dict' is taken" in caplog.text and "key='state_dict_ema'" in caplog.text
     caplog.clear()
-    with caplog.at_level(logging.WARNING, logger="absl"):
+    with caplog.at_level(logging.WARNING, logger="dalle_jax"):
         reads(path, factor=2, key="state_dict_ema")
     assert not caplog.text
     with pytest.raises(UserError, match="nothing under key='ema' .its keys are 'state_dict', 'state_dict_ema'"):
