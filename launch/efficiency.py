@@ -30,7 +30,6 @@ from dalle_jax.config import from_config_dict, write_json
 from dalle_jax.data.account import in_lines
 from dalle_jax.data.class_captions import ClassCaptions, fill
 from dalle_jax.data.config import TextConfig
-from dalle_jax.data.options import check_options
 from dalle_jax.data.records import Source
 from dalle_jax.data.sources import EVAL, TRAIN, open_source, open_splits
 from dalle_jax.data.tokenizer import RowTokenizer
@@ -43,7 +42,7 @@ from dalle_jax.training.workdir import code_version, read_workdir
 from launch.base import find_tokenizer
 from launch.efficiency_report import describe, draw, read_curve, summarise, write_csv
 from launch.flags import define_config, start
-from launch.run_config import EfficiencyConfig, RunConfig, held_out_as_begun
+from launch.run_config import EfficiencyConfig, RunConfig, check_data_options, held_out_as_begun
 from launch.stages import StagePlan, make_batches
 from launch.together import begin, check_processes
 
@@ -75,7 +74,7 @@ def main() -> None:
     config = dataclasses.replace(config, data=held_out_as_begun(config.data, workdir))
     from_primary(lambda: check_same_points(config, workdir))
     if not (workdir / "config.json").exists():
-        check_options(config.data)
+        check_data_options(config.data)
     sources = open_splits(config.data)
     names = class_names(config)
     about = _run_config(config, 0)

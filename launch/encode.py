@@ -39,7 +39,6 @@ from dalle_jax.data.encoded_folder import (
     write_settings,
 )
 from dalle_jax.data.encoded_writer import Writer
-from dalle_jax.data.options import check_options
 from dalle_jax.data.sources import TRAIN, open_splits
 from dalle_jax.errors import UserError
 from dalle_jax.pipeline import codec_workdir
@@ -50,7 +49,7 @@ from dalle_jax.training.mesh import make_mesh
 from dalle_jax.training.sharding import ShardingRules, batch_sharding
 from dalle_jax.training.workdir import code_version
 from launch.flags import define_config, start
-from launch.run_config import RunConfig
+from launch.run_config import RunConfig, check_data_options
 from launch.stages import find_codec
 from launch.together import check_processes, require_shared
 
@@ -122,7 +121,7 @@ def make_jobs(run: RunConfig, codec: FrozenCodec) -> list[Job]:
             f"--crops={CROPS.value}: all crops are the same under config.decoder.augment='{augment.value}'; set it to "
             "'dalle', or leave --crops out"
         )
-    check_options(run.data)
+    check_data_options(run.data)
     jobs = []
     for split, source in open_splits(run.data).items():
         if source.encoding is not None:

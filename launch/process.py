@@ -36,6 +36,10 @@ class _Lines(logging.Formatter):
 def show_logs() -> None:
     """Warnings of everybody and reports of the packages go to stderr, a line each."""
     root = logging.getLogger()
+    for handler in list(root.handlers):
+        # What a library that logged to the root at import left there would say everything twice.
+        if type(handler) is logging.StreamHandler and not isinstance(handler.formatter, _Lines):
+            root.removeHandler(handler)
     if not any(isinstance(handler.formatter, _Lines) for handler in root.handlers):
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(_Lines())

@@ -11,11 +11,13 @@ from clip_jax import ClipStage, Lock
 from dalle_jax import storage
 from dalle_jax.codec import CodecStage
 from dalle_jax.data.config import DataConfig, HeldOutBy, SourceConfig, TokenizerConfig, TokenizerKind
+from dalle_jax.data.options import check_options
 from dalle_jax.decoder.config import DecoderStage
 from dalle_jax.errors import UserError
 from dalle_jax.storage import is_remote
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.workdir import read_workdir
+from launch.flags import overridden
 
 S = TypeVar("S", bound=SourceConfig)
 
@@ -103,6 +105,16 @@ def held_out_as_begun(data: DataConfig, workdir: epath.Path) -> DataConfig:
 def _held_out_as(source: S, there: Mapping[str, Any]) -> S:
     by_key = there.get("held_out_by") == HeldOutBy.KEY.value
     return dataclasses.replace(source, held_out_by=HeldOutBy.KEY) if by_key else source
+
+
+def check_data_options(data: DataConfig) -> None:
+    """`check_options` of a run that begins. A config whose data the command line replaces keeps what was for its own.
+
+    Raises:
+      UserError: an option has no effect.
+    """
+    chosen = overridden("data")
+    check_options(data, chosen if "source" in chosen else None)
 
 
 def with_absolute_paths(run: RunConfig) -> RunConfig:

@@ -13,7 +13,6 @@ from etils import epath
 
 from dalle_jax.config import from_config_dict, to_json
 from dalle_jax.data.account import in_lines
-from dalle_jax.data.options import check_options
 from dalle_jax.data.records import Source
 from dalle_jax.data.sources import TRAIN, open_splits
 from dalle_jax.data.tokenizer import RowTokenizer
@@ -32,7 +31,7 @@ from dalle_jax.training.workdir import check_workdir, read_workdir, saved_steps
 from launch.base import check_base, check_base_run, find_tokenizer
 from launch.flags import define_config, start
 from launch.process import set_deterministic
-from launch.run_config import RunConfig, held_out_as_begun, with_absolute_paths
+from launch.run_config import RunConfig, check_data_options, held_out_as_begun, with_absolute_paths
 from launch.stages import PLANS, StagePlan, Watch, check_source, choose_stages, make_batches, train_stage
 from launch.starting import starting
 from launch.together import AnyTokenizer, begin, check_processes
@@ -94,7 +93,7 @@ def _check(
         check_workdir(workdir, run)
         _warn_of_rates(run, workdir, stages)
     else:
-        check_options(run.data)
+        check_data_options(run.data)
     sources = open_splits(run.data)
     check_base(run, workdir, stages)
     plans = {name: PLANS[name](run, workdir, "codec" not in stages) for name in stages}

@@ -1,6 +1,7 @@
 """Options of a data set that would have no effect: whoever sets one means something by it."""
 
 import dataclasses
+from collections.abc import Collection
 
 from dalle_jax.data.config import DataConfig, SourceConfig, SourceKind
 from dalle_jax.errors import UserError
@@ -17,10 +18,15 @@ SPLITS_BY_NAME = (SourceKind.SHAPES, SourceKind.ENCODED, SourceKind.TFDS)
 """Kinds of data that have splits of their own; others have them where `{split}` stands in their path."""
 
 
-def check_options(config: SourceConfig) -> None:
+def check_options(config: SourceConfig, chosen: Collection[str] | None = None) -> None:
     """Refuses options that the data have no use for, where they are set to another value than the default.
 
     It is for what begins: a run that was begun with such an option goes on as it did, without effect.
+
+    Args:
+      config: of the data.
+      chosen: options that were set for these data; the others, which a config holds for other data, are left in peace.
+        None: all.
 
     Raises:
       UserError: naming the option and what to do.
@@ -33,7 +39,7 @@ def check_options(config: SourceConfig) -> None:
             check_options(part)
         return
     for name in IDLE.get(config.source, ()):
-        if _is_set(config, name):
+        if _is_set(config, name) and (chosen is None or name in chosen):
             others = ", ".join(kind.value for kind in SourceKind if name not in IDLE.get(kind, ()))
             _refuse(name, config, f"config.data.source is '{config.source.value}', and it is for others ({others})")
     if _is_set(config, "split") and config.source not in SPLITS_BY_NAME and "{split}" not in config.path:

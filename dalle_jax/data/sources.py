@@ -11,6 +11,7 @@ from dalle_jax.data.class_captions import ClassCaptions
 from dalle_jax.data.config import DataConfig, SourceConfig, SourceKind
 from dalle_jax.data.left_out import in_words
 from dalle_jax.data.mixture import Mixture, parts_of
+from dalle_jax.data.options import IDLE
 from dalle_jax.data.records import LeftOut, Rest, Source, Subset
 from dalle_jax.errors import UserError
 
@@ -149,8 +150,8 @@ def hold_out(source: Source, fraction: float, split: str) -> Source:
 def _open_named(config: SourceConfig, split: str) -> Source:
     """Opens a split under the data set's own name, with captions made where the config makes them."""
     source = _open_stored(config, split)
-    if not config.caption_templates:
-        return source
+    if not config.caption_templates or "caption_templates" in IDLE.get(config.source, ()):
+        return source  # `check_options` has refused them where a person set them for these data
     if not source.class_names:
         raise UserError(
             f"config.data.caption_templates has no effect: {source.name} does not name classes; leave it out, "

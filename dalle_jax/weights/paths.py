@@ -4,6 +4,7 @@ import os
 import re
 
 from dalle_jax.errors import UserError
+from dalle_jax.storage import is_remote
 
 _ON_THE_HUB = re.compile(r"(?:hf://|hf-hub:|https?://(?:www\.)?(?:huggingface\.co|hf\.co)/)(?:models/)?([^/]+/[^/@]+)")
 _LIKE_A_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -18,7 +19,7 @@ def local_path(path: str | os.PathLike, hub_name: str | None = None) -> str:
       hub_name: what the message says to fetch, where the caller knows it: `owner/name`.
 
     Raises:
-      UserError: it is not there, in a bucket, or a name of Hugging Face's hub; the message says how to fetch it.
+      UserError: it is not there, in a bucket, a URL, or a name of Hugging Face's hub; the message says how to fetch it.
     """
     text = os.path.expanduser(os.fspath(path))
     if os.path.exists(text):
@@ -26,7 +27,7 @@ def local_path(path: str | os.PathLike, hub_name: str | None = None) -> str:
     named = _ON_THE_HUB.match(text)
     if named:
         raise UserError(f"{text} is no path: weights are not downloaded here; {_fetch(named[1])}")
-    if "://" in text:
+    if is_remote(text):
         raise UserError(f"{text}: weights are read from local files alone; copy it to this machine")
     like_a_name = _LIKE_A_NAME.fullmatch(text)
     name = hub_name or (text if like_a_name and not os.path.isdir(os.path.dirname(text)) else "OWNER/NAME")

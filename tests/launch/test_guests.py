@@ -23,7 +23,8 @@ PROGRAM = """
 import importlib, json, logging, os, pathlib, pkgutil, resource, signal, sys, threading, warnings
 
 # What other libraries do is theirs.
-import absl.flags, absl.logging, fsspec, grain, jax, numpy, optax, orbax.checkpoint, tensorboardX, tensorflow_datasets
+import absl.flags, absl.logging, fsspec, grain, jax, numpy, optax, orbax.checkpoint, scipy.sparse
+import tensorboardX, tensorflow_datasets
 from PIL import Image, ImageFile, PngImagePlugin
 
 OURS = ("dalle_jax", "clip_jax")
@@ -103,7 +104,8 @@ def test_the_packages_do_not_print(package):
 def test_what_is_said_reaches_the_person(capfd):
     """A line each: warnings of everybody, and what the packages tell of a run."""
     program = (
-        "import logging; from launch.process import set_up_process; set_up_process(); set_up_process();"
+        "import logging; logging.basicConfig();"
+        "from launch.process import set_up_process; set_up_process(); set_up_process();"
         "logging.getLogger('dalle_jax.x').warning('a %s', 'b'); logging.getLogger('clip_jax.x').info('c');"
         "logging.getLogger('other').info('d'); logging.getLogger('other').warning('e');"
         "from absl import logging as absl_logging; absl_logging.warning('f')"

@@ -4,7 +4,6 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +14,7 @@ from PIL import Image
 from dalle_jax.data.config import SourceKind
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.errors import UserError
+from launch import caption_texts
 
 pytestmark = pytest.mark.entry
 
@@ -40,14 +40,8 @@ def test_from_a_text_file(tmp_path):
     assert Tokenizer(out).fingerprint == tokenizer.fingerprint  # what was there is left alone
 
 
-@pytest.fixture
-def texts(monkeypatch):
-    """`launch.tokenizer.texts` without a process of its own."""
-    from launch import tokenizer
-
-    monkeypatch.setattr(tokenizer, "SPLIT", SimpleNamespace(value="train"))
-    monkeypatch.setattr(tokenizer, "CAPTION_FIELD", SimpleNamespace(value=""))
-    return lambda path: list(tokenizer.texts(str(path)))
+def texts(path: Path) -> list[str]:
+    return list(caption_texts.texts(str(path)))
 
 
 def picture(path: Path) -> bytes:
@@ -55,7 +49,7 @@ def picture(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def test_tables_and_layouts_are_read_as_by_a_run(texts, tmp_path):
+def test_tables_and_layouts_are_read_as_by_a_run(tmp_path):
     picture(tmp_path / "a.jpg")
     picture(tmp_path / "b.jpg")
     wanted = ["a red cat", "a dog"]
@@ -76,7 +70,7 @@ def test_tables_and_layouts_are_read_as_by_a_run(texts, tmp_path):
     assert texts(tmp_path / "x.parquet") == wanted
 
 
-def test_what_is_no_text(texts, tmp_path):
+def test_what_is_no_text(tmp_path):
     with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as tar:
         tar.add(Path(__file__), "x.txt")
     jpeg = picture(tmp_path / "photo.jpg")

@@ -202,7 +202,7 @@ def generate(scripts, workdir, out, *arguments, prompt="--prompt=a small red cir
         (["--prompts=no/such/file"], ["--prompts=no/such/file"]),
         (["--prime=no/such.png", "--prime_rows=1"], ["--prime=no/such.png"]),
         (["--prime_rows=1"], ["prime and prime_rows go together"]),
-        (["--clip=no/where"], ["no/where/config.json is missing"]),
+        (["--clip=no/where"], ["no/where does not exist"]),
         (["--workdir=README.md"], ["README.md/config.json is missing"]),
         (["--out=README.md"], ["README.md", "a file stands where a folder should be"]),
     ],

@@ -233,7 +233,7 @@ def test_a_config_without_a_codec_is_tuned_on_that_of_its_base(scripts, tuned_ru
     )
     checked = scripts.train(config, tmp_path / "run", "--dry_run", f"--config.init_from={tuned_run}")
     assert checked.code == 0, checked
-    assert [line.split(":")[0] for line in checked.out.splitlines()] == ["decoder", "clip"]
+    assert [line.split(":")[0] for line in checked.out.splitlines()] == ["data", "decoder", "clip"]
 
 
 def test_codec_of_a_run_tuned_from_a_tuned_one(tmp_path, decoder_run, tuned_run, tiny_run):
