@@ -181,7 +181,7 @@ def test_sizes_as_people_write_them(clip, tmp_path, section, name, value, told):
         ("openai/clip-vit-base-patch32", "hf download openai/clip-vit-base-patch32 "),
         ("hf-hub:timm/ViT-B-16-SigLIP", "hf download timm/ViT-B-16-SigLIP "),
         ("ViT-B-32", "does not exist; weights are not downloaded here: hf download OWNER/NAME"),
-        ("https://elsewhere.org/a.pt", "copy it to this machine"),
+        ("https://elsewhere.org/a.pt", "copy the files to a disk"),
     ],
 )
 def test_names_that_are_no_paths(path, told):

@@ -140,8 +140,8 @@ def test_what_a_file_is_that_is_none_of_weights(tmp_path, content, told, name):
         ("hf://owner/name", "not downloaded here; hf download owner/name"),
         ("hf-hub:owner/name", "not downloaded here; hf download owner/name"),
         ("https://huggingface.co/owner/name/resolve/main/a.pt", "not downloaded here; hf download owner/name"),
-        ("https://elsewhere.org/a.pt", "copy it to this machine"),
-        ("s3://bucket/a.pt", "copy it to this machine"),
+        ("https://elsewhere.org/a.pt", "copy the files to a disk"),
+        ("s3://bucket/a.pt", "copy the files to a disk"),
     ],
 )
 def test_paths_that_are_not_there(path, told):
