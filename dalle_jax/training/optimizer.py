@@ -97,7 +97,8 @@ def new_course(
       A sentence; None where the rate goes on as it was going to, or there is nothing left to do.
     """
     changed = (before.decay_steps, steps_before) != (now.decay_steps, steps_now)
-    if now.schedule is not Schedule.COSINE or not changed or not 0 < done < steps_now:
+    # While a run warms up no cosine has begun, and what its length will be is the run's own business.
+    if now.schedule is not Schedule.COSINE or not changed or not max(1, now.warmup_steps) <= done < steps_now:
         return None
     old, new = make_schedule(before, steps_before), make_schedule(now, steps_now)
     counts = ((old, done - 1), (old, done), (new, done), (new, steps_now - 1))

@@ -140,6 +140,7 @@ def test_refuses(changes, message):
 
 
 COSINE = OptimizerConfig(1e-3, final_learning_rate=1e-5)
+WARMING = dataclasses.replace(COSINE, warmup_steps=100)
 OF_400, OF_1000, OF_2000 = (dataclasses.replace(COSINE, decay_steps=steps) for steps in (400, 1000, 2000))
 
 
@@ -153,6 +154,8 @@ OF_400, OF_1000, OF_2000 = (dataclasses.replace(COSINE, decay_steps=steps) for s
         ((COSINE, 1000), (COSINE, 1000), 1000, None),
         ((COSINE, 1000), (COSINE, 2000), 0, None),
         ((COSINE, 1000), (COSINE, 900), 1000, None),
+        ((WARMING, 1000), (WARMING, 2000), 99, None),
+        ((WARMING, 1000), (WARMING, 2000), 1000, "goes from 1e-05"),
         ((OF_2000, 1000), (OF_2000, 2000), 900, None),
         ((OptimizerConfig(1e-3, Schedule.CONSTANT), 10), (OptimizerConfig(1e-3, Schedule.CONSTANT), 20), 10, None),
     ],
