@@ -12,6 +12,7 @@ import regex
 from etils import epath
 
 from dalle_jax.errors import UserError
+from dalle_jax.weights.foreign import check_fetched
 
 SETTINGS = "tokenizer_config.json"
 """Beside every tokenizer of transformers; `added_tokens_decoder` in it has added tokens by their ids."""
@@ -170,7 +171,9 @@ def read_text(file: epath.Path) -> str:
       UserError: it is missing, or not UTF-8.
     """
     try:
-        return file.read_bytes().decode()
+        content = file.read_bytes()
+        check_fetched(content, file)
+        return content.decode()
     except FileNotFoundError:
         raise UserError(f"{file} is missing: put it beside vocab.json") from None
     except UnicodeDecodeError as error:

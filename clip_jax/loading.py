@@ -11,7 +11,7 @@ from jax.sharding import SingleDeviceSharding
 from clip_jax.config import ClipStage, ReadAt
 from clip_jax.handle import Clip, Tokenize
 from clip_jax.model import abstract_variables
-from clip_jax.one_tower import OneTower
+from clip_jax.one_tower import OneTower, Side, refuse_side
 from clip_jax.run_tokenizer import TRAINED, read_tokenizer
 from clip_jax.tokenizers import FILES as TOKENIZER_FILES
 from clip_jax.tokenizers import CaptionTokenizer, load_tokenizer
@@ -140,7 +140,9 @@ def published_tokenizer(published: Published, truncate: bool = False) -> Caption
 
 
 def _tokenize(published: Published, truncate: bool) -> Tokenize:
-    """One that does not fit is an error when text comes."""
+    """One that does not fit is an error when text comes, and an image tower has no use for any."""
+    if published.side is Side.IMAGE:
+        return lambda texts: refuse_side(published.path, Side.IMAGE)
     tokenizer, text = published_tokenizer(published, truncate), published.config.text
     if tokenizer is not None:
         return tokenizer

@@ -3,7 +3,7 @@
 import dataclasses
 import enum
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -122,7 +122,12 @@ class OneTower(Clip):
 
     def _need(self, side: Side) -> None:
         if side is not self.side:
-            raise UserError(
-                f"{self.path} holds the {self.side.word} tower alone, and this needs the {side.word} tower: load a "
-                "whole CLIP"
-            )
+            refuse_side(self.path, self.side)
+
+
+def refuse_side(path: str, side: Side) -> NoReturn:
+    """Raises `UserError`: what is asked for needs the tower that is not there."""
+    (other,) = set(Side) - {side}
+    raise UserError(
+        f"{path} holds the {side.word} tower alone, and this needs the {other.word} tower: load a whole CLIP"
+    )

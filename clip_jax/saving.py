@@ -8,11 +8,14 @@ from typing import Any
 import jax
 from etils import epath
 
+from clip_jax.added_tokens import LEGACY
 from clip_jax.cleaning import Cleaning
 from clip_jax.config import ClipConfig, Loss, TextTower, VisionConfig, VisionTower
 from clip_jax.handle import Clip
 from clip_jax.one_tower import OneTower
 from clip_jax.preprocessing_hf import CLIP, PREPROCESSOR, PROCESSOR, SIGLIP, preprocessor_to_hf, processor_to_hf
+from clip_jax.run_tokenizer import TRAINED
+from clip_jax.tokenizers import FILES as TOKENIZER_FILES
 from clip_jax.tokenizers import CaptionTokenizer
 from clip_jax.weights_hf import config_to_hf, hf_names
 from clip_jax.weights_open_clip import CONFIG as OPEN_CLIP_CONFIG
@@ -26,13 +29,16 @@ from dalle_jax.weights import write_safetensors, write_tensors
 
 _log = logging.getLogger(__name__)
 
+_TOKENIZERS = {*TOKENIZER_FILES, LEGACY, TRAINED}
+"""Files by which `clip_jax.load` knows a tokenizer; one that stays from another would be read in its place."""
+
 
 def save(clip: Clip, path: epath.PathLike, *, format: str = "hf") -> None:
     """Writes a folder of weights, config and, where it has a form there, the tokenizer.
 
     Args:
       clip: as `load` gives it.
-      path: the folder; made where it does not exist. Files of the same names are replaced.
+      path: the folder; made where it does not exist. Files of the same names are replaced, and so is a tokenizer.
       format: `hf`, for `transformers.CLIPModel.from_pretrained(path)`, `SiglipModel` of a SigLIP; or `open_clip`, for
         `open_clip.create_model("local-dir:" + path)`.
 
@@ -51,10 +57,19 @@ def save(clip: Clip, path: epath.PathLike, *, format: str = "hf") -> None:
     files = writers[format](clip, "float32" if "float32" in dtypes else min(dtypes))
     if PREPROCESSOR in files and (folder / PROCESSOR).exists():  # which comes first where both are there
         files[PROCESSOR] = processor_to_hf(files[PREPROCESSOR])
+    if format == "hf" and (folder / OPEN_CLIP_CONFIG).exists():
+        _log.warning(
+            "%s holds open_clip's weights too, which clip_jax.load reads first: save with format='open_clip' as well, "
+            "or remove them",
+            folder,
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in (files | _tokenizer_files(clip)).items():
+        tokenizer = _tokenizer_files(clip)
+        for name, content in (files | tokenizer).items():
             _write(folder / name, content)
+        for name in _TOKENIZERS - tokenizer.keys() if tokenizer else ():  # which may come first
+            (folder / name).unlink(missing_ok=True)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise UserError(f"cannot write into the folder {folder}: {error.strerror}") from error
 

@@ -38,6 +38,7 @@ from dalle_jax.data.captions import caption_list
 from dalle_jax.data.config import TextConfig
 from dalle_jax.errors import UserError
 from dalle_jax.storage import as_path
+from dalle_jax.weights.foreign import check_fetched
 
 _SPECIAL = (("<|startoftext|>", "<|endoftext|>"), OPEN_CLIP_SPECIAL)
 """Start and end as OpenAI's and transformers' vocabularies name them, and as open_clip's does."""
@@ -363,9 +364,10 @@ def _parsed(file: epath.Path) -> tokenizers.Tokenizer:
 
 
 def _sentencepiece(file: epath.Path) -> sentencepiece.SentencePieceProcessor:
-    processor = sentencepiece.SentencePieceProcessor()
+    processor, content = sentencepiece.SentencePieceProcessor(), file.read_bytes()
+    check_fetched(content, file)
     try:
-        processor.LoadFromSerializedProto(file.read_bytes())
+        processor.LoadFromSerializedProto(content)
     except RuntimeError as error:
         raise UserError(f"{file} is not a SentencePiece model") from error
     return processor

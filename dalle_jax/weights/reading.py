@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dalle_jax.errors import UserError
+from dalle_jax.weights.foreign import check_fetched
 from dalle_jax.weights.msgpack_files import is_msgpack, read_msgpack
 from dalle_jax.weights.npz_files import is_npz, read_npz
 from dalle_jax.weights.paths import local_path
@@ -78,8 +79,10 @@ def read_settings(path: str) -> dict[str, Any]:
       UserError: it cannot be read, or is no object.
     """
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            settings = json.load(file)
+        with open(path, "rb") as file:
+            content = file.read()
+        check_fetched(content, path)
+        settings = json.loads(content.decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(settings, dict):

@@ -12,6 +12,7 @@ import pytest
 import clip_jax
 from clip_jax import Clip, TextTower
 from clip_jax.model import init_params
+from clip_jax.tokenizers import load_tokenizer
 from clip_jax.weights import open_published
 from clip_jax.weights_hf import hf_names
 from dalle_jax.errors import UserError
@@ -218,3 +219,25 @@ def test_open_clip_parts_that_are_not_built_here(clip, tmp_path, section, key, v
     of[section][key] = None
     file.write_text(json.dumps(settings))
     assert open_published(tmp_path).config == CONFIG
+
+
+@pytest.mark.parametrize("stale", ["tokenizer.json", "added_tokens.json", "spiece.model", "tokenizer.model"])
+def test_a_saved_tokenizer_takes_the_place_of_the_one_that_was_there(clip, tmp_path, stale):
+    tokenizer = load_tokenizer()
+    (tmp_path / stale).write_text('{"<old>": 49408}')
+    clip_jax.save(Clip(CONFIG, clip.variables["params"], tokenizer), tmp_path)
+    assert not (tmp_path / stale).exists()
+    assert load_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
+
+
+def test_the_tokenizer_of_a_folder_stays_where_none_is_saved(clip, tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    clip_jax.save(clip, tmp_path)
+    assert (tmp_path / "tokenizer.json").read_text() == "{}"
+
+
+def test_weights_saved_beside_others_that_are_read_first_are_said_to_be(clip, tmp_path, caplog):
+    clip_jax.save(clip, tmp_path, format="open_clip")
+    assert not caplog.messages
+    clip_jax.save(clip, tmp_path)
+    assert "holds open_clip's weights too, which clip_jax.load reads first" in caplog.text

@@ -187,3 +187,12 @@ def test_sizes_as_people_write_them(clip, tmp_path, section, name, value, told):
 def test_names_that_are_no_paths(path, told):
     with pytest.raises(UserError, match=told):
         clip_jax.load(path)
+
+
+def test_an_image_tower_needs_no_tokenizer(clip, tmp_path):
+    write_tower(clip, tmp_path, "vision")
+    (tmp_path / "tokenizer.json").write_text("damaged")
+    tower = clip_jax.load(tmp_path)
+    np.testing.assert_array_equal(tower.encode_image(IMAGES), clip.encode_image(IMAGES))
+    with pytest.raises(UserError, match="holds the image tower alone, and this needs the text tower"):
+        tower.tokenize(TEXTS)

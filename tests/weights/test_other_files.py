@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from flax.serialization import msgpack_serialize
 
+from clip_jax.tokenizers import load_tokenizer
 from dalle_jax.errors import UserError
-from dalle_jax.weights.reading import read_tensors
+from dalle_jax.weights.reading import read_settings, read_tensors
 from tests.weights.pickled import refused
 
 ARRAYS = {
@@ -153,3 +154,19 @@ def test_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     np.savez(tmp_path / "a.npz", **ARRAYS)
     same(read_tensors("~/a.npz"))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "spiece.model", "merges.txt"])
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [(b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\n", "pointer of Git LFS"), (b"<html>", "HTML page")],
+    ids=["pointer", "page"],
+)
+def test_files_beside_weights_that_did_not_arrive_are_called_what_they_are(tmp_path, name, content, kind):
+    (tmp_path / "vocab.json").write_text("{}")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name} is an? {kind}"):
+        if name == "config.json":
+            read_settings(str(tmp_path / name))
+        else:
+            load_tokenizer(tmp_path)
