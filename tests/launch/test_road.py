@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import unicodedata
 from pathlib import Path
 
@@ -67,9 +68,17 @@ def test_finished_run_does_nothing(scripts, tiny_run):
     assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*") if path.is_file()} == before
 
 
-def test_a_finished_run_that_is_lengthened_says_what_its_rate_will_do(scripts, tiny_run):
-    ended = scripts.train(TINY, tiny_run, "--dry_run", "--stages=clip", "--config.clip.train.num_steps=4")
-    assert ended.code == 0
+def test_a_finished_run_that_is_lengthened_says_what_its_rate_will_do(scripts, tiny_run, tmp_path):
+    longer = ["--dry_run", "--stages=clip", "--config.clip.train.num_steps=4"]
+    warming_up = scripts.train(TINY, tiny_run, *longer)  # for 50 updates
+    assert warming_up.code == 0 and "learning rate" not in warming_up.err
+
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    record = json.loads((run / "config.json").read_text())
+    record["config"]["clip"]["train"]["optimizer"]["warmup_steps"] = 1
+    (run / "config.json").write_text(json.dumps(record))
+    ended = scripts.train(TINY, run, *longer, "--config.clip.train.optimizer.warmup_steps=1")
+    assert ended.code == 0, ended
     (line,) = [line for line in ended.err.splitlines() if "learning rate" in line]
     assert line.startswith("warning: clip: after 2 steps of a run of 2, which is now one of 4, the learning rate goes")
 
