@@ -8,7 +8,7 @@ seen, ranked by CLIP, and report.json. The modules are those of the published sy
 
 Result       best of 8 by CLIP, five attributes of 200 captions read back by a judge of pixels: 0.944 on seen pairs of
              colour and shape, 0.925 on unseen ones (docs/results.md, with the codec's and CLIP's figures).
-Hardware     two CPU cores that give 150 GFLOP/s in matrix products: the stages took 4:40, 9:27 and 2:08 minutes.
+Hardware     two CPU cores that give 150 GFLOP/s in matrix products: the stages took 3:52, 8:44 and 2:29 minutes.
 """
 
 import dataclasses
