@@ -1,5 +1,6 @@
 """CLIP: contrastive training of a picture tower and a text tower, zero-shot classification, and scores for ranking."""
 
+from clip_jax.clip import Clip
 from clip_jax.config import (
     ClipConfig,
     ClipStage,
@@ -13,11 +14,10 @@ from clip_jax.config import (
     resnet_config,
     tower_config,
 )
-from clip_jax.handle import Clip
 from clip_jax.loading import load
 from clip_jax.model import ClipModel, ClipOutput
-from clip_jax.saving import save
 from clip_jax.task import ClipTask
+from clip_jax.weights.export import save
 
 __all__ = [
     "Clip",

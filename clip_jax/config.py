@@ -52,7 +52,7 @@ class Loss(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class ResNetConfig:
-    """Sizes and choices of a modified ResNet (`clip_jax.resnet`)."""
+    """Sizes and choices of a modified ResNet (`clip_jax.towers.resnet`)."""
 
     layers: tuple[int, int, int, int]
     """Blocks of each of the four stages."""

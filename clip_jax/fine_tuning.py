@@ -11,8 +11,8 @@ import jax
 from etils import epath
 
 from clip_jax.config import ClipConfig, ClipStage, VisionConfig
-from clip_jax.positions import as_for, can_resize, fit_positions
-from clip_jax.weights import Published, open_published
+from clip_jax.towers.positions import as_for, can_resize, fit_positions
+from clip_jax.weights.opening import Published, open_published
 from dalle_jax.config import from_config_dict
 from dalle_jax.errors import UserError
 from dalle_jax.training.checkpoint import LoadedParams, load_params

@@ -13,7 +13,7 @@ from clip_jax.config import (
     VisionConfig,
     VisionTower,
 )
-from clip_jax.resnet import EXPANSION
+from clip_jax.towers.resnet import EXPANSION
 from dalle_jax.nn.transformer import TransformerConfig
 
 

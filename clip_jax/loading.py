@@ -8,15 +8,15 @@ import numpy as np
 from etils import epath
 from jax.sharding import SingleDeviceSharding
 
+from clip_jax.clip import Clip, Tokenize
 from clip_jax.config import ClipStage, ReadAt
-from clip_jax.handle import Clip, Tokenize
 from clip_jax.model import abstract_variables
-from clip_jax.one_tower import OneTower, Side, refuse_side
-from clip_jax.run_tokenizer import TRAINED, read_tokenizer
-from clip_jax.tokenizers import FILES as TOKENIZER_FILES
-from clip_jax.tokenizers import CaptionTokenizer, load_tokenizer
-from clip_jax.weights import Published, is_published, open_published
-from clip_jax.weights_folders import refuse_other_folders
+from clip_jax.tokenizers.published import FILES as TOKENIZER_FILES
+from clip_jax.tokenizers.published import CaptionTokenizer, load_tokenizer
+from clip_jax.tokenizers.run_tokenizer import TRAINED, read_tokenizer
+from clip_jax.weights.folders import refuse_other_folders
+from clip_jax.weights.one_tower import OneTower, Side, refuse_side
+from clip_jax.weights.opening import Published, is_published, open_published
 from dalle_jax.config import from_config_dict
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation

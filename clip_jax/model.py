@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from flax.linen.initializers import lecun_normal, normal
 from jaxtyping import Array, Float, Int
 
-from clip_jax import initializers
 from clip_jax.config import ClipConfig, Loss, TextTower, VisionTower
-from clip_jax.resnet import ModifiedResNet
-from clip_jax.siglip import SiglipText, SiglipVision
-from clip_jax.text import BagOfWords, TextTransformer
-from clip_jax.vision import VisionTransformer
+from clip_jax.towers import initializers
+from clip_jax.towers.resnet import ModifiedResNet
+from clip_jax.towers.siglip import SiglipText, SiglipVision
+from clip_jax.towers.text import BagOfWords, TextTransformer
+from clip_jax.towers.vit import VisionTransformer
 from dalle_jax.nn.transformer import Dense, constrain_activations
 from dalle_jax.training.task import Params
 

@@ -10,7 +10,7 @@ The paper names them and states neither targets nor scoring; the choices here ar
 
 A class with several captions scores the mean over them. Pads count nowhere. The caption model reads the start, and
 predicts and scores the end; the bag that is predicted holds neither; the contrastive bag holds both, which every
-caption has once (`clip_jax.text.BagOfWords`).
+caption has once (`clip_jax.towers.text.BagOfWords`).
 """
 
 import abc
@@ -26,13 +26,13 @@ import numpy as np
 from flax.linen.initializers import normal
 from jaxtyping import Array, Float, Int
 
-from clip_jax import initializers
-from clip_jax.accumulation import check_accumulation
 from clip_jax.config import ClipConfig, ClipStage, TextTower
+from clip_jax.losses.accumulation import check_accumulation
 from clip_jax.model import VISION_TOWERS, normalize
 from clip_jax.task import ClipTask
-from clip_jax.text import TokenEmbedding, end_positions
-from clip_jax.vision import normalize_pixels
+from clip_jax.towers import initializers
+from clip_jax.towers.text import TokenEmbedding, end_positions
+from clip_jax.towers.vit import normalize_pixels
 from dalle_jax.errors import UserError
 from dalle_jax.nn.attention import causal_attention
 from dalle_jax.nn.precision import matmul

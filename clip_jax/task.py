@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from clip_jax.accumulation import accumulated_gradients, check_accumulation
 from clip_jax.config import ClipStage, Lock, Loss
 from clip_jax.flops import step_flops
-from clip_jax.losses import ContrastiveLoss, Mask, contrastive_loss
+from clip_jax.losses.accumulation import accumulated_gradients, check_accumulation
+from clip_jax.losses.sigmoid import sigmoid_loss
+from clip_jax.losses.softmax import ContrastiveLoss, Mask, contrastive_loss
 from clip_jax.model import ClipModel, init_variables, normalize
 from clip_jax.preview import similarity_sheet
-from clip_jax.sigmoid_loss import sigmoid_loss
-from clip_jax.vision import normalize_pixels
+from clip_jax.towers.vit import normalize_pixels
 from dalle_jax.nn.precision import matmul
 from dalle_jax.training.distributed import to_host
 from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task, row_weights, weighted_means

@@ -38,7 +38,7 @@ from clip_jax import (
     resnet_config,
     tower_config,
 )
-from clip_jax.weights_siglip import LOGITS, PIXELS
+from clip_jax.weights.siglip import LOGITS, PIXELS
 from dalle_jax.config import choose_preset, to_config_dict
 from dalle_jax.data.config import Augment, DataConfig, SourceKind, TokenizerConfig, TokenizerKind
 from dalle_jax.data.tokenizer import END

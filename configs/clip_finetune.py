@@ -28,8 +28,8 @@ import os
 from functools import partial
 
 from clip_jax import ClipConfig, ClipStage
-from clip_jax.run_tokenizer import TRAINED
-from clip_jax.weights import open_published
+from clip_jax.tokenizers.run_tokenizer import TRAINED
+from clip_jax.weights.opening import open_published
 from configs import clip
 from dalle_jax.config import from_config_dict, to_config_dict
 from dalle_jax.data.config import Augment, DataConfig, SourceKind, TokenizerConfig, TokenizerKind

@@ -9,9 +9,9 @@ from etils import epath
 from clip_jax.config import ReadAt
 from clip_jax.fine_tuning import open_base, params_of_run, read_base, read_run
 from clip_jax.loading import published_tokenizer
-from clip_jax.run_tokenizer import TrainedTokenizer, has_tokenizer, read_tokenizer
-from clip_jax.tokenizers import CaptionTokenizer, load_tokenizer
-from clip_jax.weights import is_published
+from clip_jax.tokenizers.published import CaptionTokenizer, load_tokenizer
+from clip_jax.tokenizers.run_tokenizer import TrainedTokenizer, has_tokenizer, read_tokenizer
+from clip_jax.weights.opening import is_published
 from dalle_jax.data.captions import all_captions
 from dalle_jax.data.config import TokenizerKind
 from dalle_jax.data.records import Source

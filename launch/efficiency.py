@@ -24,8 +24,8 @@ from absl import flags
 from etils import epath
 from jaxtyping import Int
 
+from clip_jax.evaluation.prompts import published_prompts
 from clip_jax.objectives import TASKS, Objective
-from clip_jax.prompts import published_prompts
 from dalle_jax.config import from_config_dict, write_json
 from dalle_jax.data.account import in_lines
 from dalle_jax.data.class_captions import ClassCaptions, fill

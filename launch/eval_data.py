@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from clip_jax.prompts import Prompts, find_published, parse_prompts, published_prompts
+from clip_jax.evaluation.prompts import Prompts, find_published, parse_prompts, published_prompts
 from dalle_jax import storage
 from dalle_jax.config import from_config_dict, read_json
 from dalle_jax.data import paths

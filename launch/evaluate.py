@@ -24,7 +24,7 @@ from etils import epath
 
 import clip_jax
 import dalle_jax
-from clip_jax.weights import is_published
+from clip_jax.weights.opening import is_published
 from dalle_jax.config import write_json
 from dalle_jax.data.config import TarKey
 from dalle_jax.errors import UserError, closest

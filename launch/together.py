@@ -7,8 +7,8 @@ from typing import Any
 import jax
 from etils import epath
 
-from clip_jax.run_tokenizer import has_tokenizer, write_tokenizer
-from clip_jax.tokenizers import CaptionTokenizer
+from clip_jax.tokenizers.published import CaptionTokenizer
+from clip_jax.tokenizers.run_tokenizer import has_tokenizer, write_tokenizer
 from dalle_jax.data.records import Source
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.errors import UserError

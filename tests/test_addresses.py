@@ -4,7 +4,7 @@ import pytest
 
 import clip_jax
 import dalle_jax
-from clip_jax.tokenizers import load_tokenizer
+from clip_jax.tokenizers.published import load_tokenizer
 from dalle_jax import storage
 from dalle_jax.codec import load_codec
 from dalle_jax.config import read_json, write_json

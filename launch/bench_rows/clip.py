@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clip_jax.clip import Clip
 from clip_jax.config import ClipConfig, ClipStage
 from clip_jax.flops import image_flops, text_flops
-from clip_jax.handle import Clip
 from clip_jax.model import init_variables
 from clip_jax.task import ClipTask
 from configs import clip as clip_configs

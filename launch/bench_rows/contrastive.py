@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clip_jax.losses import contrastive_loss
-from clip_jax.sigmoid_loss import sigmoid_loss
+from clip_jax.losses.sigmoid import sigmoid_loss
+from clip_jax.losses.softmax import contrastive_loss
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.mesh import make_mesh
 from dalle_jax.training.sharding import ShardingRules, batch_sharding, replicated

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import clip_jax
-from clip_jax.preprocessing_hf import CLIP, preprocessor_to_hf
-from clip_jax.weights_hf import config_to_hf, hf_names
+from clip_jax.preprocessing.hf import CLIP, preprocessor_to_hf
+from clip_jax.weights.hf import config_to_hf, hf_names
 from dalle_jax.config import write_json
 from dalle_jax.weights import write_safetensors
 from launch.bench_rows.clip import published

@@ -2,8 +2,8 @@
 
 import functools
 
-from clip_jax.prompts import published_prompts
-from clip_jax.tokenizers import load_tokenizer
+from clip_jax.evaluation.prompts import published_prompts
+from clip_jax.tokenizers.published import load_tokenizer
 from dalle_jax.data.class_captions import fill
 from launch.bench_rows.workload import Row, Workload, import_torch
 

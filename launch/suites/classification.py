@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.features import Encoded
-from clip_jax.metrics import Metric, classification_metrics
-from clip_jax.prompts import Prompts
+from clip_jax.evaluation.features import Encoded
+from clip_jax.evaluation.metrics import Metric, classification_metrics
+from clip_jax.evaluation.prompts import Prompts
 from dalle_jax.data.records import BadSample, Source
 from dalle_jax.errors import UserError
 from launch.suites.results import NotApplicable

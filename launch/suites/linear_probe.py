@@ -1,10 +1,10 @@
-"""Linear probes of a data set (Radford et al. 2021, App. A.3); `clip_jax.linear_probe` has the protocol."""
+"""Linear probes of a data set (Radford et al. 2021, App. A.3); `clip_jax.evaluation.linear_probe` has the protocol."""
 
 from typing import Any
 
 from clip_jax import Clip
-from clip_jax.features import Encoded, encode_source, label_array
-from clip_jax.linear_probe import Labelled, linear_probe
+from clip_jax.evaluation.features import Encoded, encode_source, label_array
+from clip_jax.evaluation.linear_probe import Labelled, linear_probe
 from dalle_jax.data.records import Source
 from dalle_jax.errors import UserError
 from launch.eval_data import DataFlags, find_prompts, open_split

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from clip_jax import Clip
-from clip_jax.features import encode_source
-from clip_jax.retrieval import retrieval_recalls
+from clip_jax.evaluation.features import encode_source
+from clip_jax.evaluation.retrieval import retrieval_recalls
 from dalle_jax.data.records import BadSample, Source
 from dalle_jax.errors import UserError
 from launch.eval_data import DataFlags, open_split

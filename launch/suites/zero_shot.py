@@ -3,8 +3,8 @@
 from typing import Any
 
 from clip_jax import Clip
-from clip_jax.features import encode_source, label_array
-from clip_jax.zero_shot import class_cosines
+from clip_jax.evaluation.features import encode_source, label_array
+from clip_jax.evaluation.zero_shot import class_cosines
 from launch.eval_data import DataFlags, find_prompts, open_split
 from launch.suites import classification
 

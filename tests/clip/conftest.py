@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from clip_jax import Clip
-from clip_jax.weights import abstract_variables
-from clip_jax.weights_openai import openai_names
+from clip_jax.weights.openai import openai_names
+from clip_jax.weights.opening import abstract_variables
 from dalle_jax.training.trees import unbox
 from dalle_jax.weights import write_tensors
 from tests.clip.small_clip import CONFIG, tokenize

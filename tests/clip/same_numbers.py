@@ -6,7 +6,7 @@ Imports no peer, so that test modules which skip themselves without one can shar
 import jax.numpy as jnp
 import numpy as np
 
-from clip_jax.vision import normalize_pixels
+from clip_jax.towers.vit import normalize_pixels
 
 TEXTS = ["a photo of a cat", "two dogs, &amp; a long line of birds over the sea", ""]
 TOLERANCE = 1e-4

@@ -6,9 +6,9 @@ import pickle
 import pytest
 import sentencepiece
 
-from clip_jax.added_tokens import AddedToken
-from clip_jax.cleaning import Cleaning
-from clip_jax.tokenizers import ClipTokenizer, SiglipTokenizer, load_tokenizer
+from clip_jax.tokenizers.added_tokens import AddedToken
+from clip_jax.tokenizers.cleaning import Cleaning
+from clip_jax.tokenizers.published import ClipTokenizer, SiglipTokenizer, load_tokenizer
 from dalle_jax.errors import UserError
 
 START, END = "<|startoftext|>", "<|endoftext|>"

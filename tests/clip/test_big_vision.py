@@ -8,8 +8,8 @@ import pytest
 
 import clip_jax
 from clip_jax import Loss
-from clip_jax.vision import normalize_pixels
-from clip_jax.weights import open_published
+from clip_jax.towers.vit import normalize_pixels
+from clip_jax.weights.opening import open_published
 from dalle_jax.errors import UserError
 from dalle_jax.training.trees import named_leaves
 

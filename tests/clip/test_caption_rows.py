@@ -9,12 +9,12 @@ import pytest
 import clip_jax
 from clip_jax import Clip, TextConfig, tower_config
 from clip_jax.config import ReadAt, TextTower
-from clip_jax.rows import checked_rows
-from clip_jax.text import feature_positions
-from clip_jax.text_ends import end_at_highest
-from clip_jax.weights import open_published
-from clip_jax.weights_open_clip import cleaning_from_open_clip, config_from_open_clip
-from clip_jax.zero_shot import class_directions
+from clip_jax.evaluation.zero_shot import class_directions
+from clip_jax.tokenizers.text_ends import end_at_highest
+from clip_jax.tokenizers.token_checks import checked_rows
+from clip_jax.towers.text import feature_positions
+from clip_jax.weights.open_clip import cleaning_from_open_clip, config_from_open_clip
+from clip_jax.weights.opening import open_published
 from dalle_jax.errors import UserError
 from tests.clip.small_clip import CONFIG, tokenize
 

@@ -12,9 +12,9 @@ import pytest
 import clip_jax
 from clip_jax import Clip, TextTower
 from clip_jax.model import init_params
-from clip_jax.tokenizers import load_tokenizer
-from clip_jax.weights import open_published
-from clip_jax.weights_hf import hf_names
+from clip_jax.tokenizers.published import load_tokenizer
+from clip_jax.weights.hf import hf_names
+from clip_jax.weights.opening import open_published
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation
 from dalle_jax.training.trees import unbox

@@ -16,10 +16,10 @@ from PIL import Image
 
 import clip_jax
 from clip_jax import Clip, ClipConfig, ClipModel, ClipStage, ClipTask, TextConfig, VisionConfig, tower_config
+from clip_jax.evaluation.zero_shot import class_directions, class_probabilities
 from clip_jax.model import init_params
-from clip_jax.pictures import preprocess, preprocess_on_device
-from clip_jax.vision import normalize_pixels
-from clip_jax.zero_shot import class_directions, class_probabilities
+from clip_jax.preprocessing.images import preprocess, preprocess_on_device
+from clip_jax.towers.vit import normalize_pixels
 from dalle_jax.data.tokenizer import train_tokenizer
 from dalle_jax.errors import UserError
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig

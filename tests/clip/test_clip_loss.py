@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clip_jax.accumulation import accumulated_gradients
-from clip_jax.losses import Best, contrastive_loss
-from clip_jax.sigmoid_loss import sigmoid_loss
+from clip_jax.losses.accumulation import accumulated_gradients
+from clip_jax.losses.sigmoid import sigmoid_loss
+from clip_jax.losses.softmax import Best, contrastive_loss
 from dalle_jax.errors import UserError
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.mesh import make_mesh

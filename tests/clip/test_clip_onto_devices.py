@@ -12,8 +12,8 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from clip_jax import ClipConfig, TextConfig, VisionConfig, tower_config
-from clip_jax.weights import abstract_variables, open_published
-from clip_jax.weights_openai import openai_names
+from clip_jax.weights.openai import openai_names
+from clip_jax.weights.opening import abstract_variables, open_published
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.mesh import make_mesh
 from dalle_jax.training.sharding import ShardingRules, param_shardings
@@ -71,7 +71,7 @@ def test_peak_memory_of_a_checkpoint_of_vit_l14(tmp_path):
     del arrays
     code = """
 import sys, jax
-from clip_jax.weights import open_published
+from clip_jax.weights.opening import open_published
 def now(key): return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) * 1024
 jax.block_until_ready(jax.numpy.ones(3) + 1)
 before = now("VmRSS")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from clip_jax import ClipConfig, ClipModel, TextConfig, VisionConfig, tower_config
-from clip_jax.losses import contrastive_loss
+from clip_jax.losses.softmax import contrastive_loss
 from clip_jax.model import abstract_params, normalize
-from clip_jax.pictures import preprocess
-from clip_jax.vision import normalize_pixels
+from clip_jax.preprocessing.images import preprocess
+from clip_jax.towers.vit import normalize_pixels
 from dalle_jax.training.trees import named_leaves
 from tests.clip.same_numbers import relative_difference
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import clip_jax
-from clip_jax.vision import normalize_pixels
-from clip_jax.weights import open_published
-from clip_jax.weights_open_clip import config_from_open_clip
-from clip_jax.weights_openai import deduce_config
+from clip_jax.towers.vit import normalize_pixels
+from clip_jax.weights.open_clip import config_from_open_clip
+from clip_jax.weights.openai import deduce_config
+from clip_jax.weights.opening import open_published
 from dalle_jax.nn.transformer import Activation
 from tests.clip.same_numbers import TEXTS, same_numbers
 
@@ -89,7 +89,7 @@ def test_openais_archive_in_half_precision(tmp_path):
     model = openai(TINY)
     pytest.importorskip("clip.model").convert_weights(model)
     model = model.float()
-    ids = torch.tensor(clip_jax.tokenizers.load_tokenizer()(TEXTS[:1])).long()
+    ids = torch.tensor(clip_jax.tokenizers.published.load_tokenizer()(TEXTS[:1])).long()
     traced = torch.jit.trace(model, (torch.zeros(1, 3, 64, 64), ids))
     for parameter in traced.parameters():
         if parameter.ndim > 1:
@@ -168,7 +168,7 @@ def test_the_folders_processor_reads_captions_and_pictures_as_here(tmp_path):
     for row, wanted in zip(theirs["input_ids"], ours, strict=True):
         length = list(wanted).index(49407) + 1
         np.testing.assert_array_equal(row[:length], wanted[:length])
-    squares = clip_jax.pictures.preprocess(images, 64)
+    squares = clip_jax.preprocessing.images.preprocess(images, 64)
     pixels = np.asarray(normalize_pixels(jnp.asarray(squares), clip.config.vision)).transpose(0, 3, 1, 2)
     exact = pillow(images, return_tensors="np")["pixel_values"]
     np.testing.assert_allclose(exact, pixels, atol=1e-5)
@@ -195,7 +195,7 @@ def test_sizes_are_deduced_as_open_clip_names_them():
 
 
 def _shapes(config):
-    from clip_jax.weights_openai import openai_names
+    from clip_jax.weights.openai import openai_names
     from dalle_jax.weights import Tensor
     from dalle_jax.weights.tensors import dense_strides
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from clip_jax import ClipConfig, ClipModel, ClipStage, ClipTask, Lock, TextConfig, VisionConfig, tower_config
-from clip_jax.accumulation import accumulated_gradients
 from clip_jax.flops import image_flops, step_flops, text_flops, transformer_flops
+from clip_jax.losses.accumulation import accumulated_gradients
 from clip_jax.model import init_params
-from clip_jax.vision import draw_patches
+from clip_jax.towers.vit import draw_patches
 from dalle_jax.nn.transformer import Remat
 from dalle_jax.training.config import OptimizerConfig, TrainConfig
 from dalle_jax.training.freezing import Freezing

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from clip_jax import linear_probe as module
-from clip_jax.linear_probe import Labelled, fit, linear_probe, search, validation_rows
-from clip_jax.metrics import Metric
+from clip_jax.evaluation import linear_probe as module
+from clip_jax.evaluation.linear_probe import Labelled, fit, linear_probe, search, validation_rows
+from clip_jax.evaluation.metrics import Metric
 from dalle_jax.errors import UserError
 
 

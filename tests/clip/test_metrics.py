@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from clip_jax.metrics import (
+from clip_jax.evaluation.metrics import (
     accuracy,
     classification_metrics,
     eleven_point_map,
@@ -14,7 +14,7 @@ from clip_jax.metrics import (
     roc_auc,
     top5_accuracy,
 )
-from clip_jax.retrieval import retrieval_recalls
+from clip_jax.evaluation.retrieval import retrieval_recalls
 from dalle_jax.errors import UserError
 
 
@@ -118,5 +118,5 @@ def test_retrieval_in_chunks_is_retrieval(monkeypatch):
         assert whole[f"text_recall_at_{k}"] == np.mean([(owners[best[i]] == i).any() for i in range(30)])
         best = np.argsort(-cosines, axis=0)[:k]
         assert whole[f"image_recall_at_{k}"] == np.mean([owners[j] in best[:, j] for j in range(90)])
-    monkeypatch.setattr("clip_jax.retrieval._CHUNK", 7)
+    monkeypatch.setattr("clip_jax.evaluation.retrieval._CHUNK", 7)
     assert retrieval_recalls(image, text, owners) == whole

@@ -9,9 +9,9 @@ import pytest
 
 from clip_jax import ClipConfig, ClipStage, ClipTask, TextConfig, VisionConfig, resnet_config, tower_config
 from clip_jax.fine_tuning import open_base, read_base, read_run
-from clip_jax.positions import resize_positions
-from clip_jax.weights import abstract_variables
-from clip_jax.weights_openai import openai_names
+from clip_jax.towers.positions import resize_positions
+from clip_jax.weights.openai import openai_names
+from clip_jax.weights.opening import abstract_variables
 from dalle_jax.errors import UserError
 from dalle_jax.training.checkpoint import Checkpoints
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig

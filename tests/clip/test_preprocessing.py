@@ -12,10 +12,10 @@ from PIL import Image
 import clip_jax
 from clip_jax import Clip, ClipConfig, TextConfig, VisionConfig, VisionTower, tower_config
 from clip_jax.model import abstract_variables
-from clip_jax.pictures import preprocess, preprocess_on_device
-from clip_jax.preprocessing_hf import CLIP, SIGLIP, pictures_from_hf, preprocessor_to_hf, read_preprocessor
-from clip_jax.preprocessing_open_clip import pictures_from_open_clip, pictures_to_open_clip
-from clip_jax.vision import normalize_pixels
+from clip_jax.preprocessing.hf import CLIP, SIGLIP, pictures_from_hf, preprocessor_to_hf, read_preprocessor
+from clip_jax.preprocessing.images import preprocess, preprocess_on_device
+from clip_jax.preprocessing.open_clip import pictures_from_open_clip, pictures_to_open_clip
+from clip_jax.towers.vit import normalize_pixels
 from configs.clip_finetune import augment_of
 from dalle_jax.data.config import Augment, Resample, Resizing
 from dalle_jax.data.transforms import make_transform

@@ -9,12 +9,12 @@ import sentencepiece
 from PIL import Image
 
 import clip_jax
-from clip_jax.cleaning import Cleaning
-from clip_jax.pictures import preprocess
-from clip_jax.preprocessing_hf import SIGLIP, pictures_from_hf
-from clip_jax.preprocessing_open_clip import pictures_from_open_clip
-from clip_jax.tokenizers import load_tokenizer
-from clip_jax.vision import normalize_pixels
+from clip_jax.preprocessing.hf import SIGLIP, pictures_from_hf
+from clip_jax.preprocessing.images import preprocess
+from clip_jax.preprocessing.open_clip import pictures_from_open_clip
+from clip_jax.tokenizers.cleaning import Cleaning
+from clip_jax.tokenizers.published import load_tokenizer
+from clip_jax.towers.vit import normalize_pixels
 from tests.clip.same_numbers import TOLERANCE, relative_difference
 
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("torchvision")]

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from clip_jax.metrics import Metric
-from clip_jax.prompts import _table, find_published, parse_prompts, published_prompts
+from clip_jax.evaluation.metrics import Metric
+from clip_jax.evaluation.prompts import _table, find_published, parse_prompts, published_prompts
 from dalle_jax.errors import UserError
 
 # Templates and classes of each, from the release's data/prompts.md.

@@ -12,8 +12,8 @@ import pytest
 import clip_jax
 from clip_jax import Clip, ClipConfig, ClipModel, ClipStage, ClipTask, Lock, TextConfig, resnet_config, tower_config
 from clip_jax.model import abstract_variables, init_variables
-from clip_jax.resnet import AttentionPool, BatchNorm, Bottleneck, Conv, ModifiedResNet
-from clip_jax.vision import normalize_pixels
+from clip_jax.towers.resnet import AttentionPool, BatchNorm, Bottleneck, Conv, ModifiedResNet
+from clip_jax.towers.vit import normalize_pixels
 from dalle_jax.data.tokenizer import train_tokenizer
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Remat

@@ -10,9 +10,9 @@ import pytest
 
 import clip_jax
 from clip_jax import ClipModel
-from clip_jax.vision import normalize_pixels
-from clip_jax.weights import open_published
-from clip_jax.weights_openai import openai_names
+from clip_jax.towers.vit import normalize_pixels
+from clip_jax.weights.openai import openai_names
+from clip_jax.weights.opening import open_published
 from dalle_jax.weights import write_tensors
 from tests.clip.same_numbers import pictures, relative_difference, same_numbers
 
@@ -86,7 +86,7 @@ def test_bare_files(tmp_path, peer):
 
 def test_openais_archive_in_half_precision(tmp_path):
     model, _ = openai(TINY)
-    ids = torch.tensor(clip_jax.tokenizers.load_tokenizer()(["a cat"])).long()
+    ids = torch.tensor(clip_jax.tokenizers.published.load_tokenizer()(["a cat"])).long()
     traced = torch.jit.trace(model, (torch.zeros(1, 3, 64, 64), ids))
     for parameter in traced.parameters():
         if parameter.ndim > 1:

@@ -11,8 +11,8 @@ import pytest
 import clip_jax
 from clip_jax import Clip, ClipConfig, TextConfig, resnet_config, tower_config
 from clip_jax.model import abstract_variables
-from clip_jax.weights import open_published
-from clip_jax.weights_openai import openai_names
+from clip_jax.weights.openai import openai_names
+from clip_jax.weights.opening import open_published
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation
 from dalle_jax.training.config import MeshConfig

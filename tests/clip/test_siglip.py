@@ -24,11 +24,11 @@ from clip_jax import (
     VisionTower,
     tower_config,
 )
+from clip_jax.evaluation.zero_shot import class_directions, class_probabilities
 from clip_jax.flops import image_flops, step_flops, text_flops
 from clip_jax.model import abstract_params, init_params, normalize
-from clip_jax.pictures import preprocess, preprocess_on_device
-from clip_jax.weights_siglip import LOGITS, PIXELS
-from clip_jax.zero_shot import class_directions, class_probabilities
+from clip_jax.preprocessing.images import preprocess, preprocess_on_device
+from clip_jax.weights.siglip import LOGITS, PIXELS
 from configs import clip as presets
 from dalle_jax.config import from_config_dict
 from dalle_jax.data.config import Augment

@@ -11,12 +11,12 @@ import pytest
 import sentencepiece
 
 import clip_jax
+from clip_jax.losses.sigmoid import sigmoid_loss
 from clip_jax.model import abstract_params
-from clip_jax.sigmoid_loss import sigmoid_loss
-from clip_jax.vision import normalize_pixels
-from clip_jax.weights import open_published
-from clip_jax.weights_open_clip import config_from_open_clip, config_to_open_clip
-from clip_jax.weights_timm import TOWERS
+from clip_jax.towers.vit import normalize_pixels
+from clip_jax.weights.open_clip import config_from_open_clip, config_to_open_clip
+from clip_jax.weights.opening import open_published
+from clip_jax.weights.timm import TOWERS
 from configs import clip as presets
 from dalle_jax.config import from_config_dict
 from dalle_jax.errors import UserError
@@ -117,7 +117,7 @@ def test_the_folders_processor_reads_captions_and_pictures_as_here(tmp_path):
     np.testing.assert_array_equal(clip.tokenize(texts), theirs)
     pillow = package.SiglipImageProcessorPil.from_pretrained(tmp_path / "out")
     images = list(np.random.default_rng(0).integers(0, 256, (2, 90, 70, 3), dtype=np.uint8))
-    squares = clip_jax.pictures.preprocess(images, 40, clip.config.vision.preprocessing)
+    squares = clip_jax.preprocessing.images.preprocess(images, 40, clip.config.vision.preprocessing)
     pixels = np.asarray(normalize_pixels(jnp.asarray(squares), clip.config.vision)).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(pillow(images, return_tensors="np")["pixel_values"], pixels, atol=1e-5)
 

@@ -10,11 +10,11 @@ import sentencepiece
 
 import clip_jax
 from clip_jax import Clip, ClipConfig, Loss, TextConfig, TextTower, VisionConfig, VisionTower, tower_config
-from clip_jax.tokenizers import load_tokenizer
-from clip_jax.weights import abstract_variables, open_published
-from clip_jax.weights_openai import openai_names
-from clip_jax.weights_siglip import LOGITS, PIXELS, siglip_names
-from clip_jax.weights_timm import TOWERS
+from clip_jax.tokenizers.published import load_tokenizer
+from clip_jax.weights.openai import openai_names
+from clip_jax.weights.opening import abstract_variables, open_published
+from clip_jax.weights.siglip import LOGITS, PIXELS, siglip_names
+from clip_jax.weights.timm import TOWERS
 from dalle_jax.data.config import Augment
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from clip_jax.tokenizers import SiglipTokenizer, canonicalize, clean, load_tokenizer
+from clip_jax.tokenizers.published import SiglipTokenizer, canonicalize, clean, load_tokenizer
 from dalle_jax.data.captions import all_captions
 from dalle_jax.data.shapes.scenes import captions, random_scene
 from dalle_jax.data.webdataset import WebDataset

@@ -8,9 +8,9 @@ import pytest
 from flax.serialization import msgpack_serialize
 
 import clip_jax
-from clip_jax.one_tower import OneTower
-from clip_jax.weights import open_published
-from clip_jax.weights_hf import hf_names
+from clip_jax.weights.hf import hf_names
+from clip_jax.weights.one_tower import OneTower
+from clip_jax.weights.opening import open_published
 from dalle_jax.errors import UserError
 from dalle_jax.weights import write_safetensors, write_tensors
 from tests.clip.small_clip import CONFIG, same, tokenize

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clip_jax.prompts import published_prompts
+from clip_jax.evaluation.prompts import published_prompts
 from configs.clip_cifar10 import TEMPLATES
 from launch.tar_shards import write_shard
 from tests.data.conftest import encode_picture

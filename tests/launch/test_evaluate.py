@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from clip_jax import VisionConfig, tower_config
-from clip_jax.features import encode_source, label_array
-from clip_jax.zero_shot import class_directions
+from clip_jax.evaluation.features import encode_source, label_array
+from clip_jax.evaluation.zero_shot import class_directions
 from dalle_jax.data.records import Record
 from dalle_jax.data.webdataset import WebDataset
 from dalle_jax.errors import UserError
@@ -364,7 +364,7 @@ def test_labels_that_do_not_fit():
 
 
 def test_pictures_in_order_and_none_that_can_be_read(benchmark, tmp_path, monkeypatch):
-    monkeypatch.setattr("clip_jax.features._AT_ONCE", 4)
+    monkeypatch.setattr("clip_jax.evaluation.features._AT_ONCE", 4)
     source = open_split(benchmark, "test", FLAGS, labelled=True)
     encoded = encode_source(ColourClip().encode_image, source, VISION)
     assert [record.key for record in encoded.records] == [source.key(i) for i in range(23)]

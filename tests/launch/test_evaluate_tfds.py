@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from clip_jax.metrics import Metric
-from clip_jax.prompts import published_prompts
+from clip_jax.evaluation.metrics import Metric
+from clip_jax.evaluation.prompts import published_prompts
 from dalle_jax.data.tfds import Tfds
 from dalle_jax.errors import UserError
 from launch.eval_data import find_prompts, open_split

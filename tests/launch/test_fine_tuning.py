@@ -23,11 +23,11 @@ from clip_jax import (
     tower_config,
 )
 from clip_jax.fine_tuning import open_base, read_base, read_run
-from clip_jax.run_tokenizer import read_tokenizer
-from clip_jax.tokenizers import CaptionTokenizer, load_tokenizer
-from clip_jax.weights import abstract_variables
-from clip_jax.weights_openai import openai_names
-from clip_jax.weights_siglip import LOGITS, PIXELS
+from clip_jax.tokenizers.published import CaptionTokenizer, load_tokenizer
+from clip_jax.tokenizers.run_tokenizer import read_tokenizer
+from clip_jax.weights.openai import openai_names
+from clip_jax.weights.opening import abstract_variables
+from clip_jax.weights.siglip import LOGITS, PIXELS
 from configs import clip as clip_configs
 from configs import clip_finetune
 from dalle_jax.config import from_config_dict

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax.serialization import msgpack_serialize
 
-from clip_jax.tokenizers import load_tokenizer
+from clip_jax.tokenizers.published import load_tokenizer
 from dalle_jax.errors import UserError
 from dalle_jax.weights.reading import read_settings, read_tensors
 from tests.weights.pickled import refused

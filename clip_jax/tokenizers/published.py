@@ -1,7 +1,7 @@
 """The tokenizers of published models: CLIP's byte-pair encoding and SigLIP's SentencePiece.
 
 Both turn captions into int32 [n, context_length], the same ids as open_clip's tokenizers. A run may have a tokenizer of
-its own instead (`clip_jax.run_tokenizer`).
+its own instead (`clip_jax.tokenizers.run_tokenizer`).
 """
 
 import abc
@@ -19,7 +19,7 @@ import tokenizers
 from etils import epath
 from jaxtyping import Int32
 
-from clip_jax.added_tokens import (
+from clip_jax.tokenizers.added_tokens import (
     SETTINGS,
     AddedToken,
     AddedTokens,
@@ -29,11 +29,11 @@ from clip_jax.added_tokens import (
     read_text,
     read_tokenizer_settings,
 )
-from clip_jax.bpe_table import OPEN_CLIP_SPECIAL, merge_pairs
-from clip_jax.bpe_table import openai_table as _openai_table
-from clip_jax.cleaning import Cleaning
-from clip_jax.cleaning import canonicalize as canonicalize
-from clip_jax.cleaning import clean as clean
+from clip_jax.tokenizers.bpe_table import OPEN_CLIP_SPECIAL, merge_pairs
+from clip_jax.tokenizers.bpe_table import openai_table as _openai_table
+from clip_jax.tokenizers.cleaning import Cleaning
+from clip_jax.tokenizers.cleaning import canonicalize as canonicalize
+from clip_jax.tokenizers.cleaning import clean as clean
 from dalle_jax.data.captions import caption_list
 from dalle_jax.data.config import TextConfig
 from dalle_jax.errors import UserError

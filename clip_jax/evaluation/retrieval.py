@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float, Int
 
-from clip_jax.zero_shot import unit
+from clip_jax.evaluation.zero_shot import unit
 
 _CHUNK = 512  # queries whose scores are held at once
 

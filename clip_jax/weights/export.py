@@ -8,21 +8,21 @@ from typing import Any
 import jax
 from etils import epath
 
-from clip_jax.added_tokens import LEGACY
-from clip_jax.cleaning import Cleaning
+from clip_jax.clip import Clip
 from clip_jax.config import ClipConfig, Loss, TextTower, VisionConfig, VisionTower
-from clip_jax.handle import Clip
-from clip_jax.one_tower import OneTower
-from clip_jax.preprocessing_hf import CLIP, PREPROCESSOR, PROCESSOR, SIGLIP, preprocessor_to_hf, processor_to_hf
-from clip_jax.run_tokenizer import TRAINED
-from clip_jax.tokenizers import FILES as TOKENIZER_FILES
-from clip_jax.tokenizers import CaptionTokenizer
-from clip_jax.weights_hf import config_to_hf, hf_names
-from clip_jax.weights_open_clip import CONFIG as OPEN_CLIP_CONFIG
-from clip_jax.weights_open_clip import config_to_open_clip, has_custom_text
-from clip_jax.weights_openai import openai_names
-from clip_jax.weights_siglip import config_to_siglip, siglip_names
-from clip_jax.weights_timm import other_activation
+from clip_jax.preprocessing.hf import CLIP, PREPROCESSOR, PROCESSOR, SIGLIP, preprocessor_to_hf, processor_to_hf
+from clip_jax.tokenizers.added_tokens import LEGACY
+from clip_jax.tokenizers.cleaning import Cleaning
+from clip_jax.tokenizers.published import FILES as TOKENIZER_FILES
+from clip_jax.tokenizers.published import CaptionTokenizer
+from clip_jax.tokenizers.run_tokenizer import TRAINED
+from clip_jax.weights.hf import config_to_hf, hf_names
+from clip_jax.weights.one_tower import OneTower
+from clip_jax.weights.open_clip import CONFIG as OPEN_CLIP_CONFIG
+from clip_jax.weights.open_clip import config_to_open_clip, has_custom_text
+from clip_jax.weights.openai import openai_names
+from clip_jax.weights.siglip import config_to_siglip, siglip_names
+from clip_jax.weights.timm import other_activation
 from dalle_jax.config import write_json
 from dalle_jax.errors import UserError, closest
 from dalle_jax.weights import write_safetensors, write_tensors

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax.config import ClipConfig, Loss, TextConfig, TextTower, VisionConfig, VisionTower
-from clip_jax.preprocessing_hf import SIGLIP, pictures_from_hf
-from clip_jax.weights_hf import section_from_hf, tower_from_hf, tower_to_hf, transformer_names
+from clip_jax.preprocessing.hf import SIGLIP, pictures_from_hf
+from clip_jax.weights.hf import section_from_hf, tower_from_hf, tower_to_hf, transformer_names
 from dalle_jax.data.config import Augment
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import TransformerConfig
@@ -75,7 +75,7 @@ def _pooling(names: Names, ours: str, theirs: str, config: TransformerConfig) ->
 
 
 def config_from_siglip(settings: Mapping[str, Any], preprocessor: Mapping[str, Any], where: str) -> ClipConfig:
-    """The model that a folder's `config.json` describes; arguments as of `weights_hf.config_from_hf`.
+    """The model that a folder's `config.json` describes; arguments as of `weights.hf.config_from_hf`.
 
     Raises:
       UserError: it has parts that are not built here, or sizes are missing or do not fit together.
@@ -112,7 +112,7 @@ def config_from_siglip(settings: Mapping[str, Any], preprocessor: Mapping[str, A
 
 
 def config_to_siglip(config: ClipConfig, dtype: str) -> dict[str, Any]:
-    """The `config.json` of a model; arguments as of `weights_hf.config_to_hf`.
+    """The `config.json` of a model; arguments as of `weights.hf.config_to_hf`.
 
     Raises:
       UserError: `SiglipModel` has no such model.

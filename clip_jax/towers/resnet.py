@@ -15,7 +15,7 @@ from flax.linen.initializers import Initializer, normal, ones, zeros
 from jaxtyping import Array, Float
 
 from clip_jax.config import ResNetConfig, VisionConfig
-from clip_jax.initializers import torch_linear
+from clip_jax.towers.initializers import torch_linear
 from dalle_jax.nn.attention import dense_attention
 from dalle_jax.nn.precision import matmul, precision_of
 from dalle_jax.nn.transformer import Dense, constrain_activations, rematerialised

@@ -1,6 +1,6 @@
 """SigLIP's towers (Zhai et al. 2023; the published models are of the big_vision code, which is followed here).
 
-They differ from CLIP's where `clip_jax.initializers` and the docstrings below say so; blocks and patches are the same.
+They differ from CLIP's where `clip_jax.towers.initializers` and the docstrings below say so; blocks and patches are the same.
 """
 
 import flax.linen as nn
@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from flax.linen.initializers import lecun_normal, normal
 from jaxtyping import Array, Float, Int
 
-from clip_jax import initializers
 from clip_jax.config import TextConfig, VisionConfig
-from clip_jax.text import TokenEmbedding
-from clip_jax.vision import drop_patches, patches
+from clip_jax.towers import initializers
+from clip_jax.towers.text import TokenEmbedding
+from clip_jax.towers.vit import drop_patches, patches
 from dalle_jax.nn.attention import dense_attention
 from dalle_jax.nn.precision import add_bias, einsum, matmul
 from dalle_jax.nn.transformer import (

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from clip_jax.losses import Best, ContrastiveLoss, Mask, chunk_of
+from clip_jax.losses.softmax import Best, ContrastiveLoss, Mask, chunk_of
 from clip_jax.model import normalize
 from dalle_jax.nn.precision import matmul
 

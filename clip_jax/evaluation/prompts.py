@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from clip_jax.metrics import Metric
+from clip_jax.evaluation.metrics import Metric
 from dalle_jax.errors import UserError, closest
 
 _METRICS = {

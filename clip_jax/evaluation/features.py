@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from clip_jax.config import VisionConfig
-from clip_jax.metrics import Labels, Marks
+from clip_jax.evaluation.metrics import Labels, Marks
 from dalle_jax.data.config import DataConfig
 from dalle_jax.data.decode import decode
 from dalle_jax.data.records import BadSample, Record, Source

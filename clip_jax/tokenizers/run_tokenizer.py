@@ -2,7 +2,7 @@
 
 from etils import epath
 
-from clip_jax.tokenizers import CaptionTokenizer, load_tokenizer
+from clip_jax.tokenizers.published import CaptionTokenizer, load_tokenizer
 from dalle_jax.data.tokenizer import END, PAD, START, Tokenizer
 
 TRAINED = "tokenizer.model"

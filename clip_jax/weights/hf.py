@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax.config import ClipConfig, ReadAt, TextConfig, TextTower, VisionConfig, VisionTower, tower_config
-from clip_jax.preprocessing_hf import CLIP, pictures_from_hf
-from clip_jax.text_ends import end_at_highest
+from clip_jax.preprocessing.hf import CLIP, pictures_from_hf
+from clip_jax.tokenizers.text_ends import end_at_highest
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation, TransformerConfig
 from dalle_jax.weights import Names

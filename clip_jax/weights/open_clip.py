@@ -1,11 +1,10 @@
-"""open_clip's folders: its `open_clip_config.json`. Its parameters have OpenAI's names (`weights_openai`), those of
-SigLIP's image tower timm's (`weights_timm`)."""
+"""open_clip's folders: its `open_clip_config.json`. Its parameters have OpenAI's names (`weights.openai`), those of
+SigLIP's image tower timm's (`weights.timm`)."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clip_jax.cleaning import Cleaning
 from clip_jax.config import (
     ClipConfig,
     Loss,
@@ -17,10 +16,11 @@ from clip_jax.config import (
     resnet_config,
     tower_config,
 )
-from clip_jax.preprocessing_open_clip import pictures_from_open_clip, pictures_to_open_clip
-from clip_jax.text_ends import end_at_highest
-from clip_jax.weights_siglip import LOGITS, SIGLIP_END
-from clip_jax.weights_timm import TOWERS, timm_from_open_clip, timm_to_open_clip
+from clip_jax.preprocessing.open_clip import pictures_from_open_clip, pictures_to_open_clip
+from clip_jax.tokenizers.cleaning import Cleaning
+from clip_jax.tokenizers.text_ends import end_at_highest
+from clip_jax.weights.siglip import LOGITS, SIGLIP_END
+from clip_jax.weights.timm import TOWERS, timm_from_open_clip, timm_to_open_clip
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation, TransformerConfig
 
@@ -225,7 +225,7 @@ def has_custom_text(config: ClipConfig) -> bool:
 
 
 def _is_quick(config: ClipConfig) -> bool:
-    """Raises: UserError: open_clip has no such activations; those of timm's towers are looked at by `weights_timm`."""
+    """Raises: UserError: open_clip has no such activations; those of timm's towers are looked at by `weights.timm`."""
     activations = {config.text.transformer.activation}
     if config.vision.tower is VisionTower.VIT:
         activations.add(config.vision.vit.activation)

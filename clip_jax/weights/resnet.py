@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 
 from clip_jax.config import RESNET_STRIDE, VisionConfig, resnet_config
-from clip_jax.resnet import EXPANSION
+from clip_jax.towers.resnet import EXPANSION
 from dalle_jax.weights import Names
 
 _BLOCK = "visual.layer1.0.conv1.weight"

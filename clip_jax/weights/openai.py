@@ -8,10 +8,10 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 
 from clip_jax.config import ClipConfig, Loss, TextConfig, TextTower, VisionConfig, VisionTower, tower_config
-from clip_jax.text_ends import end_at_highest
-from clip_jax.weights_resnet import deduce_resnet, is_resnet, resnet_names
-from clip_jax.weights_siglip import LOGITS, PIXELS, SIGLIP_END
-from clip_jax.weights_timm import NORM_EPSILON, deduce_timm, is_timm, siglip_head_dim, timm_names
+from clip_jax.tokenizers.text_ends import end_at_highest
+from clip_jax.weights.resnet import deduce_resnet, is_resnet, resnet_names
+from clip_jax.weights.siglip import LOGITS, PIXELS, SIGLIP_END
+from clip_jax.weights.timm import NORM_EPSILON, deduce_timm, is_timm, siglip_head_dim, timm_names
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation, TransformerConfig
 from dalle_jax.weights import Names, Tensor

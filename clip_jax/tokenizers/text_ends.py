@@ -4,9 +4,9 @@ from typing import Any
 
 from etils import epath
 
-from clip_jax.bpe_table import openai_table
 from clip_jax.config import ReadAt
-from clip_jax.tokenizers import FILES, ClipTokenizer, load_tokenizer
+from clip_jax.tokenizers.bpe_table import openai_table
+from clip_jax.tokenizers.published import FILES, ClipTokenizer, load_tokenizer
 from dalle_jax.errors import UserError
 
 

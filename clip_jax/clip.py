@@ -11,13 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding,
 from jaxtyping import Array, Float, Int, Int32
 
 from clip_jax.config import ClipConfig, Loss
-from clip_jax.model import ClipModel, normalize
-from clip_jax.pictures import preprocess, preprocess_on_device
-from clip_jax.rows import checked_rows
-from clip_jax.text import feature_positions
-from clip_jax.tokenizers import CaptionTokenizer
-from clip_jax.vision import normalize_pixels
-from clip_jax.zero_shot import (
+from clip_jax.evaluation.zero_shot import (
     ClassNames,
     Templates,
     class_captions,
@@ -26,6 +20,12 @@ from clip_jax.zero_shot import (
     sigmoid,
     unit,
 )
+from clip_jax.model import ClipModel, normalize
+from clip_jax.preprocessing.images import preprocess, preprocess_on_device
+from clip_jax.tokenizers.published import CaptionTokenizer
+from clip_jax.tokenizers.token_checks import checked_rows
+from clip_jax.towers.text import feature_positions
+from clip_jax.towers.vit import normalize_pixels
 from dalle_jax.data.captions import caption_list
 from dalle_jax.data.pictures import Picture, picture_list
 from dalle_jax.errors import UserError

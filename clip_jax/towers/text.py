@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax.linen.initializers import normal
 from jaxtyping import Array, Float, Int
 
-from clip_jax import initializers
 from clip_jax.config import ReadAt, TextConfig
+from clip_jax.towers import initializers
 from dalle_jax.nn.attention import causal_attention
 from dalle_jax.nn.transformer import Transformer, layer_norm, same_everywhere, uniform_kinds
 

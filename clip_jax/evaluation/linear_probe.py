@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from clip_jax.metrics import Labels, Marks, Metric, Scores, classification_metrics
+from clip_jax.evaluation.metrics import Labels, Marks, Metric, Scores, classification_metrics
 from dalle_jax.errors import UserError
 
 MAX_ITERATIONS = 1000

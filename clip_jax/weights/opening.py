@@ -8,23 +8,23 @@ from typing import Any
 
 from etils import epath
 
-from clip_jax.cleaning import Cleaning
 from clip_jax.config import ClipConfig
 from clip_jax.model import abstract_variables
-from clip_jax.one_tower import ONE_TOWER, Side, completed, kept_shapes, one_tower, whole_names, whole_settings
-from clip_jax.preprocessing_hf import read_preprocessor
-from clip_jax.weights_big_vision import big_vision_names, deduce_big_vision, is_big_vision, without_root
-from clip_jax.weights_flax import from_flax
-from clip_jax.weights_folders import refuse_other_folders
-from clip_jax.weights_hf import FILES as HF_FILES
-from clip_jax.weights_hf import IGNORED as HF_IGNORED
-from clip_jax.weights_hf import config_from_hf, hf_names
-from clip_jax.weights_open_clip import CONFIG as OPEN_CLIP_CONFIG
-from clip_jax.weights_open_clip import FILES as OPEN_CLIP_FILES
-from clip_jax.weights_open_clip import cleaning_from_open_clip, config_from_open_clip
-from clip_jax.weights_openai import IGNORED as OPENAI_IGNORED
-from clip_jax.weights_openai import check_official, deduce_config, default_activation, openai_names, text_prefix
-from clip_jax.weights_siglip import config_from_siglip, siglip_names
+from clip_jax.preprocessing.hf import read_preprocessor
+from clip_jax.tokenizers.cleaning import Cleaning
+from clip_jax.weights.big_vision import big_vision_names, deduce_big_vision, is_big_vision, without_root
+from clip_jax.weights.flax import from_flax
+from clip_jax.weights.folders import refuse_other_folders
+from clip_jax.weights.hf import FILES as HF_FILES
+from clip_jax.weights.hf import IGNORED as HF_IGNORED
+from clip_jax.weights.hf import config_from_hf, hf_names
+from clip_jax.weights.one_tower import ONE_TOWER, Side, completed, kept_shapes, one_tower, whole_names, whole_settings
+from clip_jax.weights.open_clip import CONFIG as OPEN_CLIP_CONFIG
+from clip_jax.weights.open_clip import FILES as OPEN_CLIP_FILES
+from clip_jax.weights.open_clip import cleaning_from_open_clip, config_from_open_clip
+from clip_jax.weights.openai import IGNORED as OPENAI_IGNORED
+from clip_jax.weights.openai import check_official, deduce_config, default_activation, openai_names, text_prefix
+from clip_jax.weights.siglip import config_from_siglip, siglip_names
 from dalle_jax.errors import UserError, closest
 from dalle_jax.nn.transformer import Activation
 from dalle_jax.storage import as_path

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from clip_jax.clip import Clip, Images
 from clip_jax.config import ClipConfig, Loss, TextConfig, VisionConfig, tower_config
-from clip_jax.handle import Clip, Images
 from dalle_jax.errors import UserError
 from dalle_jax.weights import Names, Tensor
 

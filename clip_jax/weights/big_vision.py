@@ -6,8 +6,8 @@ Its trees are Flax's own: kernels as here, heads of attention apart, blocks one 
 from collections.abc import Mapping
 
 from clip_jax.config import ClipConfig, Loss, TextConfig, TextTower, VisionConfig, VisionTower, tower_config
-from clip_jax.weights_siglip import LOGITS, PIXELS, SIGLIP_END
-from clip_jax.weights_timm import NORM_EPSILON
+from clip_jax.weights.siglip import LOGITS, PIXELS, SIGLIP_END
+from clip_jax.weights.timm import NORM_EPSILON
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation, TransformerConfig
 from dalle_jax.weights import Names, Tensor

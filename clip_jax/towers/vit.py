@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from flax.linen.initializers import Initializer, normal
 from jaxtyping import Array, Float, Int, Real
 
-from clip_jax import initializers
 from clip_jax.config import VisionConfig
+from clip_jax.towers import initializers
 from dalle_jax.nn.attention import dense_attention
 from dalle_jax.nn.transformer import Dense, Transformer, layer_norm, same_everywhere, uniform_kinds
 
