@@ -37,7 +37,7 @@ from dalle_jax.errors import UserError
 from dalle_jax.nn.attention import causal_attention
 from dalle_jax.nn.precision import matmul
 from dalle_jax.nn.transformer import Dense, Transformer, layer_norm, same_everywhere, uniform_kinds
-from dalle_jax.training.distributed import to_host
+from dalle_jax.training.parallel.processes import to_host
 from dalle_jax.training.task import Batch, ModelState, Params, Task, row_weights, weighted_means
 
 PREFIX_LENGTH = 4

@@ -16,7 +16,7 @@ from clip_jax.model import ClipModel, init_variables, normalize
 from clip_jax.preview import similarity_sheet
 from clip_jax.towers.vit import normalize_pixels
 from dalle_jax.nn.precision import matmul
-from dalle_jax.training.distributed import to_host
+from dalle_jax.training.parallel.processes import to_host
 from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task, row_weights, weighted_means
 
 Features = tuple[Float[Array, "B E"], Float[Array, "B E"]]

@@ -16,7 +16,7 @@ PREEMPTED_VARIABLE = "DALLE_JAX_PREEMPTED_CODE"
 """Environment variable by which a supervisor asks for another code than 0."""
 
 STALLED = 76
-"""Exit code of a process that made no step for too long (`dalle_jax.training.watchdog`)."""
+"""Exit code of a process that made no step for too long (`dalle_jax.training.telemetry.watchdog`)."""
 
 BROKEN_PIPE = 141
 """Exit code of a script whose output nobody reads any more, as a shell reports it of other programs."""

@@ -37,14 +37,14 @@ from dalle_jax.decoder.task import ImageTokens
 from dalle_jax.errors import UserError
 from dalle_jax.nn.attention import CacheLayout
 from dalle_jax.storage import as_path
-from dalle_jax.training.checkpoint import load_params
-from dalle_jax.training.checksums import fingerprint
+from dalle_jax.training.checkpoints.checksums import fingerprint
+from dalle_jax.training.checkpoints.manager import load_params
+from dalle_jax.training.checkpoints.workdir import read_workdir
 from dalle_jax.training.config import MeshConfig
-from dalle_jax.training.distributed import gather, to_host
-from dalle_jax.training.memory import free_bytes
-from dalle_jax.training.mesh import fit_to_devices, make_mesh
-from dalle_jax.training.sharding import ShardingRules, batch_sharding, param_shardings, put_keys
-from dalle_jax.training.workdir import read_workdir
+from dalle_jax.training.parallel.mesh import fit_to_devices, make_mesh
+from dalle_jax.training.parallel.processes import gather, to_host
+from dalle_jax.training.parallel.sharding import ShardingRules, batch_sharding, param_shardings, put_keys
+from dalle_jax.training.telemetry.memory import free_bytes
 
 ScoreFn = Callable[[jax.Array, str], jax.Array | np.ndarray]
 """`(uint8 images [batch, height, width, 3], caption) -> float32 [batch]`, higher is better; CLIP's `score`."""

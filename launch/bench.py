@@ -9,7 +9,7 @@ A row gives its shape, useful operations by formula (2 a multiply-add, recomputa
 of several runs after a warm-up, useful FLOP/s, and the shares of the machine's matrix-product rate and memory rate,
 which are measured before and after every run in the same process; a peer runs in a process of its own. On CPU
 products are in float32, on a GPU in bfloat16. MFU, useful FLOP/s over the peak that the chip's maker names, stands
-where `dalle_jax.training.chips` knows the chip.
+where `dalle_jax.training.telemetry.chips` knows the chip.
 """
 
 import json

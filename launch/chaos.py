@@ -26,9 +26,9 @@ from absl import flags
 from dalle_jax.config import from_config_dict, write_json
 from dalle_jax.errors import UserError
 from dalle_jax.storage import local_folder
-from dalle_jax.training.checkpoint import load_item
+from dalle_jax.training.checkpoints.manager import load_item
+from dalle_jax.training.checkpoints.workdir import saved_steps
 from dalle_jax.training.trees import named_leaves
-from dalle_jax.training.workdir import saved_steps
 from launch.chaos_bench import STAGE, Bench, prepare
 from launch.faults import Kind, Place, make_faults, small_disk
 from launch.flags import define_config, start

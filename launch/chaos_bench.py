@@ -18,7 +18,7 @@ from dalle_jax.data.records import Source
 from dalle_jax.data.sources import TRAIN, open_source
 from dalle_jax.data.tokenizer import train_tokenizer
 from dalle_jax.errors import PREEMPTED, PREEMPTED_VARIABLE, UserError
-from dalle_jax.training.distributed import HEARTBEAT
+from dalle_jax.training.parallel.processes import HEARTBEAT
 from launch.processes import Group
 from launch.run_config import RunConfig
 from launch.tar_shards import write_shard

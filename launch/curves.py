@@ -9,8 +9,8 @@ from PIL import Image
 
 from dalle_jax.config import read_json
 from dalle_jax.errors import UserError
-from dalle_jax.training.metrics import read_rows
-from dalle_jax.training.starts import read_starts
+from dalle_jax.training.telemetry.attempts import read_starts
+from dalle_jax.training.telemetry.writers import read_rows
 from launch.line_plot import Line, Point, draw_lines
 from launch.plot_axes import Axis, plain, seconds
 

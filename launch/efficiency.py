@@ -35,10 +35,10 @@ from dalle_jax.data.sources import EVAL, TRAIN, open_source, open_splits
 from dalle_jax.data.tokenizer import RowTokenizer
 from dalle_jax.errors import UserError
 from dalle_jax.storage import as_path
-from dalle_jax.training.distributed import from_primary, is_primary
+from dalle_jax.training.checkpoints.workdir import code_version, read_workdir
 from dalle_jax.training.loop import train
-from dalle_jax.training.report import NotFinite
-from dalle_jax.training.workdir import code_version, read_workdir
+from dalle_jax.training.parallel.processes import from_primary, is_primary
+from dalle_jax.training.telemetry.rows import NotFinite
 from launch.base import find_tokenizer
 from launch.efficiency_report import describe, draw, read_curve, summarise, write_csv
 from launch.flags import define_config, start

@@ -42,12 +42,12 @@ from dalle_jax.data.encoded_writer import Writer
 from dalle_jax.data.sources import TRAIN, open_splits
 from dalle_jax.errors import UserError
 from dalle_jax.pipeline import codec_workdir
-from dalle_jax.training.agreement import check_agreement
+from dalle_jax.training.checkpoints.workdir import code_version
 from dalle_jax.training.config import MeshConfig
-from dalle_jax.training.distributed import from_primary, is_primary
-from dalle_jax.training.mesh import make_mesh
-from dalle_jax.training.sharding import ShardingRules, batch_sharding
-from dalle_jax.training.workdir import code_version
+from dalle_jax.training.parallel.consistency import check_agreement
+from dalle_jax.training.parallel.mesh import make_mesh
+from dalle_jax.training.parallel.processes import from_primary, is_primary
+from dalle_jax.training.parallel.sharding import ShardingRules, batch_sharding
 from launch.flags import define_config, start
 from launch.run_config import RunConfig, check_data_options
 from launch.stages import find_codec

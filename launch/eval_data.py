@@ -19,8 +19,8 @@ from dalle_jax.data.records import Source
 from dalle_jax.data.sources import EVAL, TRAIN, open_source, warn_of_left_out
 from dalle_jax.data.webdataset import WebDataset
 from dalle_jax.errors import UserError
-from dalle_jax.training.distributed import is_primary
-from dalle_jax.training.workdir import read_workdir
+from dalle_jax.training.checkpoints.workdir import read_workdir
+from dalle_jax.training.parallel.processes import is_primary
 from launch.data_path import guess_source
 
 RUN = "run"

@@ -29,8 +29,8 @@ from dalle_jax.config import write_json
 from dalle_jax.data.config import TarKey
 from dalle_jax.errors import UserError, closest
 from dalle_jax.storage import as_path
-from dalle_jax.training.distributed import is_primary
-from dalle_jax.training.workdir import code_version, read_workdir
+from dalle_jax.training.checkpoints.workdir import code_version, read_workdir
+from dalle_jax.training.parallel.processes import is_primary
 from launch.eval_data import Classes, DataFlags, named_prompts
 from launch.flags import start
 from launch.suites import linear_probe, retrieval, shapes, zero_shot

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dalle_jax.training.workdir import saved_steps
+from dalle_jax.training.checkpoints.workdir import saved_steps
 from launch.processes import Group
 
 DISK_BYTES = 64 << 20

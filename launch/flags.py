@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, config_dict, config_flags
 
 from dalle_jax.errors import UserError, closest, run_main
 from dalle_jax.storage import cache_folder
-from dalle_jax.training.distributed import initialize, run_as_one
+from dalle_jax.training.parallel.processes import initialize, run_as_one
 from launch.process import set_up_process
 
 _log = logging.getLogger(__name__)

@@ -29,9 +29,9 @@ from dalle_jax.decoder.sampling import SamplingConfig
 from dalle_jax.errors import UserError
 from dalle_jax.pipeline import Chunk, Dalle, Samples
 from dalle_jax.storage import as_path, write_whole
-from dalle_jax.training.checkpoint import saved_steps
-from dalle_jax.training.checksums import fingerprint
-from dalle_jax.training.distributed import is_primary
+from dalle_jax.training.checkpoints.checksums import fingerprint
+from dalle_jax.training.checkpoints.manager import saved_steps
+from dalle_jax.training.parallel.processes import is_primary
 from launch.flags import start
 from launch.together import check_processes
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from etils import epath
 
-from dalle_jax.training.checkpoint import saved_steps
-from dalle_jax.training.clock import Kind
-from dalle_jax.training.metrics import SLOW_INPUT, read_rows
-from dalle_jax.training.starts import FAILED, FINISHED, STOPPED, Start, account, duration, read_starts
+from dalle_jax.training.checkpoints.manager import saved_steps
+from dalle_jax.training.telemetry.attempts import FAILED, FINISHED, STOPPED, Start, account, duration, read_starts
+from dalle_jax.training.telemetry.clock import Kind
+from dalle_jax.training.telemetry.writers import SLOW_INPUT, read_rows
 
 DEAD_AFTER = 60.0
 """Seconds without a sign of life after which a process is taken for dead; it gives one every ten."""

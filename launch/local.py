@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from dalle_jax.errors import PREEMPTED, PREEMPTED_VARIABLE, UserError
-from dalle_jax.training.distributed import HEARTBEAT, preempted_code
+from dalle_jax.training.parallel.processes import HEARTBEAT, preempted_code
 from launch.flags import start_command
 from launch.processes import Group, forwarded
 from launch.supervise import Policy, progress_of, supervise

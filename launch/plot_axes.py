@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
-from dalle_jax.training.starts import duration
+from dalle_jax.training.telemetry.attempts import duration
 
 
 def plain(value: float) -> str:

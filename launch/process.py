@@ -7,7 +7,7 @@ import sys
 
 import fsspec
 
-from dalle_jax.training.determinism import FLAG
+from dalle_jax.training.parallel.determinism import FLAG
 from launch.quiet_orbax import quiet_orbax
 
 OURS = ("dalle_jax", "clip_jax")

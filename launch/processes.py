@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO
 
 from dalle_jax.errors import UserError
-from dalle_jax.training.distributed import COORDINATOR, NUM_PROCESSES, PROCESS_ID
+from dalle_jax.training.parallel.processes import COORDINATOR, NUM_PROCESSES, PROCESS_ID
 
 GRACE = 15.0
 """Seconds that the others have after one has failed, to say why they fail too."""

@@ -15,8 +15,8 @@ from dalle_jax.data.options import check_options
 from dalle_jax.decoder.config import DecoderStage
 from dalle_jax.errors import UserError
 from dalle_jax.storage import is_remote
+from dalle_jax.training.checkpoints.workdir import read_workdir
 from dalle_jax.training.config import MeshConfig
-from dalle_jax.training.workdir import read_workdir
 from launch.flags import overridden
 
 S = TypeVar("S", bound=SourceConfig)

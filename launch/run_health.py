@@ -6,8 +6,8 @@ from etils import epath
 
 from clip_jax.objectives import Objective
 from dalle_jax.errors import UserError
-from dalle_jax.training.starts import duration
-from dalle_jax.training.workdir import read_workdir
+from dalle_jax.training.checkpoints.workdir import read_workdir
+from dalle_jax.training.telemetry.attempts import duration
 from launch.health import DEAD_AFTER, Health, Verdict, look
 from launch.starting import Starting, read_starting
 

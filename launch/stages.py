@@ -17,12 +17,12 @@ from dalle_jax.data.tokenizer import RowTokenizer
 from dalle_jax.decoder.task import DecoderTask
 from dalle_jax.errors import UserError
 from dalle_jax.pipeline import codec_workdir
-from dalle_jax.training.checkpoint import saved_steps
+from dalle_jax.training.checkpoints.manager import saved_steps
 from dalle_jax.training.config import TrainConfig
-from dalle_jax.training.distributed import is_primary
 from dalle_jax.training.loop import train
-from dalle_jax.training.mesh import make_mesh
-from dalle_jax.training.sharding import ShardingRules, batch_sharding
+from dalle_jax.training.parallel.mesh import make_mesh
+from dalle_jax.training.parallel.processes import is_primary
+from dalle_jax.training.parallel.sharding import ShardingRules, batch_sharding
 from dalle_jax.training.task import Task
 from launch.base import initial_params
 from launch.run_config import RunConfig

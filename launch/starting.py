@@ -14,8 +14,8 @@ from etils import epath
 from dalle_jax.config import read_json, write_json
 from dalle_jax.errors import UserError
 from dalle_jax.storage import is_remote
-from dalle_jax.training.distributed import is_primary
-from dalle_jax.training.ledger import BEAT_EVERY
+from dalle_jax.training.parallel.processes import is_primary
+from dalle_jax.training.telemetry.heartbeat import BEAT_EVERY
 
 FILE = "starting.json"
 

@@ -13,7 +13,7 @@ from etils import epath
 
 from dalle_jax import storage
 from dalle_jax.errors import PREEMPTED, run_main
-from dalle_jax.training.workdir import saved_steps
+from dalle_jax.training.checkpoints.workdir import saved_steps
 from launch.commands import option
 
 FINAL = (0, 2, 130)

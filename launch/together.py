@@ -12,9 +12,9 @@ from clip_jax.tokenizers.run_tokenizer import has_tokenizer, write_tokenizer
 from dalle_jax.data.records import Source
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.errors import UserError
-from dalle_jax.training.agreement import check_agreement, code_facts, command_facts
-from dalle_jax.training.distributed import from_primary, gather
-from dalle_jax.training.workdir import open_workdir
+from dalle_jax.training.checkpoints.workdir import open_workdir
+from dalle_jax.training.parallel.consistency import check_agreement, code_facts, command_facts
+from dalle_jax.training.parallel.processes import from_primary, gather
 from launch.kept_data import fingerprints, keep_data
 from launch.run_config import EfficiencyConfig, RunConfig
 

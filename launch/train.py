@@ -18,16 +18,16 @@ from dalle_jax.data.sources import TRAIN, open_splits
 from dalle_jax.data.tokenizer import RowTokenizer
 from dalle_jax.errors import UserError
 from dalle_jax.storage import as_path
-from dalle_jax.training.clock import process_began
+from dalle_jax.training.checkpoints.workdir import check_workdir, read_workdir, saved_steps
 from dalle_jax.training.config import OptimizerConfig
-from dalle_jax.training.distributed import is_primary
 from dalle_jax.training.freezing import Freezing
-from dalle_jax.training.mesh import make_mesh
 from dalle_jax.training.optimizer import new_course
+from dalle_jax.training.parallel.mesh import make_mesh
+from dalle_jax.training.parallel.processes import is_primary
+from dalle_jax.training.parallel.sharding import ShardingRules, check_batch
 from dalle_jax.training.program import build_step
-from dalle_jax.training.sharding import ShardingRules, check_batch
-from dalle_jax.training.starts import read_starts
-from dalle_jax.training.workdir import check_workdir, read_workdir, saved_steps
+from dalle_jax.training.telemetry.attempts import read_starts
+from dalle_jax.training.telemetry.clock import process_began
 from launch.base import check_base, check_base_run, find_tokenizer
 from launch.flags import define_config, start
 from launch.process import set_deterministic

@@ -19,7 +19,7 @@ from dalle_jax.codec.relaxation import gumbel_softmax, init_codebook, nearest_co
 from dalle_jax.data.config import Augment
 from dalle_jax.data.grid import picture_grid
 from dalle_jax.training.config import TrainConfig
-from dalle_jax.training.distributed import is_primary, to_host
+from dalle_jax.training.parallel.processes import is_primary, to_host
 from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task, row_weights
 
 _log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from dalle_jax.errors import UserError
 from dalle_jax.nn.apart import kernels_as_rows, layers_apart
 from dalle_jax.nn.attention import CacheLayout, KeyValue, LayerCache
 from dalle_jax.nn.transformer import GroupPlan
-from dalle_jax.training.sharding import ShardingRules, shard_bytes
+from dalle_jax.training.parallel.sharding import ShardingRules, shard_bytes
 
 _SMALLEST_TEMPERATURE = float(np.finfo(np.float32).tiny)
 """What is below is 0 on devices that have no subnormal numbers."""

@@ -17,7 +17,7 @@ from dalle_jax.decoder.model import PAD, Decoder, Output, abstract_params, init_
 from dalle_jax.decoder.sampling import SamplingConfig, candidate_keys, draw, no_prime, prefill
 from dalle_jax.errors import UserError
 from dalle_jax.nn.attention import attended_pairs
-from dalle_jax.training.distributed import to_host
+from dalle_jax.training.parallel.processes import to_host
 from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task, row_weights, weighted_means
 
 PREVIEW_CAPTIONS = 8

@@ -11,24 +11,24 @@ import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding
 
-from dalle_jax.training.checkpoint import Checkpoints, LoadedParams, check_same, load_params
-from dalle_jax.training.clock import Clock, Kind
+from dalle_jax.training.checkpoints.manager import Checkpoints, LoadedParams, check_same, load_params
 from dalle_jax.training.config import MeshConfig, TrainConfig
-from dalle_jax.training.determinism import warn_unless_deterministic
-from dalle_jax.training.ledger import Ledger
-from dalle_jax.training.mesh import make_mesh
-from dalle_jax.training.metrics import Writer, open_writers
-from dalle_jax.training.profiler import profiler
+from dalle_jax.training.parallel.determinism import warn_unless_deterministic
+from dalle_jax.training.parallel.mesh import make_mesh
+from dalle_jax.training.parallel.preemption import Preempted, StopSignal
+from dalle_jax.training.parallel.sharding import ShardingRules, put_keys
 from dalle_jax.training.program import StepProgram, build_step
-from dalle_jax.training.report import Reporter
-from dalle_jax.training.sharding import ShardingRules, put_keys
-from dalle_jax.training.signals import Preempted, StopSignal
-from dalle_jax.training.speed import memory_row, speed_row, time_row
-from dalle_jax.training.starts import broke_off
 from dalle_jax.training.state import TrainState, run_keys
 from dalle_jax.training.step import TrainStep
 from dalle_jax.training.task import Batch, Metrics, Task
-from dalle_jax.training.watchdog import Watchdog
+from dalle_jax.training.telemetry.attempts import broke_off
+from dalle_jax.training.telemetry.clock import Clock, Kind
+from dalle_jax.training.telemetry.heartbeat import Ledger
+from dalle_jax.training.telemetry.profiler import profiler
+from dalle_jax.training.telemetry.rows import Reporter
+from dalle_jax.training.telemetry.speed import memory_row, speed_row, time_row
+from dalle_jax.training.telemetry.watchdog import Watchdog
+from dalle_jax.training.telemetry.writers import Writer, open_writers
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from dalle_jax.training.config import TrainConfig
 from dalle_jax.training.optimizer import make_optimizer
-from dalle_jax.training.sharding import ShardingRules, batch_sharding, check_batch
+from dalle_jax.training.parallel.sharding import ShardingRules, batch_sharding, check_batch
 from dalle_jax.training.state import TrainState, abstract_state, init_state, state_shardings, with_shardings
 from dalle_jax.training.step import compile_step, make_train_step
 from dalle_jax.training.task import Task

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from dalle_jax.training.sharding import ShardingRules, param_shardings
+from dalle_jax.training.parallel.sharding import ShardingRules, param_shardings
 from dalle_jax.training.task import ModelState, Params, Task
 from dalle_jax.training.trees import unbox
 

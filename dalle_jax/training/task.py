@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dalle_jax.training.distributed import to_host
+from dalle_jax.training.parallel.processes import to_host
 
 Params = Any
 """A tree of float32 arrays, trained by gradient."""

@@ -15,8 +15,8 @@ import numpy as np
 from clip_jax.losses.sigmoid import sigmoid_loss
 from clip_jax.losses.softmax import contrastive_loss
 from dalle_jax.training.config import MeshConfig
-from dalle_jax.training.mesh import make_mesh
-from dalle_jax.training.sharding import ShardingRules, batch_sharding, replicated
+from dalle_jax.training.parallel.mesh import make_mesh
+from dalle_jax.training.parallel.sharding import ShardingRules, batch_sharding, replicated
 from launch.bench_rows import elsewhere
 from launch.bench_rows.workload import Row, Workload
 

@@ -17,7 +17,7 @@ from dalle_jax.decoder.task import DecoderTask, training_flops
 from dalle_jax.nn.attention import Pattern, attended_pairs
 from dalle_jax.nn.transformer import Remat
 from dalle_jax.training.config import MeshConfig
-from dalle_jax.training.mesh import make_mesh
+from dalle_jax.training.parallel.mesh import make_mesh
 from launch.bench_rows.training import repeated_step
 from launch.bench_rows.workload import Row, Workload, import_torch, product_dtype
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dalle_jax.training.chips import chip_of
+from dalle_jax.training.telemetry.chips import chip_of
 from launch.bench_rows.workload import Row, Workload, product_dtype
 
 

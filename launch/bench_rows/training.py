@@ -6,9 +6,9 @@ import jax
 import numpy as np
 
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
-from dalle_jax.training.mesh import make_mesh
+from dalle_jax.training.parallel.mesh import make_mesh
+from dalle_jax.training.parallel.sharding import ShardingRules
 from dalle_jax.training.program import build_step
-from dalle_jax.training.sharding import ShardingRules
 from dalle_jax.training.task import Task
 from launch.bench_rows.workload import Workload, size_of
 

@@ -1,13 +1,13 @@
 """TPU slices by the chip they are made of: which exist, how they are wired, and what published runs reach on them.
 
-What one chip can do stands in `dalle_jax.training.chips`.
+What one chip can do stands in `dalle_jax.training.telemetry.chips`.
 """
 
 import dataclasses
 import math
 
-from dalle_jax.training import chips
-from dalle_jax.training.chips import Chip
+from dalle_jax.training.telemetry import chips
+from dalle_jax.training.telemetry.chips import Chip
 from launch.accelerators import GENERATIONS
 
 GBIT = 1e9 / 8

@@ -98,5 +98,5 @@ def _chips() -> str:
             family.source,
         ]
         lines.append(_row(cells))
-    lines += ["", "Peak, memory and links are the makers': see `dalle_jax/training/chips.py`."]
+    lines += ["", "Peak, memory and links are the makers': see `dalle_jax/training/telemetry/chips.py`."]
     return "\n".join(lines) + "\n"

@@ -24,9 +24,9 @@ from dalle_jax.decoder.sampling import (
 )
 from dalle_jax.decoder.task import DecoderTask
 from dalle_jax.training.config import MeshConfig, TrainConfig
-from dalle_jax.training.mesh import make_mesh
+from dalle_jax.training.parallel.mesh import make_mesh
+from dalle_jax.training.parallel.sharding import ShardingRules, batch_sharding, check_batch, param_shardings, replicated
 from dalle_jax.training.program import build_step
-from dalle_jax.training.sharding import ShardingRules, batch_sharding, check_batch, param_shardings, replicated
 from dalle_jax.training.task import Task
 from dalle_jax.training.trees import unbox
 from launch.planning.flops import FlopCount, count_flops

@@ -1,6 +1,6 @@
 """One plan for people: lines of text."""
 
-from dalle_jax.training.chips import GIB
+from dalle_jax.training.telemetry.chips import GIB
 from launch.planning.record import Plan
 
 GB = 1e9

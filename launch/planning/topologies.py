@@ -12,9 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dalle_jax.errors import UserError, closest
-from dalle_jax.training.chips import Chip
 from dalle_jax.training.config import MeshConfig
-from dalle_jax.training.mesh import AXES, fit_mesh
+from dalle_jax.training.parallel.mesh import AXES, fit_mesh
+from dalle_jax.training.telemetry.chips import Chip
 from launch.planning.families import FAMILIES, Family
 
 _NAME = re.compile(r"(?:(\d+)x)?([a-z]\w*?)-(\d+)$")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from dalle_jax.errors import UserError
-from dalle_jax.training.distributed import is_primary
+from dalle_jax.training.parallel.processes import is_primary
 
 
 class NotApplicable(UserError):

@@ -22,10 +22,10 @@ from clip_jax.preprocessing.images import preprocess, preprocess_on_device
 from clip_jax.towers.vit import normalize_pixels
 from dalle_jax.data.tokenizer import train_tokenizer
 from dalle_jax.errors import UserError
+from dalle_jax.training.checkpoints.workdir import open_workdir
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
 from dalle_jax.training.loop import train
-from dalle_jax.training.mesh import make_mesh
-from dalle_jax.training.workdir import open_workdir
+from dalle_jax.training.parallel.mesh import make_mesh
 
 WORDS = ("red", "green", "blue", "circle", "square", "star")
 CONFIG = ClipConfig(

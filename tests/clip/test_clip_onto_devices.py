@@ -15,8 +15,8 @@ from clip_jax import ClipConfig, TextConfig, VisionConfig, tower_config
 from clip_jax.weights.openai import openai_names
 from clip_jax.weights.opening import abstract_variables, open_published
 from dalle_jax.training.config import MeshConfig
-from dalle_jax.training.mesh import make_mesh
-from dalle_jax.training.sharding import ShardingRules, param_shardings
+from dalle_jax.training.parallel.mesh import make_mesh
+from dalle_jax.training.parallel.sharding import ShardingRules, param_shardings
 from dalle_jax.training.trees import named_leaves, unbox
 from dalle_jax.weights import mapping, write_tensors
 from tests.weights import pickled

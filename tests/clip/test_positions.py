@@ -13,14 +13,14 @@ from clip_jax.towers.positions import resize_positions
 from clip_jax.weights.openai import openai_names
 from clip_jax.weights.opening import abstract_variables
 from dalle_jax.errors import UserError
-from dalle_jax.training.checkpoint import Checkpoints
+from dalle_jax.training.checkpoints.manager import Checkpoints
+from dalle_jax.training.checkpoints.workdir import open_workdir
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
-from dalle_jax.training.mesh import make_mesh
 from dalle_jax.training.optimizer import make_optimizer
-from dalle_jax.training.sharding import ShardingRules
+from dalle_jax.training.parallel.mesh import make_mesh
+from dalle_jax.training.parallel.sharding import ShardingRules
 from dalle_jax.training.state import TrainState, abstract_state, state_shardings, with_shardings
 from dalle_jax.training.trees import named_leaves, unbox
-from dalle_jax.training.workdir import open_workdir
 from dalle_jax.weights import write_safetensors, write_tensors
 
 SMALL = ClipConfig(8, VisionConfig(32, 16, tower_config(1, 64)), TextConfig(50, 6, 49, tower_config(1, 64)))

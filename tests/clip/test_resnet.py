@@ -17,13 +17,13 @@ from clip_jax.towers.vit import normalize_pixels
 from dalle_jax.data.tokenizer import train_tokenizer
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Remat
-from dalle_jax.training.checkpoint import load_params
+from dalle_jax.training.checkpoints.manager import load_params
+from dalle_jax.training.checkpoints.workdir import open_workdir
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, Schedule, TrainConfig
 from dalle_jax.training.loop import train
-from dalle_jax.training.mesh import make_mesh
-from dalle_jax.training.sharding import ShardingRules, batch_sharding, param_shardings, replicated
+from dalle_jax.training.parallel.mesh import make_mesh
+from dalle_jax.training.parallel.sharding import ShardingRules, batch_sharding, param_shardings, replicated
 from dalle_jax.training.trees import named_leaves, unbox
-from dalle_jax.training.workdir import open_workdir
 
 END = 3
 TINY = ClipConfig(8, resnet_config(64, (1, 3, 1, 1), 4), TextConfig(40, 8, END, tower_config(1, 32, head_dim=16)))

@@ -16,8 +16,8 @@ from clip_jax.weights.opening import open_published
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation
 from dalle_jax.training.config import MeshConfig
-from dalle_jax.training.mesh import make_mesh
-from dalle_jax.training.sharding import ShardingRules, param_shardings
+from dalle_jax.training.parallel.mesh import make_mesh
+from dalle_jax.training.parallel.sharding import ShardingRules, param_shardings
 from dalle_jax.training.trees import named_leaves, unbox
 from dalle_jax.weights import mapping, write_safetensors, write_tensors
 from tests.weights import pickled

@@ -35,9 +35,9 @@ from dalle_jax.data.config import Augment
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
-from dalle_jax.training.mesh import make_mesh
 from dalle_jax.training.optimizer import decay_mask, make_optimizer
-from dalle_jax.training.sharding import ShardingRules, batch_sharding, param_shardings
+from dalle_jax.training.parallel.mesh import make_mesh
+from dalle_jax.training.parallel.sharding import ShardingRules, batch_sharding, param_shardings
 from dalle_jax.training.state import TrainState
 from dalle_jax.training.step import make_train_step
 from dalle_jax.training.trees import named_leaves

@@ -30,8 +30,8 @@ from dalle_jax.codec.patch_body import shift_channels
 from dalle_jax.codec.relaxation import init_codebook
 from dalle_jax.errors import UserError
 from dalle_jax.training.config import MeshConfig
-from dalle_jax.training.mesh import make_mesh
-from dalle_jax.training.sharding import ShardingRules, batch_sharding
+from dalle_jax.training.parallel.mesh import make_mesh
+from dalle_jax.training.parallel.sharding import ShardingRules, batch_sharding
 
 CONV = ConvConfig(hidden_dim=8, decoder_input_dim=8, num_groups=3, blocks_per_group=1)
 PATCH = PatchConfig(fine_patch=2, merge=2, fine_dim=12, fine_blocks=1, token_dim=20, encoder_blocks=1, decoder_blocks=1)

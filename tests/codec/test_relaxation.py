@@ -17,8 +17,8 @@ from dalle_jax.codec.relaxation import (
     update_codebook,
 )
 from dalle_jax.training.config import MeshConfig
-from dalle_jax.training.mesh import make_mesh
-from dalle_jax.training.sharding import ShardingRules, batch_sharding, replicated
+from dalle_jax.training.parallel.mesh import make_mesh
+from dalle_jax.training.parallel.sharding import ShardingRules, batch_sharding, replicated
 
 CODES, DIM = 6, 4
 PLAIN = VqConfig(code_dim=DIM, normalize=False, decay=0.9, dead_share=0.0)

@@ -14,7 +14,7 @@ from dalle_jax.decoder.model import abstract_params
 from dalle_jax.errors import UserError
 from dalle_jax.nn.attention import Pattern
 from dalle_jax.training.config import Schedule
-from dalle_jax.training.sharding import ShardingRules, describe
+from dalle_jax.training.parallel.sharding import ShardingRules, describe
 from launch.run_config import EfficiencyConfig, RunConfig
 
 ROOT = Path(__file__).parents[2]

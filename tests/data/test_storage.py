@@ -23,7 +23,7 @@ from dalle_jax.data.tfds import TfRecords
 from dalle_jax.data.tokenizer import Tokenizer, train_tokenizer
 from dalle_jax.data.webdataset import WebDataset
 from dalle_jax.errors import UserError, run_main
-from dalle_jax.training.metrics import open_writers
+from dalle_jax.training.telemetry.writers import open_writers
 
 TEXTS = [f"picture {i}, déjà vu" for i in range(30)]
 

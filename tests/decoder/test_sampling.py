@@ -28,7 +28,7 @@ from dalle_jax.errors import UserError
 from dalle_jax.nn.attention import Pattern
 from dalle_jax.nn.transformer import Remat
 from dalle_jax.training.config import MeshConfig
-from dalle_jax.training.mesh import make_mesh
+from dalle_jax.training.parallel.mesh import make_mesh
 
 CONFIG = DecoderConfig(
     num_layers=4, num_heads=2, head_dim=8, embed_dim=16, mlp_dim=32, text_vocab_size=20, text_length=5,

@@ -29,12 +29,12 @@ from dalle_jax.errors import UserError
 from dalle_jax.nn.attention import Pattern
 from dalle_jax.nn.transformer import Remat
 from dalle_jax.pipeline import Dalle
-from dalle_jax.training.agreement import check_agreement
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, Schedule, TrainConfig
-from dalle_jax.training.distributed import from_primary, gather, initialize, is_primary, run_as_one, to_host
 from dalle_jax.training.loop import train
-from dalle_jax.training.mesh import make_mesh
-from dalle_jax.training.sharding import ShardingRules, batch_sharding
+from dalle_jax.training.parallel.consistency import check_agreement
+from dalle_jax.training.parallel.mesh import make_mesh
+from dalle_jax.training.parallel.processes import from_primary, gather, initialize, is_primary, run_as_one, to_host
+from dalle_jax.training.parallel.sharding import ShardingRules, batch_sharding
 from launch.run_config import RunConfig
 from launch.together import begin, check_processes
 

@@ -28,9 +28,9 @@ from dalle_jax.decoder.sampling import (
 )
 from dalle_jax.errors import UserError
 from dalle_jax.pipeline import Dalle, sequence_bytes, text_bytes
-from dalle_jax.training.checksums import fingerprint
+from dalle_jax.training.checkpoints.checksums import fingerprint
 from dalle_jax.training.config import MeshConfig
-from dalle_jax.training.mesh import make_mesh
+from dalle_jax.training.parallel.mesh import make_mesh
 
 pytestmark = pytest.mark.entry
 

@@ -13,7 +13,7 @@ from clip_jax.objectives import Objective
 from configs.efficiency import get_config
 from dalle_jax.config import from_config_dict
 from dalle_jax.errors import UserError
-from dalle_jax.training.report import NotFinite
+from dalle_jax.training.telemetry.rows import NotFinite
 from launch import efficiency
 from launch import efficiency_report as report
 from launch.line_plot import Line, Span, draw_lines

@@ -38,11 +38,11 @@ from dalle_jax.data.folder import Folder
 from dalle_jax.data.tokenizer import train_tokenizer
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation
-from dalle_jax.training.checkpoint import load_params, saved_steps
+from dalle_jax.training.checkpoints.manager import load_params, saved_steps
 from dalle_jax.training.config import MeshConfig
-from dalle_jax.training.mesh import make_mesh
 from dalle_jax.training.optimizer import make_optimizer
-from dalle_jax.training.sharding import ShardingRules
+from dalle_jax.training.parallel.mesh import make_mesh
+from dalle_jax.training.parallel.sharding import ShardingRules
 from dalle_jax.training.state import abstract_state, state_shardings, with_shardings
 from dalle_jax.training.trees import named_leaves, unbox
 from dalle_jax.weights import write_safetensors, write_tensors

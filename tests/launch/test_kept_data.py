@@ -11,7 +11,7 @@ from etils import epath
 from dalle_jax.data.config import DataConfig, HeldOutBy, MixturePart, SourceKind
 from dalle_jax.data.sources import open_source, open_splits
 from dalle_jax.errors import UserError
-from dalle_jax.training.workdir import check_workdir, open_workdir, read_workdir
+from dalle_jax.training.checkpoints.workdir import check_workdir, open_workdir, read_workdir
 from launch.kept_data import FILE, fingerprints, keep_data
 from launch.run_config import held_out_as_begun
 from launch.tar_shards import write_shard

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dalle_jax.training.config import MeshConfig
-from dalle_jax.training.distributed import HEARTBEAT
+from dalle_jax.training.parallel.processes import HEARTBEAT
 from launch.processes import Group
 from tests.launch import many
 from tests.launch.conftest import environment

@@ -21,9 +21,9 @@ from dalle_jax.codec.weights_dvae import dvae_shapes
 from dalle_jax.config import from_config_dict, write_json
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.pipeline import codec_workdir
-from dalle_jax.training.checkpoint import load_params, saved_steps
+from dalle_jax.training.checkpoints.manager import load_params, saved_steps
+from dalle_jax.training.checkpoints.workdir import read_workdir
 from dalle_jax.training.trees import unbox
-from dalle_jax.training.workdir import read_workdir
 from launch.run_config import RunConfig
 from launch.stages import make_batches, plan_decoder
 from launch.tar_shards import write_shard

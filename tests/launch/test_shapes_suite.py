@@ -13,8 +13,8 @@ import dalle_jax
 from dalle_jax.config import write_json
 from dalle_jax.data.shapes.judge import ATTRIBUTES, CHANCE
 from dalle_jax.data.shapes.scenes import captions, random_scene
-from dalle_jax.training.clock import Kind
-from dalle_jax.training.starts import Start
+from dalle_jax.training.telemetry.attempts import Start
+from dalle_jax.training.telemetry.clock import Kind
 from launch.suites import shapes
 
 

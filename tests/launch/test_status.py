@@ -15,8 +15,8 @@ import launch.starting
 from clip_jax.objectives import Objective
 from dalle_jax.config import FORMAT_VERSION, write_json
 from dalle_jax.errors import UserError
-from dalle_jax.training.clock import Kind
-from dalle_jax.training.starts import FAILED, FINISHED, STOPPED, Save, Start
+from dalle_jax.training.telemetry.attempts import FAILED, FINISHED, STOPPED, Save, Start
+from dalle_jax.training.telemetry.clock import Kind
 from launch import run_health
 from launch.health import Verdict, diverging, judge, look
 from launch.starting import FILE, Starting, read_starting, starting

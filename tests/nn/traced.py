@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from dalle_jax.training.config import MeshConfig, TrainConfig
-from dalle_jax.training.mesh import make_mesh
+from dalle_jax.training.parallel.mesh import make_mesh
+from dalle_jax.training.parallel.sharding import ShardingRules
 from dalle_jax.training.program import build_step
-from dalle_jax.training.sharding import ShardingRules
 from dalle_jax.training.task import Task
 from launch.planning.families import FAMILIES
 from launch.planning.flops import inner_programs

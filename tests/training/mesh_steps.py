@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dalle_jax.training.config import MeshConfig, TrainConfig
-from dalle_jax.training.mesh import make_mesh
+from dalle_jax.training.parallel.mesh import make_mesh
+from dalle_jax.training.parallel.sharding import ShardingRules
 from dalle_jax.training.program import build_step
-from dalle_jax.training.sharding import ShardingRules
 from dalle_jax.training.state import TrainState, run_keys
 from dalle_jax.training.task import Task
 from dalle_jax.training.trees import unbox

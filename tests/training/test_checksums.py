@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dalle_jax.training.checksums import changed, checksums
+from dalle_jax.training.checkpoints.checksums import changed, checksums
 from dalle_jax.training.config import MeshConfig
-from dalle_jax.training.mesh import make_mesh
+from dalle_jax.training.parallel.mesh import make_mesh
 
 
 def noise(dtype, shape):
@@ -34,7 +34,7 @@ def test_the_mesh_changes_nothing():
 def test_long_arrays_are_taken_in_parts(monkeypatch):
     x = noise(np.float32, (10, 7))
     whole = checksums({"a": x})
-    monkeypatch.setattr("dalle_jax.training.checksums._AT_ONCE", 8)
+    monkeypatch.setattr("dalle_jax.training.checkpoints.checksums._AT_ONCE", 8)
     assert checksums({"a": x}) == whole
 
 

@@ -5,7 +5,7 @@ import time
 import jax
 import pytest
 
-from dalle_jax.training.clock import COMPILE_EVENTS, Clock, Kind, process_began
+from dalle_jax.training.telemetry.clock import COMPILE_EVENTS, Clock, Kind, process_began
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import os
 
-from dalle_jax.training.determinism import warn_unless_deterministic
+from dalle_jax.training.parallel.determinism import warn_unless_deterministic
 from launch.process import set_deterministic
 
 

@@ -8,12 +8,12 @@ import jax
 import pytest
 
 from dalle_jax.errors import PREEMPTED, PREEMPTED_VARIABLE, STALLED, UserError
-from dalle_jax.training import agreement, distributed
 from dalle_jax.training.config import MeshConfig
-from dalle_jax.training.mesh import _check_slices, make_mesh
-from dalle_jax.training.signals import Preempted
+from dalle_jax.training.parallel import consistency, processes
+from dalle_jax.training.parallel.mesh import _check_slices, make_mesh
+from dalle_jax.training.parallel.preemption import Preempted
 
-ADDRESS = {distributed.COORDINATOR: "127.0.0.1:1"}
+ADDRESS = {processes.COORDINATOR: "127.0.0.1:1"}
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def started(monkeypatch):
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **kwargs: calls.append((args, kwargs)))
     monkeypatch.setattr(jax.config, "update", lambda name, value: None)
-    for name in (distributed.COORDINATOR, distributed.NUM_PROCESSES, distributed.PROCESS_ID, distributed.HEARTBEAT):
+    for name in (processes.COORDINATOR, processes.NUM_PROCESSES, processes.PROCESS_ID, processes.HEARTBEAT):
         monkeypatch.delenv(name, raising=False)
     return calls
 
@@ -42,15 +42,15 @@ def test_half_an_environment_is_refused(started, monkeypatch, environment, messa
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=message):
-        distributed.initialize()
+        processes.initialize()
     assert not started
 
 
 def test_alone_nothing_is_started(started, monkeypatch):
-    distributed.initialize()
+    processes.initialize()
     for name, value in (ADDRESS | {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}).items():
         monkeypatch.setenv(name, value)
-    distributed.initialize()
+    processes.initialize()
     assert not started
 
 
@@ -58,17 +58,17 @@ def test_named_processes_are_joined(started, monkeypatch):
     for name, value in (ADDRESS | {"JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("DALLE_JAX_HEARTBEAT_SECONDS", "7")
-    distributed.initialize()
+    processes.initialize()
     ((args, kwargs),) = started
     assert args == ("127.0.0.1:1", 4, 3) and kwargs["heartbeat_timeout_seconds"] == 7
     assert kwargs["initialization_timeout"] == 1800
     monkeypatch.setenv("DALLE_JAX_JOIN_SECONDS", "60")
-    distributed.initialize()
+    processes.initialize()
     assert started[1][1]["initialization_timeout"] == 60
     for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")  # found by JAX
-    distributed.initialize()
+    processes.initialize()
     assert started[2] == ((), {"heartbeat_timeout_seconds": 7, "initialization_timeout": 60})
 
 
@@ -86,7 +86,7 @@ def test_named_processes_are_joined(started, monkeypatch):
     ],
 )
 def test_clusters_are_recognised(environment, found):
-    assert distributed.in_cluster({"JAX_PLATFORMS": "cpu"} | environment) is found
+    assert processes.in_cluster({"JAX_PLATFORMS": "cpu"} | environment) is found
 
 
 def test_exit_code_of_a_preempted_run(monkeypatch):
@@ -106,20 +106,21 @@ def three(monkeypatch):
     def gather(value):
         if isinstance(value, dict) and "host" in value:
             hashes = {
-                name: agreement.hashlib.sha256(agreement.to_json(x).encode()).hexdigest() for name, x in theirs.items()
+                name: consistency.hashlib.sha256(consistency.to_json(x).encode()).hexdigest()
+                for name, x in theirs.items()
             }
             return [value, value, value | hashes | {"host": "third"}]
         return [value, value, next(x for x in theirs.values())]
 
     monkeypatch.setattr(jax, "process_count", lambda: 3)
-    monkeypatch.setattr(agreement, "gather", gather)
+    monkeypatch.setattr(consistency, "gather", gather)
     return theirs
 
 
 def test_the_odd_one_is_named_with_what_differs(three):
     three["config"] = {"train": {"rate": 2, "steps": 5}, "seed": 0}
     with pytest.raises(UserError) as error:
-        agreement.check_agreement({"code": "a", "config": {"train": {"rate": 1, "steps": 5}, "seed": 0}})
+        consistency.check_agreement({"code": "a", "config": {"train": {"rate": 1, "steps": 5}, "seed": 0}})
     assert "process 2 (third) has another config than process 0" in str(error.value)
     assert "train.rate (2 there, 1 here); give all" in str(error.value)
 
@@ -130,19 +131,19 @@ def test_equal_facts_pass(three):
         sizes: tuple[int, ...] = (1, 2)
 
     three["config"] = {"sizes": [1, 2]}
-    agreement.check_agreement({"config": Config()})
+    consistency.check_agreement({"config": Config()})
 
 
 def test_one_of_two_is_compared_with_the_first():
-    assert agreement._odd_ones(["a", "b"]) == [1]
-    assert agreement._odd_ones(["b", "a", "a", "b", "a"]) == [0, 3]
+    assert consistency._odd_ones(["a", "b"]) == [1]
+    assert consistency._odd_ones(["b", "a", "a", "b", "a"]) == [0, 3]
 
 
 def test_facts_of_command_and_code():
-    assert agreement.command_facts(["--workdir=W", "--prompt=a", "--prompt=b=c", "--dry_run"]) == {
+    assert consistency.command_facts(["--workdir=W", "--prompt=a", "--prompt=b=c", "--dry_run"]) == {
         "--workdir": "W", "--prompt": "a, b=c", "--dry_run": "",
     }  # fmt: skip
-    facts = agreement.code_facts()
+    facts = consistency.code_facts()
     assert facts["jax"] == jax.__version__ and len(facts["source"]) == 12
 
 
@@ -183,7 +184,7 @@ def test_slices_of_a_pod_and_of_hosts():
 
 PROGRAM = """
 import time
-from dalle_jax.training.watchdog import Watchdog
+from dalle_jax.training.telemetry.watchdog import Watchdog
 def hang():
     time.sleep(60)
 with Watchdog("decoder", {seconds}) as dog:
@@ -221,5 +222,5 @@ def test_whoever_ends_in_order_waits_for_the_others(monkeypatch):
     monkeypatch.setattr("os._exit", gone.append)
     monkeypatch.setenv(PREEMPTED_VARIABLE, "85")
     for code in (0, PREEMPTED, 85, 1, STALLED):
-        distributed.leave(code)
+        processes.leave(code)
     assert gone == [1, STALLED]

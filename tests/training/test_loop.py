@@ -15,13 +15,13 @@ from etils import epath
 from PIL import Image
 
 from dalle_jax.errors import STALLED, UserError
-from dalle_jax.training.checkpoint import load_item, load_params, saved_steps
-from dalle_jax.training.clock import Kind
+from dalle_jax.training.checkpoints.manager import load_item, load_params, saved_steps
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.loop import train
-from dalle_jax.training.profiler import profiler
-from dalle_jax.training.signals import Preempted
-from dalle_jax.training.starts import account, read_starts
+from dalle_jax.training.parallel.preemption import Preempted
+from dalle_jax.training.telemetry.attempts import account, read_starts
+from dalle_jax.training.telemetry.clock import Kind
+from dalle_jax.training.telemetry.profiler import profiler
 from dalle_jax.training.trees import named_leaves
 from tests.training.test_metrics import read_events
 from tests.training.tiny_run import TinyBatches, TinyTask, tiny_config

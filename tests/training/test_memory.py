@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dalle_jax.training.memory import free_bytes, host_free_bytes
+from dalle_jax.training.telemetry.memory import free_bytes, host_free_bytes
 
 
 def files(tmp_path, limit=None):

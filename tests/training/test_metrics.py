@@ -10,9 +10,9 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from dalle_jax.errors import UserError
-from dalle_jax.training.clock import Clock
-from dalle_jax.training.metrics import JsonLines, TensorBoard, Terminal, WeightsAndBiases, open_writers
-from dalle_jax.training.report import Reporter
+from dalle_jax.training.telemetry.clock import Clock
+from dalle_jax.training.telemetry.rows import Reporter
+from dalle_jax.training.telemetry.writers import JsonLines, TensorBoard, Terminal, WeightsAndBiases, open_writers
 
 
 def read_events(directory):

@@ -8,8 +8,8 @@ from jax.sharding import PartitionSpec as P
 
 from dalle_jax.errors import UserError
 from dalle_jax.training.config import MeshConfig
-from dalle_jax.training.mesh import make_mesh
-from dalle_jax.training.sharding import ShardingRules, batch_sharding, check_batch, describe, param_shardings
+from dalle_jax.training.parallel.mesh import make_mesh
+from dalle_jax.training.parallel.sharding import ShardingRules, batch_sharding, check_batch, describe, param_shardings
 
 
 def boxed(shape, *names):

@@ -8,12 +8,9 @@ import time
 import pytest
 
 from dalle_jax.errors import UserError
-from dalle_jax.training import ledger as ledger_module
-from dalle_jax.training.chips import chip_of, peak_flops
-from dalle_jax.training.clock import Clock, Kind
-from dalle_jax.training.ledger import Ledger
-from dalle_jax.training.signals import Preempted
-from dalle_jax.training.starts import (
+from dalle_jax.training.parallel.preemption import Preempted
+from dalle_jax.training.telemetry import heartbeat as ledger_module
+from dalle_jax.training.telemetry.attempts import (
     FAILED,
     FINISHED,
     STOPPED,
@@ -26,6 +23,9 @@ from dalle_jax.training.starts import (
     summary,
     utilisation,
 )
+from dalle_jax.training.telemetry.chips import chip_of, peak_flops
+from dalle_jax.training.telemetry.clock import Clock, Kind
+from dalle_jax.training.telemetry.heartbeat import Ledger
 from tests.training.tiny_run import TinyTask, tiny_config
 
 NONE = dict.fromkeys([kind.value for kind in Kind], 0.0)

@@ -7,9 +7,9 @@ import pytest
 
 from dalle_jax.training import step as step_module
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, Schedule
-from dalle_jax.training.mesh import make_mesh
 from dalle_jax.training.optimizer import make_optimizer
-from dalle_jax.training.sharding import ShardingRules, batch_sharding
+from dalle_jax.training.parallel.mesh import make_mesh
+from dalle_jax.training.parallel.sharding import ShardingRules, batch_sharding
 from dalle_jax.training.state import abstract_state, init_state, state_shardings
 from dalle_jax.training.step import compile_step, make_train_step
 from dalle_jax.training.trees import named_leaves

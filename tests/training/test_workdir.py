@@ -7,8 +7,8 @@ import pytest
 
 from dalle_jax.config import FORMAT_VERSION, to_config_dict
 from dalle_jax.errors import UserError
+from dalle_jax.training.checkpoints.workdir import check_workdir, differing_keys, open_workdir, read_workdir
 from dalle_jax.training.config import OptimizerConfig, TrainConfig
-from dalle_jax.training.workdir import check_workdir, differing_keys, open_workdir, read_workdir
 
 
 def config(learning_rate=1e-3, seed=0, data=1, decay_steps=None, **train):

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from dalle_jax.training.config import MeshConfig
-from dalle_jax.training.mesh import make_mesh
+from dalle_jax.training.parallel.mesh import make_mesh
 from launch.planning.flops import FlopCount, count_flops
 
 X, W = jnp.ones((4, 8)), jnp.ones((8, 8))

@@ -7,8 +7,8 @@ from configs import decoder_12b
 from dalle_jax.config import from_config_dict
 from dalle_jax.data import prefetch
 from dalle_jax.training.config import MeshConfig
-from dalle_jax.training.mesh import fit_mesh, make_mesh
-from dalle_jax.training.sharding import ShardingRules, batch_sharding
+from dalle_jax.training.parallel.mesh import fit_mesh, make_mesh
+from dalle_jax.training.parallel.sharding import ShardingRules, batch_sharding
 from launch.planning.topologies import find_topology
 
 pytest.importorskip("libtpu", reason="descriptions of TPUs need libtpu: bash launch/test.sh --parity")

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dalle_jax.errors import UserError, closest
 from dalle_jax.training.config import MeshConfig
-from dalle_jax.training.mesh import AXES
+from dalle_jax.training.parallel.mesh import AXES
 from dalle_jax.training.trees import is_box, named_leaves, path_name, unbox
 
 MeshAxes = tuple[str, ...]

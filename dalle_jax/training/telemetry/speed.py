@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import jax
 
-from dalle_jax.training.clock import Kind
-from dalle_jax.training.memory import resident_bytes
-from dalle_jax.training.starts import Start, utilisation
+from dalle_jax.training.telemetry.attempts import Start, utilisation
+from dalle_jax.training.telemetry.clock import Kind
+from dalle_jax.training.telemetry.memory import resident_bytes
 
 
 def speed_row(start: Start, steps: int, seconds: Mapping[str, float]) -> dict[str, float]:

@@ -22,12 +22,12 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from dalle_jax.errors import DISK_FULL, UserError
-from dalle_jax.training.checksums import changed, checksums
+from dalle_jax.training.checkpoints.checksums import changed, checksums
+from dalle_jax.training.checkpoints.workdir import saved_steps
 from dalle_jax.training.config import TrainConfig
-from dalle_jax.training.distributed import from_primary, gather
+from dalle_jax.training.parallel.processes import from_primary, gather
 from dalle_jax.training.state import TrainState
 from dalle_jax.training.trees import named_leaves
-from dalle_jax.training.workdir import saved_steps
 
 T = TypeVar("T")
 

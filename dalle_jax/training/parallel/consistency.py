@@ -13,8 +13,8 @@ import jax
 
 from dalle_jax.config import to_json
 from dalle_jax.errors import UserError
-from dalle_jax.training.distributed import gather
-from dalle_jax.training.workdir import code_version, differing_keys
+from dalle_jax.training.checkpoints.workdir import code_version, differing_keys
+from dalle_jax.training.parallel.processes import gather
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "sentencepiece", "pillow")
 """What may change a run's numbers or its files."""
@@ -79,7 +79,7 @@ def _short(value: Any) -> str:
 
 def code_facts() -> dict[str, str]:
     """The code as it runs here: commit, a digest of all source files as they lie there, versions of libraries."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     digest = hashlib.sha256()
     for package in ("dalle_jax", "clip_jax", "launch"):
         for path in sorted((root / package).rglob("*.py")):

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from dalle_jax.errors import UserError
 from dalle_jax.storage import Appended, is_remote
-from dalle_jax.training.starts import duration
+from dalle_jax.training.telemetry.attempts import duration
 
 Row = Mapping[str, float]
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 import jax
 
 from dalle_jax.errors import UserError
-from dalle_jax.training.clock import Clock
 from dalle_jax.training.task import Metrics
+from dalle_jax.training.telemetry.clock import Clock
 
 MAX_IN_FLIGHT = 2
 """Steps that the host may be ahead of the devices."""

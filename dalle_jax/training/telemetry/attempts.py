@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from dalle_jax.training.clock import Kind
+from dalle_jax.training.telemetry.clock import Kind
 
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
 """States of a start. One that was killed says `running` for ever: how old its last sign of life is tells."""

@@ -12,11 +12,10 @@ from etils import epath
 
 from dalle_jax.config import write_json
 from dalle_jax.errors import UserError
-from dalle_jax.training.chips import peak_flops
-from dalle_jax.training.clock import Clock
 from dalle_jax.training.config import TrainConfig
-from dalle_jax.training.signals import Preempted
-from dalle_jax.training.starts import (
+from dalle_jax.training.parallel.preemption import Preempted
+from dalle_jax.training.task import Task
+from dalle_jax.training.telemetry.attempts import (
     FAILED,
     FINISHED,
     STOPPED,
@@ -27,7 +26,8 @@ from dalle_jax.training.starts import (
     read_starts,
     summary,
 )
-from dalle_jax.training.task import Task
+from dalle_jax.training.telemetry.chips import peak_flops
+from dalle_jax.training.telemetry.clock import Clock
 
 _log = logging.getLogger(__name__)
 

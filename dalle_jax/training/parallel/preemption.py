@@ -6,7 +6,7 @@ from types import FrameType
 
 import jax
 
-from dalle_jax.training.distributed import preempted_code
+from dalle_jax.training.parallel.processes import preempted_code
 
 
 class Preempted(SystemExit):
