@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt8
 
 from dalle_jax.codec import load_codec
-from dalle_jax.codec.pinned import check_pinned
+from dalle_jax.codec.compatibility import check_pinned
 from dalle_jax.config import from_config_dict
 from dalle_jax.data.captions import listed
 from dalle_jax.data.pictures import Picture, picture_list, read_picture

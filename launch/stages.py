@@ -7,7 +7,7 @@ from etils import epath
 
 from clip_jax import ClipTask
 from dalle_jax.codec import CodecTask, FrozenCodec, load_codec
-from dalle_jax.codec.pinned import check_pinned, pin_codec
+from dalle_jax.codec.compatibility import check_pinned, pin_codec
 from dalle_jax.data.batches import Batches
 from dalle_jax.data.config import Augment, Resizing, TextConfig
 from dalle_jax.data.prefetch import process_rows

@@ -1,6 +1,5 @@
 """Pictures to tokens and back: the discrete VAE of DALL·E, its relaxations, and smaller siblings for CPUs."""
 
-from dalle_jax.codec.codec_task import CodecStage, CodecTask
 from dalle_jax.codec.config import (
     Body,
     CodecConfig,
@@ -14,6 +13,7 @@ from dalle_jax.codec.config import (
 )
 from dalle_jax.codec.frozen import FrozenCodec, load_codec, save_codec
 from dalle_jax.codec.model import Codec, decode, encode
+from dalle_jax.codec.task import CodecStage, CodecTask
 from dalle_jax.codec.vqgan import Vqgan, VqganConfig
 
 __all__ = [

@@ -13,11 +13,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, UInt8
 
 from dalle_jax.codec import model, vqgan
-from dalle_jax.codec.codec_task import CodecStage
 from dalle_jax.codec.config import CodecConfig
+from dalle_jax.codec.task import CodecStage
 from dalle_jax.codec.vqgan import VqganConfig
-from dalle_jax.codec.weights_dvae import find_dvae, load_dvae, save_dvae
-from dalle_jax.codec.weights_vqgan import load_vqgan, save_vqgan
+from dalle_jax.codec.weights.dvae import find_dvae, load_dvae, save_dvae
+from dalle_jax.codec.weights.vqgan import load_vqgan, save_vqgan
 from dalle_jax.config import from_config_dict, write_json
 from dalle_jax.data.records import Encoding
 from dalle_jax.errors import UserError

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
 from dalle_jax.codec.config import Body, CodecConfig, Relaxation
-from dalle_jax.codec.conv_body import ConvDecoder, ConvEncoder
-from dalle_jax.codec.patch_body import PatchDecoder, PatchEncoder
+from dalle_jax.codec.conv_backbone import ConvDecoder, ConvEncoder
+from dalle_jax.codec.patch_backbone import PatchDecoder, PatchEncoder
 from dalle_jax.codec.pixels import map_pixels, to_uint8, unmap_pixels
 from dalle_jax.codec.relaxation import nearest_codes, unit_length
 

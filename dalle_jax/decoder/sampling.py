@@ -18,8 +18,8 @@ from jaxtyping import Array, Float, Int, Key
 from dalle_jax.decoder.config import DecoderConfig
 from dalle_jax.decoder.model import Decoder, spread
 from dalle_jax.errors import UserError
-from dalle_jax.nn.apart import kernels_as_rows, layers_apart
 from dalle_jax.nn.attention import CacheLayout, KeyValue, LayerCache
+from dalle_jax.nn.cpu_decoding import kernels_as_rows, layers_apart
 from dalle_jax.nn.transformer import GroupPlan
 from dalle_jax.training.parallel.sharding import ShardingRules, shard_bytes
 

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import codec_dalle
-from dalle_jax.codec.codec_task import CodecStage
 from dalle_jax.codec.config import CodecConfig
 from dalle_jax.codec.flops import decoder_flops, encoder_flops
 from dalle_jax.codec.frozen import FrozenCodec
 from dalle_jax.codec.model import Codec
+from dalle_jax.codec.task import CodecStage
 from dalle_jax.config import from_config_dict
 from launch.bench_rows.workload import Row, Workload, import_torch, product_dtype, size_of
 

@@ -23,10 +23,10 @@ from dalle_jax.codec import (
     encode,
     load_codec,
 )
-from dalle_jax.codec.conv_body import Block
+from dalle_jax.codec.conv_backbone import Block
 from dalle_jax.codec.flops import decoder_flops, encoder_flops
 from dalle_jax.codec.layers import depth_to_space, max_pool, space_to_depth, upsample
-from dalle_jax.codec.patch_body import shift_channels
+from dalle_jax.codec.patch_backbone import shift_channels
 from dalle_jax.codec.relaxation import init_codebook
 from dalle_jax.errors import UserError
 from dalle_jax.training.config import MeshConfig

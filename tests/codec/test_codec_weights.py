@@ -20,8 +20,8 @@ from dalle_jax.codec import (
     save_codec,
 )
 from dalle_jax.codec.vqgan import abstract_params
-from dalle_jax.codec.weights_dvae import dvae_names, dvae_shapes
-from dalle_jax.codec.weights_vqgan import vqgan_names
+from dalle_jax.codec.weights.dvae import dvae_names, dvae_shapes
+from dalle_jax.codec.weights.vqgan import vqgan_names
 from dalle_jax.decoder.config import DecoderConfig
 from dalle_jax.decoder.task import DecoderTask
 from dalle_jax.errors import UserError

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from PIL import Image
 
 from dalle_jax.codec import Body, CodecConfig, FrozenCodec, PatchConfig, Reconstruction, Relaxation
-from dalle_jax.codec.codec_task import CodecTask
+from dalle_jax.codec.task import CodecTask
 from dalle_jax.data.batches import Batches
 from dalle_jax.data.config import Augment, DataConfig, SourceKind, TextConfig
 from dalle_jax.data.prefetch import process_rows

@@ -17,7 +17,7 @@ from PIL import Image
 import clip_jax
 import dalle_jax
 from dalle_jax.codec import CodecConfig, ConvConfig, FrozenCodec, VqganConfig, save_codec, vqgan
-from dalle_jax.codec.weights_dvae import dvae_shapes
+from dalle_jax.codec.weights.dvae import dvae_shapes
 from dalle_jax.config import from_config_dict, write_json
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.pipeline import codec_workdir

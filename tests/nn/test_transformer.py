@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dalle_jax.nn.apart import layers_apart
 from dalle_jax.nn.attention import causal_attention, published_schedule
+from dalle_jax.nn.cpu_decoding import layers_apart
 from dalle_jax.nn.transformer import (
     Activation,
     BlockInit,
