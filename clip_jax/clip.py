@@ -27,7 +27,7 @@ from clip_jax.tokenizers.token_checks import checked_rows
 from clip_jax.towers.text import feature_positions
 from clip_jax.towers.vit import normalize_pixels
 from dalle_jax.data.captions import caption_list
-from dalle_jax.data.pictures import Picture, picture_list
+from dalle_jax.data.images.arrays import Picture, picture_list
 from dalle_jax.errors import UserError
 
 Images = jax.Array | np.ndarray | Iterable[Picture]

@@ -17,9 +17,9 @@ from dalle_jax.codec import load_codec
 from dalle_jax.codec.compatibility import check_pinned
 from dalle_jax.config import from_config_dict
 from dalle_jax.data.captions import listed
-from dalle_jax.data.pictures import Picture, picture_list, read_picture
+from dalle_jax.data.images.arrays import Picture, picture_list, read_picture
+from dalle_jax.data.images.transforms import dalle_inference
 from dalle_jax.data.tokenizer import Tokenizer
-from dalle_jax.data.transforms import dalle_inference
 from dalle_jax.decoder.config import DecoderConfig, DecoderStage
 from dalle_jax.decoder.model import abstract_params
 from dalle_jax.decoder.sampling import (

@@ -7,8 +7,8 @@ from dalle_jax.data.account import in_lines
 from dalle_jax.data.captions import all_captions
 from dalle_jax.data.config import DataConfig, SourceKind, TarKey
 from dalle_jax.data.options import check_options
+from dalle_jax.data.readers.tables import is_table_name, names_images, read_text
 from dalle_jax.data.sources import TRAIN, open_splits
-from dalle_jax.data.tables import is_table_name, names_images, read_text
 from dalle_jax.errors import UserError
 from dalle_jax.storage import as_path
 from launch.data_path import guess_source

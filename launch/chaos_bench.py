@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from dalle_jax.data.captions import all_captions
+from dalle_jax.data.readers.webdataset_writer import write_shard
 from dalle_jax.data.records import Source
 from dalle_jax.data.sources import TRAIN, open_source
 from dalle_jax.data.tokenizer import train_tokenizer
@@ -21,7 +22,6 @@ from dalle_jax.errors import PREEMPTED, PREEMPTED_VARIABLE, UserError
 from dalle_jax.training.parallel.processes import HEARTBEAT
 from launch.processes import Group
 from launch.run_config import RunConfig
-from launch.tar_shards import write_shard
 
 STAGE = "decoder"
 SHARDS, RECORDS = 4, 256

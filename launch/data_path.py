@@ -2,8 +2,8 @@
 
 from dalle_jax import storage
 from dalle_jax.data.config import SourceKind
-from dalle_jax.data.layouts import is_table
-from dalle_jax.data.tables import is_table_name
+from dalle_jax.data.readers.layouts import is_table
+from dalle_jax.data.readers.tables import is_table_name
 from dalle_jax.errors import UserError
 
 

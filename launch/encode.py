@@ -26,8 +26,7 @@ from dalle_jax import storage
 from dalle_jax.codec import FrozenCodec
 from dalle_jax.config import from_config_dict
 from dalle_jax.data.account import in_lines
-from dalle_jax.data.encoded import MANIFEST, read_manifest
-from dalle_jax.data.encoded_folder import (
+from dalle_jax.data.encoded.folder import (
     SETTINGS,
     Job,
     check_settings,
@@ -38,7 +37,8 @@ from dalle_jax.data.encoded_folder import (
     write_manifest,
     write_settings,
 )
-from dalle_jax.data.encoded_writer import Writer
+from dalle_jax.data.encoded.source import MANIFEST, read_manifest
+from dalle_jax.data.encoded.writer import Writer
 from dalle_jax.data.sources import TRAIN, open_splits
 from dalle_jax.errors import UserError
 from dalle_jax.pipeline import codec_workdir

@@ -12,12 +12,12 @@ from clip_jax.evaluation.prompts import Prompts, find_published, parse_prompts, 
 from dalle_jax import storage
 from dalle_jax.config import from_config_dict, read_json
 from dalle_jax.data import paths
-from dalle_jax.data.class_folder import ClassFolder
 from dalle_jax.data.config import DataConfig, SourceKind, TarKey
 from dalle_jax.data.options import IDLE, SPLITS_BY_NAME
+from dalle_jax.data.readers.class_folder import ClassFolder
+from dalle_jax.data.readers.webdataset import WebDataset
 from dalle_jax.data.records import Source
 from dalle_jax.data.sources import EVAL, TRAIN, open_source, warn_of_left_out
-from dalle_jax.data.webdataset import WebDataset
 from dalle_jax.errors import UserError
 from dalle_jax.training.checkpoints.workdir import read_workdir
 from dalle_jax.training.parallel.processes import is_primary

@@ -22,8 +22,8 @@ import clip_jax
 import dalle_jax
 from dalle_jax.config import config_hash, read_json, write_json
 from dalle_jax.data.config import DataConfig
-from dalle_jax.data.decode import decode
-from dalle_jax.data.grid import picture_grid, save_png
+from dalle_jax.data.images.decode import decode
+from dalle_jax.data.images.grid import picture_grid, save_png
 from dalle_jax.data.records import BadSample
 from dalle_jax.decoder.sampling import SamplingConfig
 from dalle_jax.errors import UserError

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from clip_jax.config import VisionConfig
 from clip_jax.evaluation.metrics import Labels, Marks
 from dalle_jax.data.config import DataConfig
-from dalle_jax.data.decode import decode
+from dalle_jax.data.images.decode import decode
+from dalle_jax.data.images.transforms import inference_transform
 from dalle_jax.data.records import BadSample, Record, Source
-from dalle_jax.data.transforms import inference_transform
 from dalle_jax.errors import UserError
 
 _AT_ONCE = 1024  # pictures in memory

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from dalle_jax.data.config import BICUBIC, Augment, Resample, Resizing
-from dalle_jax.data.pictures import Picture, picture_list, read_picture
-from dalle_jax.data.transforms import inference_transform, long_side_to, short_side_to
+from dalle_jax.data.images.arrays import Picture, picture_list, read_picture
+from dalle_jax.data.images.transforms import inference_transform, long_side_to, short_side_to
 
 _ON_DEVICE = {Resample.BILINEAR: "linear", Resample.BICUBIC: "cubic", Resample.LANCZOS: "lanczos3"}
 """Of `jax.image.resize`."""

@@ -17,7 +17,7 @@ from dalle_jax.codec.model import Codec, decode, encode, pixels_of
 from dalle_jax.codec.pixels import map_pixels
 from dalle_jax.codec.relaxation import gumbel_softmax, init_codebook, nearest_codes, straight_through, update_codebook
 from dalle_jax.data.config import Augment
-from dalle_jax.data.grid import picture_grid
+from dalle_jax.data.images.grid import picture_grid
 from dalle_jax.training.config import TrainConfig
 from dalle_jax.training.parallel.processes import is_primary, to_host
 from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task, row_weights

@@ -36,7 +36,7 @@ class HeldOutBy(enum.Enum):
 
 
 class Augment(enum.Enum):
-    """How a picture becomes a square of `image_size`; `dalle_jax.data.transforms` has one function for each."""
+    """How a picture becomes a square of `image_size`; `dalle_jax.data.images.transforms` has one function for each."""
 
     NONE = "none"  # DALL·E's inference preprocessing: short side resized with Lanczos, centre crop
     DVAE = "dvae"  # DALL·E Listing 1: random square, random scale, random crop, mirrored half of the time

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from dalle_jax.data import transforms
 from dalle_jax.data.config import Augment, Resizing, TextConfig
 from dalle_jax.data.counts import REASONS, describe
-from dalle_jax.data.decode import decode
+from dalle_jax.data.images import transforms
+from dalle_jax.data.images.decode import decode
 from dalle_jax.data.records import BadReason, BadSample, Encoding, Record, Source
 from dalle_jax.data.tokenizer import RowTokenizer
 from dalle_jax.errors import UserError

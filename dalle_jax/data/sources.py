@@ -119,7 +119,7 @@ def splits_of(config: SourceConfig) -> list[str]:
     if isinstance(config, DataConfig) and config.mixture:
         return [TRAIN, EVAL] if any(EVAL in splits_of(part) for part in config.mixture) else [TRAIN]
     if config.source is SourceKind.ENCODED and not config.eval_split:
-        from dalle_jax.data.encoded import read_manifest
+        from dalle_jax.data.encoded.source import read_manifest
 
         return [TRAIN, EVAL] if EVAL in read_manifest(storage.expanduser(config.path)).splits else [TRAIN]
     whole = config.eval_fraction == 0.0 and not config.eval_split and config.source is not SourceKind.SHAPES
@@ -167,11 +167,11 @@ def _open_stored(config: SourceConfig, split: str) -> Source:
 
         return shapes.source(config.shapes, split)
     if config.source is SourceKind.ENCODED:
-        from dalle_jax.data.encoded import Encoded
+        from dalle_jax.data.encoded.source import Encoded
 
         return Encoded(config.path, split)
     if config.source is SourceKind.TFDS:
-        from dalle_jax.data import tfds
+        from dalle_jax.data.readers import tfds
 
         return tfds.Tfds(
             tfds.open_builder(config.path),
@@ -187,13 +187,13 @@ def _open_stored(config: SourceConfig, split: str) -> Source:
         )
     path = config.path.replace("{split}", split)
     if config.source is SourceKind.FOLDER:
-        from dalle_jax.data.class_folder import ClassFolder
-        from dalle_jax.data.folder import Folder
+        from dalle_jax.data.readers.class_folder import ClassFolder
+        from dalle_jax.data.readers.folder import Folder
 
         kind = ClassFolder if config.caption_templates else Folder
         return kind(path, caption_field=config.caption_field, image_field=config.image_field)
     if config.source is SourceKind.PARQUET:
-        from dalle_jax.data.parquet import Parquet
+        from dalle_jax.data.readers.parquet import Parquet
 
         return Parquet(
             paths.expand(path, ".parquet"),
@@ -201,7 +201,7 @@ def _open_stored(config: SourceConfig, split: str) -> Source:
             image_field=config.image_field,
             label_field=config.label_field,
         )
-    from dalle_jax.data.webdataset import WebDataset
+    from dalle_jax.data.readers.webdataset import WebDataset
 
     return WebDataset(
         paths.expand(path, ".tar"),

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from dalle_jax.data.grid import picture_grid
+from dalle_jax.data.images.grid import picture_grid
 from dalle_jax.data.samples import NO_TOKEN
 from dalle_jax.decoder.config import DecoderConfig
 from dalle_jax.decoder.model import PAD, Decoder, Output, abstract_params, init_params

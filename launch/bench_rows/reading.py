@@ -11,10 +11,10 @@ import numpy as np
 
 from dalle_jax.data.batches import Batches
 from dalle_jax.data.config import Augment, HeldOutBy
+from dalle_jax.data.readers.webdataset import WebDataset
+from dalle_jax.data.readers.webdataset_index import TarIndex
 from dalle_jax.data.records import Record
 from dalle_jax.data.sources import TRAIN, hold_out
-from dalle_jax.data.tar_index import TarIndex
-from dalle_jax.data.webdataset import WebDataset
 from launch.bench_rows.workload import Row, Workload
 
 BATCH_SIZE, IMAGE_SIZE = 256, 8

@@ -12,7 +12,7 @@ from etils import epath
 from PIL import Image, ImageDraw, ImageFont
 
 from clip_jax import Clip
-from dalle_jax.data.grid import picture_grid, save_png
+from dalle_jax.data.images.grid import picture_grid, save_png
 from dalle_jax.data.shapes.judge import ATTRIBUTES, CHANCE, accuracy
 from dalle_jax.data.shapes.scenes import Scene, captions, draw, random_scene
 from dalle_jax.pipeline import Dalle

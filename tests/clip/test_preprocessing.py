@@ -18,7 +18,7 @@ from clip_jax.preprocessing.open_clip import pictures_from_open_clip, pictures_t
 from clip_jax.towers.vit import normalize_pixels
 from configs.clip_finetune import augment_of
 from dalle_jax.data.config import Augment, Resample, Resizing
-from dalle_jax.data.transforms import make_transform
+from dalle_jax.data.images.transforms import make_transform
 from dalle_jax.errors import UserError
 from dalle_jax.training.trees import unbox
 from tests.clip.small_clip import CONFIG, tokenize

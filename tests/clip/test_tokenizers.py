@@ -13,8 +13,8 @@ import sentencepiece
 
 from clip_jax.tokenizers.published import SiglipTokenizer, canonicalize, clean, load_tokenizer
 from dalle_jax.data.captions import all_captions
+from dalle_jax.data.readers.webdataset import WebDataset
 from dalle_jax.data.shapes.scenes import captions, random_scene
-from dalle_jax.data.webdataset import WebDataset
 from dalle_jax.errors import UserError
 
 START, END = 49406, 49407

@@ -5,8 +5,8 @@ import pytest
 
 from dalle_jax.data.account import accounts, in_lines
 from dalle_jax.data.config import Augment, DataConfig, HeldOutBy, MixturePart, ShapesConfig, SourceKind
-from dalle_jax.data.encoded_folder import Job, write_manifest
-from dalle_jax.data.encoded_writer import Writer
+from dalle_jax.data.encoded.folder import Job, write_manifest
+from dalle_jax.data.encoded.writer import Writer
 from dalle_jax.data.left_out import Tally, in_words
 from dalle_jax.data.records import BadReason, BadSample, Encoding
 from dalle_jax.data.sources import open_splits

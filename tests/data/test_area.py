@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dalle_jax.data import area
-from dalle_jax.data.area import area_weights, resize_area
+from dalle_jax.data.images import area
+from dalle_jax.data.images.area import area_weights, resize_area
 
 
 def by_integrals(image, height, width):

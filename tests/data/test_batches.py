@@ -16,9 +16,9 @@ from dalle_jax.data import prefetch
 from dalle_jax.data.batches import Batches
 from dalle_jax.data.config import Augment, TextConfig
 from dalle_jax.data.mixture import Mixture
+from dalle_jax.data.readers.webdataset import WebDataset
 from dalle_jax.data.records import BadReason, BadSample, Record
 from dalle_jax.data.tokenizer import train_tokenizer
-from dalle_jax.data.webdataset import WebDataset
 from dalle_jax.errors import UserError
 
 SIZE = 8

@@ -7,13 +7,13 @@ import pytest
 import tensorflow_datasets as tfds
 
 from dalle_jax.data.class_captions import ClassCaptions, fill
-from dalle_jax.data.class_folder import ClassFolder, in_class_order
 from dalle_jax.data.config import DataConfig, SourceKind
+from dalle_jax.data.readers.class_folder import ClassFolder, in_class_order
+from dalle_jax.data.readers.tfds import Tfds
+from dalle_jax.data.readers.webdataset import WebDataset
 from dalle_jax.data.records import Record, Subset
 from dalle_jax.data.relabelled import Relabelled
 from dalle_jax.data.sources import open_source
-from dalle_jax.data.tfds import Tfds
-from dalle_jax.data.webdataset import WebDataset
 from dalle_jax.errors import UserError
 
 

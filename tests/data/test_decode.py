@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dalle_jax.data.config import MAX_PIXELS, DataConfig
-from dalle_jax.data.decode import decode
+from dalle_jax.data.images.decode import decode
 from dalle_jax.data.records import BadReason, BadSample
 
 RED = (200, 30, 40)

@@ -11,11 +11,9 @@ import numpy as np
 import pytest
 
 from dalle_jax.config import write_json
-from dalle_jax.data import decode, transforms
 from dalle_jax.data.batches import Batches
 from dalle_jax.data.config import Augment, DataConfig, SourceKind, TextConfig
-from dalle_jax.data.encoded import Encoded, check_files, pack, pack_header, read_manifest, unpack
-from dalle_jax.data.encoded_folder import (
+from dalle_jax.data.encoded.folder import (
     Job,
     check_settings,
     count_written,
@@ -25,7 +23,9 @@ from dalle_jax.data.encoded_folder import (
     write_manifest,
     write_settings,
 )
-from dalle_jax.data.encoded_writer import Writer
+from dalle_jax.data.encoded.source import Encoded, check_files, pack, pack_header, read_manifest, unpack
+from dalle_jax.data.encoded.writer import Writer
+from dalle_jax.data.images import decode, transforms
 from dalle_jax.data.records import BadReason, BadSample, Encoding, Record, hash_key
 from dalle_jax.data.sources import EVAL, TRAIN, open_source, splits_of
 from dalle_jax.data.tokenizer import train_tokenizer

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dalle_jax.data.folder import Folder
+from dalle_jax.data.readers.folder import Folder
 from dalle_jax.data.records import BadReason
 from dalle_jax.errors import UserError
 

@@ -9,10 +9,10 @@ import pytest
 
 from dalle_jax.data.captions import all_captions
 from dalle_jax.data.config import DataConfig, SourceKind
-from dalle_jax.data.folder import Folder
+from dalle_jax.data.readers.folder import Folder
+from dalle_jax.data.readers.webdataset import WebDataset
 from dalle_jax.data.records import BadReason
 from dalle_jax.data.sources import open_source
-from dalle_jax.data.webdataset import WebDataset
 from dalle_jax.errors import UserError
 
 

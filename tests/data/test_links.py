@@ -7,7 +7,7 @@ import pytest
 from dalle_jax import storage
 from dalle_jax.data import paths
 from dalle_jax.data.config import DataConfig, SourceKind
-from dalle_jax.data.folder import Folder
+from dalle_jax.data.readers.folder import Folder
 from dalle_jax.data.sources import open_source
 from dalle_jax.errors import UserError
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dalle_jax.data.decode import decode
-from dalle_jax.data.pictures import read_picture
+from dalle_jax.data.images.arrays import read_picture
+from dalle_jax.data.images.decode import decode
+from dalle_jax.data.readers.webdataset_index import IMAGE_SUFFIXES
 from dalle_jax.data.records import BadReason, BadSample
-from dalle_jax.data.tar_index import IMAGE_SUFFIXES
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "GIF", "BMP", "JPEG2000")
 EXACT = ("PNG", "TIFF", "BMP")  # without loss, so that pixels are those that were saved

@@ -12,7 +12,7 @@ import pytest
 from dalle_jax import storage
 from dalle_jax.data.captions import all_captions
 from dalle_jax.data.config import DataConfig, SourceKind
-from dalle_jax.data.parquet import Parquet
+from dalle_jax.data.readers.parquet import Parquet
 from dalle_jax.data.records import BadReason, BadSample
 from dalle_jax.data.sources import open_source
 from dalle_jax.errors import UserError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dalle_jax.data.pictures import picture_list, read_picture
+from dalle_jax.data.images.arrays import picture_list, read_picture
 from dalle_jax.errors import UserError
 
 

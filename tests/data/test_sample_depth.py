@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dalle_jax.data.decode import decode
-from dalle_jax.data.pictures import read_picture
+from dalle_jax.data.images.arrays import read_picture
+from dalle_jax.data.images.decode import decode
 from dalle_jax.data.records import BadReason, BadSample
 from dalle_jax.errors import UserError
 

@@ -17,9 +17,9 @@ from dalle_jax.data.config import (
     TarKey,
     TokenizerConfig,
 )
+from dalle_jax.data.readers.webdataset import WebDataset
 from dalle_jax.data.records import Rest, hash_key
 from dalle_jax.data.sources import hold_out, open_source, open_splits, whole_of
-from dalle_jax.data.webdataset import WebDataset
 from dalle_jax.errors import UserError
 
 

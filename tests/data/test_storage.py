@@ -12,16 +12,16 @@ from dalle_jax import storage
 from dalle_jax.config import read_json, write_json
 from dalle_jax.data import paths
 from dalle_jax.data.config import Augment, DataConfig, SourceKind
-from dalle_jax.data.encoded import Encoded, read_manifest
-from dalle_jax.data.encoded_folder import Job, damaged, finished, write_manifest
-from dalle_jax.data.encoded_writer import Writer
-from dalle_jax.data.folder import Folder
+from dalle_jax.data.encoded.folder import Job, damaged, finished, write_manifest
+from dalle_jax.data.encoded.source import Encoded, read_manifest
+from dalle_jax.data.encoded.writer import Writer
+from dalle_jax.data.readers.folder import Folder
+from dalle_jax.data.readers.tar import scan
+from dalle_jax.data.readers.tfds import TfRecords
+from dalle_jax.data.readers.webdataset import WebDataset
 from dalle_jax.data.records import Encoding
 from dalle_jax.data.sources import open_source, splits_of
-from dalle_jax.data.tar import scan
-from dalle_jax.data.tfds import TfRecords
 from dalle_jax.data.tokenizer import Tokenizer, train_tokenizer
-from dalle_jax.data.webdataset import WebDataset
 from dalle_jax.errors import UserError, run_main
 from dalle_jax.training.telemetry.writers import open_writers
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dalle_jax.data.delimited import rows
-from dalle_jax.data.folder import Folder
+from dalle_jax.data.readers.delimited import rows
+from dalle_jax.data.readers.folder import Folder
+from dalle_jax.data.readers.tables import IMAGE_FIELDS, TABLE_CAPTION_FIELDS, read_table
 from dalle_jax.data.records import BadReason, BadSample
-from dalle_jax.data.tables import IMAGE_FIELDS, TABLE_CAPTION_FIELDS, read_table
 from dalle_jax.errors import UserError
 
 CAPTIONS = [f"image number {i}, of some" for i in range(30)]

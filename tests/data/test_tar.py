@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dalle_jax.data import tar
 from dalle_jax.data.left_out import Tally
+from dalle_jax.data.readers import tar
 from dalle_jax.errors import UserError
 
 NAMES = st.one_of(

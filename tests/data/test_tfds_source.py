@@ -12,9 +12,9 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from dalle_jax.data.config import DataConfig, SourceKind
+from dalle_jax.data.readers.tfds import Tfds, open_builder
 from dalle_jax.data.records import BadReason, BadSample
 from dalle_jax.data.sources import open_source
-from dalle_jax.data.tfds import Tfds, open_builder
 from dalle_jax.errors import UserError
 
 

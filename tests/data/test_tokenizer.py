@@ -208,7 +208,7 @@ def test_rare_characters_of_a_large_alphabet_become_unknown():
 def test_real_captions(emoji_glob, tmp_path):
     from dalle_jax.data import paths
     from dalle_jax.data.captions import all_captions
-    from dalle_jax.data.webdataset import WebDataset
+    from dalle_jax.data.readers.webdataset import WebDataset
 
     texts = list(all_captions(WebDataset(paths.expand(emoji_glob, ".tar"))))
     tokenizer = train_tokenizer(texts, 1000)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dalle_jax.data import transforms
-from dalle_jax.data.area import resize_area
 from dalle_jax.data.config import Augment
-from dalle_jax.data.decode import decode
+from dalle_jax.data.images import transforms
+from dalle_jax.data.images.area import resize_area
+from dalle_jax.data.images.decode import decode
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dalle_jax.data import paths, tar
+from dalle_jax.data import paths
 from dalle_jax.data.captions import all_captions
 from dalle_jax.data.config import TarKey
+from dalle_jax.data.readers import tar
+from dalle_jax.data.readers.webdataset import WebDataset
 from dalle_jax.data.records import BadReason, BadSample, hash_key
-from dalle_jax.data.webdataset import WebDataset
 from dalle_jax.errors import UserError
 
 

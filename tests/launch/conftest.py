@@ -13,7 +13,7 @@ import pytest
 
 from clip_jax.evaluation.prompts import published_prompts
 from configs.clip_cifar10 import TEMPLATES
-from launch.tar_shards import write_shard
+from dalle_jax.data.readers.webdataset_writer import write_shard
 from tests.data.conftest import encode_picture
 
 ROOT = Path(__file__).parents[2]

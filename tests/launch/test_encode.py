@@ -10,8 +10,8 @@ import pytest
 from dalle_jax.codec import load_codec
 from dalle_jax.config import write_json
 from dalle_jax.data.config import DataConfig, ShapesConfig
-from dalle_jax.data.decode import decode
-from dalle_jax.data.encoded import Encoded, read_manifest
+from dalle_jax.data.encoded.source import Encoded, read_manifest
+from dalle_jax.data.images.decode import decode
 from dalle_jax.data.sources import open_source
 from dalle_jax.training.checkpoints.manager import saved_steps
 

@@ -12,8 +12,8 @@ from PIL import Image
 from clip_jax import VisionConfig, tower_config
 from clip_jax.evaluation.features import encode_source, label_array
 from clip_jax.evaluation.zero_shot import class_directions
+from dalle_jax.data.readers.webdataset import WebDataset
 from dalle_jax.data.records import Record
-from dalle_jax.data.webdataset import WebDataset
 from dalle_jax.errors import UserError
 from launch.eval_data import Classes, DataFlags, find_prompts, is_benchmark, open_split
 from launch.suites import linear_probe, retrieval, zero_shot

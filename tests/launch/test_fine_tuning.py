@@ -34,7 +34,7 @@ from dalle_jax.config import from_config_dict
 from dalle_jax.data.batches import Batches
 from dalle_jax.data.config import Augment, DataConfig, SourceKind, TokenizerConfig, TokenizerKind
 from dalle_jax.data.config import TextConfig as Rows
-from dalle_jax.data.folder import Folder
+from dalle_jax.data.readers.folder import Folder
 from dalle_jax.data.tokenizer import train_tokenizer
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation

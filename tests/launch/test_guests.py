@@ -57,7 +57,7 @@ for package in (dalle_jax, clip_jax):
 imported = state()
 dalle_jax.load(sys.argv[1])
 clip_jax.load(sys.argv[1]).encode_image([numpy.zeros((8, 8, 3), numpy.uint8)])
-from dalle_jax.data.decode import decode
+from dalle_jax.data.images.decode import decode
 decode(pathlib.Path(sys.argv[2]).read_bytes(), max_pixels=1 << 20)
 print(json.dumps([before, imported, state()]))
 """

@@ -9,12 +9,12 @@ import pytest
 from etils import epath
 
 from dalle_jax.data.config import DataConfig, HeldOutBy, MixturePart, SourceKind
+from dalle_jax.data.readers.webdataset_writer import write_shard
 from dalle_jax.data.sources import open_source, open_splits
 from dalle_jax.errors import UserError
 from dalle_jax.training.checkpoints.workdir import check_workdir, open_workdir, read_workdir
 from launch.kept_data import FILE, fingerprints, keep_data
 from launch.run_config import held_out_as_begun
-from launch.tar_shards import write_shard
 from tests.data.conftest import encode_picture
 
 PNG = encode_picture(np.zeros((4, 4, 3), np.uint8))

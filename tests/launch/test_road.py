@@ -19,6 +19,7 @@ import dalle_jax
 from dalle_jax.codec import CodecConfig, ConvConfig, FrozenCodec, VqganConfig, save_codec, vqgan
 from dalle_jax.codec.weights.dvae import dvae_shapes
 from dalle_jax.config import from_config_dict, write_json
+from dalle_jax.data.readers.webdataset_writer import write_shard
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.pipeline import codec_workdir
 from dalle_jax.training.checkpoints.manager import load_params, saved_steps
@@ -26,7 +27,6 @@ from dalle_jax.training.checkpoints.workdir import read_workdir
 from dalle_jax.training.trees import unbox
 from launch.run_config import RunConfig
 from launch.stages import make_batches, plan_decoder
-from launch.tar_shards import write_shard
 from tests.data.conftest import encode_picture
 from tests.launch.conftest import ROOT
 

@@ -7,10 +7,10 @@ import sys
 import pytest
 
 from dalle_jax import storage
-from dalle_jax.data.tar_index import tar_index
+from dalle_jax.data.readers.webdataset_index import tar_index
+from dalle_jax.data.readers.webdataset_writer import write_shard
 from dalle_jax.errors import UserError, run_main
 from launch import flags
-from launch.tar_shards import write_shard
 from tests.launch.conftest import ROOT, environment
 from tests.launch.starters import assert_refused
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 
 from dalle_jax import storage
-from dalle_jax.data.tables import names_images
+from dalle_jax.data.readers.tables import names_images
 
 FIRST = ("captions.csv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
 """Tables by their names, of which the first in a folder is read; `metadata` is what Hugging Face writes. In the folder

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 
-from dalle_jax.data.folder import Folder
+from dalle_jax.data.readers.folder import Folder
 from dalle_jax.data.records import Record
 from dalle_jax.errors import UserError
 

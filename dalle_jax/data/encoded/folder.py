@@ -13,7 +13,7 @@ from etils import epath
 from dalle_jax import storage
 from dalle_jax.config import from_config_dict, read_json, write_json
 from dalle_jax.data.config import Augment
-from dalle_jax.data.encoded import FORMAT_VERSION, MANIFEST, Manifest, Shard, Split
+from dalle_jax.data.encoded.source import FORMAT_VERSION, MANIFEST, Manifest, Shard, Split
 from dalle_jax.data.records import Encoding, Source
 from dalle_jax.errors import UserError
 

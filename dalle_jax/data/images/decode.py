@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, UnidentifiedImageError
 
-from dalle_jax.data.bare_image import TransparentColor, bare_image
-from dalle_jax.data.orientation import noted, turned
+from dalle_jax.data.images.bare_image import TransparentColor, bare_image
+from dalle_jax.data.images.orientation import noted, turned
 from dalle_jax.data.records import BadReason, BadSample
 
 Picture = UInt8[np.ndarray, "height width 3"]

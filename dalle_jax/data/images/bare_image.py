@@ -9,8 +9,8 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from dalle_jax.data import orientation
-from dalle_jax.data.orientation import PROFILES, UPRIGHT, XMP_SEGMENT
+from dalle_jax.data.images import orientation
+from dalle_jax.data.images.orientation import PROFILES, UPRIGHT, XMP_SEGMENT
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MOST_TEXT = 1 << 20  # bytes of a text that are unpacked to look for an orientation

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dalle_jax import storage
 from dalle_jax.data.captions import Captions, captions_from_text
 from dalle_jax.data.config import SourceKind
-from dalle_jax.data.layouts import first_of, tables_in
-from dalle_jax.data.listing import caption_files, is_image, list_files, list_tables
+from dalle_jax.data.readers.layouts import first_of, tables_in
+from dalle_jax.data.readers.listing import caption_files, is_image, list_files, list_tables
+from dalle_jax.data.readers.tables import is_table_name
+from dalle_jax.data.readers.webdataset_index import IMAGE_SUFFIXES
 from dalle_jax.data.records import BadReason, BadSample, LeftOut, Record, Source
-from dalle_jax.data.tables import is_table_name
-from dalle_jax.data.tar_index import IMAGE_SUFFIXES
 from dalle_jax.errors import UserError
 
 _log = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from dalle_jax import storage
 from dalle_jax.data.captions import Captions, captions_from_json, captions_from_text
 from dalle_jax.data.config import HeldOutBy, TarKey
 from dalle_jax.data.left_out import Tally, in_words
+from dalle_jax.data.readers.webdataset_index import DOTTED, IMAGE_SUFFIXES, PARTS, TarIndex, tar_index
 from dalle_jax.data.records import BadReason, BadSample, LeftOut, Record, Source, hash_key
-from dalle_jax.data.tar_index import DOTTED, IMAGE_SUFFIXES, PARTS, TarIndex, tar_index
 from dalle_jax.errors import UserError
 
 _THREADS = 16  # that open tars: each waits most of its time for a bucket or a network file system

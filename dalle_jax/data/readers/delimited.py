@@ -9,7 +9,7 @@ import io
 import re
 from collections.abc import Collection, Iterator, Sequence
 
-from dalle_jax.data.tar_index import IMAGE_SUFFIXES
+from dalle_jax.data.readers.webdataset_index import IMAGE_SUFFIXES
 from dalle_jax.errors import UserError
 
 _DELIMITERS = (",", "\t", ";", "|")

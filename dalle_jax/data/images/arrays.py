@@ -8,8 +8,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from dalle_jax.data.config import DataConfig
-from dalle_jax.data.decode import decode, to_rgb
-from dalle_jax.data.orientation import noted, turned
+from dalle_jax.data.images.decode import decode, to_rgb
+from dalle_jax.data.images.orientation import noted, turned
 from dalle_jax.data.records import BadSample
 from dalle_jax.errors import UserError
 from dalle_jax.storage import as_path

@@ -9,8 +9,8 @@ from typing import Any
 
 from dalle_jax import storage
 from dalle_jax.config import parse_json
-from dalle_jax.data import delimited
 from dalle_jax.data.captions import CAPTION_FIELDS, Captions, captions_from_mapping
+from dalle_jax.data.readers import delimited
 from dalle_jax.data.records import LeftOut
 from dalle_jax.errors import UserError, closest
 
@@ -221,6 +221,6 @@ def _coco_rows(path: str, value: Mapping[str, Any]) -> Iterator[tuple[str, Mappi
 
 
 def _parquet_rows(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    from dalle_jax.data.parquet import read_rows  # pyarrow takes a while, which other tables do without
+    from dalle_jax.data.readers.parquet import read_rows  # pyarrow takes a while, which other tables do without
 
     yield from ((f"row {i}", row) for i, row in enumerate(read_rows(path)))

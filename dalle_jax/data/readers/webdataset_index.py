@@ -16,9 +16,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from dalle_jax import storage
-from dalle_jax.data import tar
 from dalle_jax.data.config import TarKey
 from dalle_jax.data.left_out import Tally
+from dalle_jax.data.readers import tar
 from dalle_jax.data.records import LeftOut, hash_key
 
 _log = logging.getLogger(__name__)

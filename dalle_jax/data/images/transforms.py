@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from dalle_jax.data.area import resize_area
 from dalle_jax.data.config import BICUBIC, Augment, Resample, Resizing
-from dalle_jax.data.decode import Picture
+from dalle_jax.data.images.area import resize_area
+from dalle_jax.data.images.decode import Picture
 
 Square = UInt8[np.ndarray, "size size 3"]
 Resized = UInt8[np.ndarray, "_ _ 3"]  # not of the height and width that a function's argument has
@@ -30,7 +30,7 @@ def dvae_augment(image: Picture, size: int, rng: np.random.Generator) -> Square:
     """DALL·E's augmentation for the codec (Listing 1).
 
     A random square of the short side s, scaled to t x t with t uniform from min(s, 9/8 size) to min(s, 12/8 size),
-    then a random crop, mirrored half of the time. The scaling averages exact areas (`dalle_jax.data.area`); the paper's
+    then a random crop, mirrored half of the time. The scaling averages exact areas (`dalle_jax.data.images.area`); the paper's
     aligns the corner pixels of both images, which moves nothing by more than a pixel.
     """
     height, width, _ = image.shape

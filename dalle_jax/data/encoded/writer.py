@@ -16,11 +16,11 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
 from dalle_jax import storage
-from dalle_jax.data import transforms
 from dalle_jax.data.counts import REASONS, ReadCounts
-from dalle_jax.data.decode import decode
-from dalle_jax.data.encoded import Shard, pack, pack_header
-from dalle_jax.data.encoded_folder import Job, note_shard
+from dalle_jax.data.encoded.folder import Job, note_shard
+from dalle_jax.data.encoded.source import Shard, pack, pack_header
+from dalle_jax.data.images import transforms
+from dalle_jax.data.images.decode import decode
 from dalle_jax.data.prefetch import compute_ahead, read_ahead
 from dalle_jax.data.records import BadReason, BadSample, hash_key
 

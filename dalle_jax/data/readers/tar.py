@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from dalle_jax import storage
-from dalle_jax.data import tar_header
 from dalle_jax.data.left_out import Tally
-from dalle_jax.data.tar_header import BLOCK
+from dalle_jax.data.readers import tar_header
+from dalle_jax.data.readers.tar_header import BLOCK
 from dalle_jax.errors import UserError
 
 _log = logging.getLogger(__name__)

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from dalle_jax import storage
 from dalle_jax.data.captions import Captions
-from dalle_jax.data.layouts import coco_split, is_table
-from dalle_jax.data.names import Names
+from dalle_jax.data.readers.file_names import Names
+from dalle_jax.data.readers.layouts import coco_split, is_table
+from dalle_jax.data.readers.tables import TABLE_CAPTION_FIELDS, Table, read_table
+from dalle_jax.data.readers.webdataset_index import IMAGE_SUFFIXES
 from dalle_jax.data.records import LeftOut
-from dalle_jax.data.tables import TABLE_CAPTION_FIELDS, Table, read_table
-from dalle_jax.data.tar_index import IMAGE_SUFFIXES
 from dalle_jax.errors import UserError
 
 _TEXTS = (".txt", ".caption")  # of two beside one image, the first is read
