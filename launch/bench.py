@@ -19,11 +19,11 @@ import jax
 from absl import flags
 
 from dalle_jax.errors import UserError, closest
-from launch.bench_rows import ROWS
-from launch.bench_rows.elsewhere import peer_of
-from launch.bench_rows.timing import measure
-from launch.bench_rows.workload import Row
-from launch.flags import start
+from launch.benchmarks import ROWS
+from launch.benchmarks.subprocess_workload import peer_of
+from launch.benchmarks.timing import measure
+from launch.benchmarks.workload import Row
+from launch.cli import start
 
 ROW_NAMES = flags.DEFINE_list("rows", [], "parts of names; default: all rows for this machine")
 RUNS = flags.DEFINE_integer("runs", 5, "timed runs of each, of which the median counts", lower_bound=1)

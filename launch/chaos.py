@@ -2,7 +2,7 @@
 
     python -m launch.chaos --config=configs/chaos.py --kills=20 --out=runs/chaos
 
-trains the config's decoder twice as several processes: undisturbed, and under faults at random steps (`launch.faults`
+trains the config's decoder twice as several processes: undisturbed, and under faults at random steps (`launch.fault_injection.faults`
 has the list). The supervisor starts it again each time but after a full disk and an unreadable shard: these end it with
 code 2, which a supervisor leaves alone, so the script mends them as a person would and starts the run again itself.
 Parameters, running average and optimizer must be equal bit for bit, the loss of every step too; no fault may cost more
@@ -29,11 +29,11 @@ from dalle_jax.storage import local_folder
 from dalle_jax.training.checkpoints.manager import load_item
 from dalle_jax.training.checkpoints.workdir import saved_steps
 from dalle_jax.training.trees import named_leaves
-from launch.chaos_bench import STAGE, Bench, prepare
-from launch.faults import Kind, Place, make_faults, small_disk
-from launch.flags import define_config, start
-from launch.run_config import RunConfig
-from launch.storm import Storm, table, too_few_in_saves
+from launch.cli import define_config, start
+from launch.fault_injection.faults import Kind, Place, make_faults, small_disk
+from launch.fault_injection.runner import Storm, table, too_few_in_saves
+from launch.fault_injection.testbed import STAGE, Bench, prepare
+from launch.run.config import RunConfig
 
 CONFIG = define_config()
 OUT = flags.DEFINE_string("out", "runs/chaos", "folder of the runs; made anew")

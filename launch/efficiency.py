@@ -39,12 +39,12 @@ from dalle_jax.training.checkpoints.workdir import code_version, read_workdir
 from dalle_jax.training.loop import train
 from dalle_jax.training.parallel.processes import from_primary, is_primary
 from dalle_jax.training.telemetry.rows import NotFinite
-from launch.base import find_tokenizer
-from launch.efficiency_report import describe, draw, read_curve, summarise, write_csv
-from launch.flags import define_config, start
-from launch.run_config import EfficiencyConfig, RunConfig, check_data_options, held_out_as_begun
-from launch.stages import StagePlan, make_batches
-from launch.together import begin, check_processes
+from launch.cli import define_config, start
+from launch.evaluation.efficiency_report import describe, draw, read_curve, summarise, write_csv
+from launch.run.config import EfficiencyConfig, RunConfig, check_data_options, held_out_as_begun
+from launch.run.coordination import begin, check_processes
+from launch.run.initialization import find_tokenizer
+from launch.run.stages import StagePlan, make_batches
 
 CONFIG = define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the runs and the figure", required=True)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from dalle_jax.data.readers.webdataset_writer import write_shard
 from dalle_jax.errors import UserError
 from dalle_jax.storage import local_folder
-from launch.flags import start
+from launch.cli import start
 
 OUT = flags.DEFINE_string("out", None, "folder to write train-*.tar into", required=True)
 NUM_SHARDS = flags.DEFINE_integer("num_shards", 4, "tars to deal the samples to", lower_bound=1)

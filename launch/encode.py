@@ -48,10 +48,10 @@ from dalle_jax.training.parallel.consistency import check_agreement
 from dalle_jax.training.parallel.mesh import make_mesh
 from dalle_jax.training.parallel.processes import from_primary, is_primary
 from dalle_jax.training.parallel.sharding import ShardingRules, batch_sharding
-from launch.flags import define_config, start
-from launch.run_config import RunConfig, check_data_options
-from launch.stages import find_codec
-from launch.together import check_processes, require_shared
+from launch.cli import define_config, start
+from launch.run.config import RunConfig, check_data_options
+from launch.run.coordination import check_processes, require_shared
+from launch.run.stages import find_codec
 
 CONFIG = define_config(optional=["init_from"])
 WORKDIR = flags.DEFINE_string("workdir", None, "of a run whose codec makes the tokens")

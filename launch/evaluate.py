@@ -31,11 +31,11 @@ from dalle_jax.errors import UserError, closest
 from dalle_jax.storage import as_path
 from dalle_jax.training.checkpoints.workdir import code_version, read_workdir
 from dalle_jax.training.parallel.processes import is_primary
-from launch.eval_data import Classes, DataFlags, named_prompts
-from launch.flags import start
-from launch.suites import linear_probe, retrieval, shapes, zero_shot
-from launch.suites.results import Results, check
-from launch.together import check_processes
+from launch.cli import start
+from launch.evaluation import linear_probe, retrieval, shapes, zero_shot
+from launch.evaluation.datasets import Classes, DataFlags, named_prompts
+from launch.evaluation.results import Results, check
+from launch.run.coordination import check_processes
 
 MODEL = flags.DEFINE_string("model", None, "work directory of the trained run, or published weights", required=True)
 SUITE = flags.DEFINE_list("suite", ["shapes"], "what to measure: shapes, zero_shot, linear_probe, retrieval")

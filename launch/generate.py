@@ -32,8 +32,8 @@ from dalle_jax.storage import as_path, write_whole
 from dalle_jax.training.checkpoints.checksums import fingerprint
 from dalle_jax.training.checkpoints.manager import saved_steps
 from dalle_jax.training.parallel.processes import is_primary
-from launch.flags import start
-from launch.together import check_processes
+from launch.cli import start
+from launch.run.coordination import check_processes
 
 WORKDIR = flags.DEFINE_string("workdir", None, "of the trained run")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "a caption; may be given several times")

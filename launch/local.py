@@ -20,9 +20,9 @@ from absl import flags
 
 from dalle_jax.errors import PREEMPTED, PREEMPTED_VARIABLE, UserError
 from dalle_jax.training.parallel.processes import HEARTBEAT, preempted_code
-from launch.flags import start_command
-from launch.processes import Group, forwarded
-from launch.supervise import Policy, progress_of, supervise
+from launch.cli import start_command
+from launch.cluster.processes import Group, forwarded
+from launch.cluster.supervise import Policy, progress_of, supervise
 
 USUAL_RESTARTS = 3
 

@@ -12,14 +12,14 @@ from absl import flags
 
 from dalle_jax.config import from_config_dict, to_json
 from dalle_jax.errors import UserError
-from launch.flags import config_name, define_config, overridden, start
+from launch.cli import config_name, define_config, overridden, start
 from launch.planning.plans import plan_sampling, plan_training
 from launch.planning.published import write_page
 from launch.planning.record import Plan, plan_dict
 from launch.planning.report import table
 from launch.planning.topologies import find_topology, require_compiler
-from launch.run_config import RunConfig
-from launch.stages import choose_stages
+from launch.run.config import RunConfig
+from launch.run.stages import choose_stages
 
 CONFIG = define_config(optional=["init_from"])
 TOPOLOGY = flags.DEFINE_string("topology", None, "chips to plan for: v5e-256, v4-256, v5p-128, 2xv5e-256, ...")

@@ -16,9 +16,9 @@ from PIL import Image
 
 from dalle_jax import storage
 from dalle_jax.errors import UserError, closest
-from launch.curves import Look, X, curve, frame, known_metrics, names, order, stack, stages
-from launch.flags import start_command
-from launch.line_plot import COLOURS
+from launch.cli import start_command
+from launch.monitoring.curves import Look, X, curve, frame, known_metrics, names, order, stack, stages
+from launch.monitoring.line_plot import COLOURS
 
 OUT = flags.DEFINE_string("out", "plot.png", "picture to write, local or gs://")
 METRIC = flags.DEFINE_string("metric", "loss", "column of metrics.jsonl, such as eval/loss")

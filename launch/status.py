@@ -18,9 +18,9 @@ from absl import flags
 
 from dalle_jax.errors import UserError
 from dalle_jax.storage import as_path
-from launch.flags import start_command
-from launch.health import Verdict
-from launch.run_health import describe, find, whole
+from launch.cli import start_command
+from launch.monitoring.health import Verdict
+from launch.monitoring.run_health import describe, find, whole
 
 JSON = flags.DEFINE_bool("json", False, "print one JSON object")
 

@@ -15,8 +15,8 @@ from absl import flags
 from dalle_jax.data.config import TarKey
 from dalle_jax.data.tokenizer import train_tokenizer
 from dalle_jax.storage import as_path
-from launch.caption_texts import texts
-from launch.flags import start
+from launch.cli import start
+from launch.run.caption_texts import texts
 
 DATA = flags.DEFINE_string("data", None, "tars, folder, table, text file, TFDS name, or 'shapes'", required=True)
 VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 16_384, "entries, special ones and characters included")

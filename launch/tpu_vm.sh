@@ -2,7 +2,7 @@
 # A run on Cloud TPU virtual machines, from nothing to the end, through preemptions; `--help` tells how.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source launch/arguments.sh
+source launch/cluster/arguments.sh
 
 usage() {
   cat <<'END'
@@ -90,14 +90,14 @@ esac
 case "$action" in
   run | create)
     check_option accelerator "$accelerator" '.+' "the TPU to ask for, as in --accelerator=v5e-256"
-    described="$("$python" -m launch.accelerators "$accelerator")" || exit
+    described="$("$python" -m launch.cluster.accelerators "$accelerator")" || exit
     read -r accelerator_type default_version <<<"$described"
     ;;
 esac
 case "$action" in
   run | start)
     check_command
-    "$python" -m launch.commands "$slices" "${COMMAND[@]}" || exit
+    "$python" -m launch.cluster.command_checks "$slices" "${COMMAND[@]}" || exit
     ;;
 esac
 case "$action" in
@@ -111,9 +111,9 @@ esac
 if ! $dry_run && ! command -v gcloud >/dev/null; then
   refuse "the command gcloud is not here: install the Google Cloud CLI and sign in (gcloud auth login)"
 fi
-source launch/tpu_steps.sh
-source launch/restarts.sh
-source launch/tpu_watch.sh
+source launch/cluster/tpu_steps.sh
+source launch/cluster/restarts.sh
+source launch/cluster/tpu_watch.sh
 
 case "$action" in
   run) bring_to_end ;;

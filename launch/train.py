@@ -28,13 +28,13 @@ from dalle_jax.training.parallel.sharding import ShardingRules, check_batch
 from dalle_jax.training.program import build_step
 from dalle_jax.training.telemetry.attempts import read_starts
 from dalle_jax.training.telemetry.clock import process_began
-from launch.base import check_base, check_base_run, find_tokenizer
-from launch.flags import define_config, start
-from launch.process import set_deterministic
-from launch.run_config import RunConfig, check_data_options, held_out_as_begun, with_absolute_paths
-from launch.stages import PLANS, StagePlan, Watch, check_source, choose_stages, make_batches, train_stage
-from launch.starting import starting
-from launch.together import AnyTokenizer, begin, check_processes
+from launch.cli import define_config, start
+from launch.run.config import RunConfig, check_data_options, held_out_as_begun, with_absolute_paths
+from launch.run.coordination import AnyTokenizer, begin, check_processes
+from launch.run.initialization import check_base, check_base_run, find_tokenizer
+from launch.run.process_settings import set_deterministic
+from launch.run.stages import PLANS, StagePlan, Watch, check_source, choose_stages, make_batches, train_stage
+from launch.run.startup import starting
 
 CONFIG = define_config(optional=["init_from"])
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; made where it does not exist")

@@ -60,7 +60,7 @@ def emulator() -> Iterator[Emulator]:
     """Google Cloud Storage on loopback, where every library and script finds it."""
     if importlib.util.find_spec("gcsfs") is None:
         pytest.skip("paths at gs:// need the extra `gcs`")
-    from launch.process import keep_no_listings  # not before the hook above
+    from launch.run.process_settings import keep_no_listings  # not before the hook above
 
     emulator = Emulator()
     os.environ.update(emulator.environment)  # before gcsfs is imported, which looks at it

@@ -8,7 +8,7 @@ import math
 
 from dalle_jax.training.telemetry import chips
 from dalle_jax.training.telemetry.chips import Chip
-from launch.accelerators import GENERATIONS
+from launch.cluster.accelerators import GENERATIONS
 
 GBIT = 1e9 / 8
 """Bytes of a gigabit."""

@@ -18,7 +18,7 @@ from launch.planning.proposals import Proposal, propose, propose_sampling
 from launch.planning.record import CacheRow, Change, Plan
 from launch.planning.roofline import Roofline, days, roofline
 from launch.planning.topologies import Topology, fit_topology, mesh_flags
-from launch.run_config import RunConfig
+from launch.run.config import RunConfig
 
 
 def plan_training(config: str, run: RunConfig, stage: str, topology: Topology, given: Collection[str] = ()) -> Plan:

@@ -31,8 +31,8 @@ from dalle_jax.training.task import Task
 from dalle_jax.training.trees import unbox
 from launch.planning.flops import FlopCount, count_flops
 from launch.planning.topologies import Topology
-from launch.run_config import RunConfig
-from launch.stages import PLANS
+from launch.run.config import RunConfig
+from launch.run.stages import PLANS
 
 
 @dataclasses.dataclass(frozen=True)

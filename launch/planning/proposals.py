@@ -16,7 +16,7 @@ from dalle_jax.training.config import MeshConfig
 from launch.planning.flops import inner_programs
 from launch.planning.programs import Target, sampling_targets, training_target
 from launch.planning.topologies import mesh_flags
-from launch.run_config import RunConfig
+from launch.run.config import RunConfig
 
 SHARE = 0.9
 """Of a chip's memory that a step may take: the codec, evaluation and the next batch live beside it."""

@@ -14,7 +14,7 @@ from dalle_jax.errors import UserError
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.parallel.mesh import make_mesh
 from dalle_jax.training.parallel.sharding import ShardingRules, batch_sharding, replicated
-from launch.bench_rows.contrastive import largest_array
+from launch.benchmarks.contrastive import largest_array
 
 BATCH, EMBED, SCALE, BIAS, CHUNK = 64, 8, 14.0, -3.0, 4
 

@@ -15,7 +15,7 @@ from dalle_jax.errors import UserError
 from dalle_jax.nn.attention import Pattern
 from dalle_jax.training.config import Schedule
 from dalle_jax.training.parallel.sharding import ShardingRules, describe
-from launch.run_config import EfficiencyConfig, RunConfig
+from launch.run.config import EfficiencyConfig, RunConfig
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).with_name("decoder_12b_shardings.txt")

@@ -18,12 +18,12 @@ import jax
 
 import clip_jax
 import dalle_jax.pipeline
-import launch.stages
+import launch.run.stages
 
 TIMEOUT = 400
 """Seconds after which a fork is killed, before the test that waits for it is given up: the next one needs an answer."""
 
-IMPORTED = (jax, clip_jax, dalle_jax.pipeline, launch.stages)
+IMPORTED = (jax, clip_jax, dalle_jax.pipeline, launch.run.stages)
 
 
 def run(script: str, arguments: list[str], cwd: str, devices: int) -> dict:

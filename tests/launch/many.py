@@ -35,8 +35,8 @@ from dalle_jax.training.parallel.consistency import check_agreement
 from dalle_jax.training.parallel.mesh import make_mesh
 from dalle_jax.training.parallel.processes import from_primary, gather, initialize, is_primary, run_as_one, to_host
 from dalle_jax.training.parallel.sharding import ShardingRules, batch_sharding
-from launch.run_config import RunConfig
-from launch.together import begin, check_processes
+from launch.run.config import RunConfig
+from launch.run.coordination import begin, check_processes
 
 SIZE, BATCH = 8, 8
 CODEC = CodecConfig(
@@ -160,7 +160,7 @@ def disagree(folder: Path) -> None:
 
     def other_code() -> None:
         facts = {"commit": "0123456", "version": str(mine)}
-        with mock.patch("launch.together.code_facts", lambda: facts):
+        with mock.patch("launch.run.coordination.code_facts", lambda: facts):
             check_processes()
 
     def begin_run(data: int, workdir: Path, tokenizer: Tokenizer) -> None:
@@ -202,7 +202,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     from dalle_jax.errors import run_main
-    from launch.process import set_up_process
+    from launch.run.process_settings import set_up_process
 
     set_up_process()
     run_as_one(lambda: run_main(main))

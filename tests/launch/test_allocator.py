@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from launch import allocator
+from launch.run import allocator
 
 PROGRAM = """
 import resource
-from launch.allocator import keep_freed_memory
+from launch.run.allocator import keep_freed_memory
 keep_freed_memory()
 import jax, jax.numpy as jnp
 

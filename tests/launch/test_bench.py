@@ -7,9 +7,9 @@ import pytest
 
 from dalle_jax.errors import UserError
 from launch import bench
-from launch.bench_rows import ROWS, elsewhere, timing
-from launch.bench_rows.decoder import SPARSE, one_billion, sampling_pairs, small
-from launch.bench_rows.workload import Row, Workload
+from launch.benchmarks import ROWS, subprocess_workload, timing
+from launch.benchmarks.decoder import SPARSE, one_billion, sampling_pairs, small
+from launch.benchmarks.workload import Row, Workload
 
 
 @pytest.fixture
@@ -57,10 +57,10 @@ def test_without_a_peer_nothing_is_compared(clock):
 def test_a_process_runs_once_for_each_time_it_is_asked(tmp_path):
     log = str(tmp_path / "log")
     statement = f"""
-from launch.bench_rows.elsewhere import serve
+from launch.benchmarks.subprocess_workload import serve
 serve({{"items": 3.0}}, lambda: open({log!r}, "a").write("run "))
 """
-    there = elsewhere.start("the test", statement, {})
+    there = subprocess_workload.start("the test", statement, {})
     there.run()
     there.run()
     assert there.facts == {"items": 3.0} and (tmp_path / "log").read_text() == "run run "
@@ -68,7 +68,7 @@ serve({{"items": 3.0}}, lambda: open({log!r}, "a").write("run "))
 
 def test_a_process_that_dies_is_named():
     with pytest.raises(RuntimeError, match="the process of a row's peer has died"):
-        elsewhere.start("a row's peer", "raise SystemExit(1)", {})
+        subprocess_workload.start("a row's peer", "raise SystemExit(1)", {})
 
 
 def test_a_peer_that_is_not_installed_is_named(monkeypatch, capsys):
@@ -76,13 +76,13 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch, capsys):
         raise ImportError("no module", name="open_clip")
 
     row = Row("row", "s", "tokens", lambda: Workload(lambda: 1.0), absent)
-    monkeypatch.setattr("launch.bench_rows.ROWS", (row,))
+    monkeypatch.setattr("launch.benchmarks.ROWS", (row,))
     monkeypatch.setattr(sys, "stdin", iter(()))
-    elsewhere.serve_peer("row")
+    subprocess_workload.serve_peer("row")
     said = json.loads(capsys.readouterr().out)
-    monkeypatch.setattr(elsewhere, "start", lambda *_: elsewhere.Elsewhere(said, lambda: None))
+    monkeypatch.setattr(subprocess_workload, "start", lambda *_: subprocess_workload.Elsewhere(said, lambda: None))
     with pytest.raises(ImportError) as error:
-        elsewhere.peer_of(row)
+        subprocess_workload.peer_of(row)
     assert error.value.name == "open_clip"
 
 

@@ -10,7 +10,7 @@ from clip_jax.model import abstract_params
 from dalle_jax.decoder.task import training_flops
 from dalle_jax.nn.attention import Pattern
 from dalle_jax.nn.transformer import Remat
-from launch.bench_rows import clip, contrastive, decoder, loading, text
+from launch.benchmarks import clip, contrastive, decoder, loading, text
 
 
 @pytest.mark.parametrize("preset", ["tiny", "siglip_tiny"])

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from dalle_jax.errors import PREEMPTED
-from launch.faults import Fault, Kind, Place, make_faults
-from launch.processes import Group
-from launch.storm import Record, Storm, table, too_few_in_saves
+from launch.cluster.processes import Group
+from launch.fault_injection.faults import Fault, Kind, Place, make_faults
+from launch.fault_injection.runner import Record, Storm, table, too_few_in_saves
 
 INTERVAL = 5
 

@@ -15,9 +15,9 @@ from dalle_jax.config import from_config_dict
 from dalle_jax.errors import UserError
 from dalle_jax.training.telemetry.rows import NotFinite
 from launch import efficiency
-from launch import efficiency_report as report
-from launch.line_plot import Line, Span, draw_lines
-from launch.plot_axes import Axis, percent
+from launch.evaluation import efficiency_report as report
+from launch.monitoring.line_plot import Line, Span, draw_lines
+from launch.monitoring.plot_axes import Axis, percent
 
 FAST = [(10.0, 0.3), (20.0, 0.5), (30.0, 0.9)]
 SLOW = [(10.0, 0.2), (20.0, 0.15), (30.0, 0.3), (40.0, 0.4)]

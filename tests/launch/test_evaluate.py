@@ -15,10 +15,10 @@ from clip_jax.evaluation.zero_shot import class_directions
 from dalle_jax.data.readers.webdataset import WebDataset
 from dalle_jax.data.records import Record
 from dalle_jax.errors import UserError
-from launch.eval_data import Classes, DataFlags, find_prompts, is_benchmark, open_split
-from launch.suites import linear_probe, retrieval, zero_shot
-from launch.suites.class_names import labelled_alike
-from launch.suites.results import NotApplicable, Results, check
+from launch.evaluation import linear_probe, retrieval, zero_shot
+from launch.evaluation.class_names import labelled_alike
+from launch.evaluation.datasets import Classes, DataFlags, find_prompts, is_benchmark, open_split
+from launch.evaluation.results import NotApplicable, Results, check
 
 SIZE = 16
 VISION = VisionConfig(SIZE, 8, tower_config(1, 64))

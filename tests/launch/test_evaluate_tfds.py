@@ -12,8 +12,8 @@ from clip_jax.evaluation.metrics import Metric
 from clip_jax.evaluation.prompts import published_prompts
 from dalle_jax.data.readers.tfds import Tfds
 from dalle_jax.errors import UserError
-from launch.eval_data import find_prompts, open_split
-from launch.suites import linear_probe, zero_shot
+from launch.evaluation import linear_probe, zero_shot
+from launch.evaluation.datasets import find_prompts, open_split
 from tests.launch.test_evaluate import COLOURS, FLAGS, ColourClip, picture
 
 

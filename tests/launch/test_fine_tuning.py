@@ -46,8 +46,8 @@ from dalle_jax.training.parallel.sharding import ShardingRules
 from dalle_jax.training.state import abstract_state, state_shardings, with_shardings
 from dalle_jax.training.trees import named_leaves, unbox
 from dalle_jax.weights import write_safetensors, write_tensors
-from launch.base import check_base, find_tokenizer, initial_params
-from launch.run_config import RunConfig
+from launch.run.config import RunConfig
+from launch.run.initialization import check_base, find_tokenizer, initial_params
 
 pytestmark = pytest.mark.entry
 

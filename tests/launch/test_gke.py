@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from dalle_jax.errors import UserError
-from launch.accelerators import GENERATIONS, parse_slice
-from launch.commands import check_slices
+from launch.cluster.accelerators import GENERATIONS, parse_slice
+from launch.cluster.command_checks import check_slices
 from tests.launch.starters import ROOT, assert_golden, assert_refused, run, script
 
 pytestmark = pytest.mark.entry
@@ -112,7 +112,7 @@ def test_slices():
 
 def test_starters_need_nothing_installed():
     """They run on a laptop with Python alone."""
-    for file in ("launch/accelerators.py", "launch/commands.py", "launch/gke/__main__.py"):
+    for file in ("launch/cluster/accelerators.py", "launch/cluster/command_checks.py", "launch/gke.py"):
         nodes = list(ast.walk(ast.parse((ROOT / file).read_text())))
         names = [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
         names += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]

@@ -84,7 +84,7 @@ def test_memory_is_kept_for_a_script_and_not_for_whoever_imports_a_part_of_one(s
     (tmp_path / "sitecustomize.py").write_text("import ctypes; ctypes.CDLL = lambda name: exit('mallopt')")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
     paths = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "JAX_PLATFORMS": "cpu"}
-    command = ["-m", "launch.accelerators", "v5e-8"] if script else ["-c", "import launch.accelerators"]
+    command = ["-m", "launch.cluster.accelerators", "v5e-8"] if script else ["-c", "import launch.cluster.accelerators"]
     done = subprocess.run([sys.executable, *command], env=clean | paths, capture_output=True, text=True)
     assert ("mallopt" in done.stderr) == script, done.stderr
 
@@ -105,7 +105,7 @@ def test_what_is_said_reaches_the_person(capfd):
     """A line each: warnings of everybody, and what the packages tell of a run."""
     program = (
         "import logging; logging.basicConfig();"
-        "from launch.process import set_up_process; set_up_process(); set_up_process();"
+        "from launch.run.process_settings import set_up_process; set_up_process(); set_up_process();"
         "logging.getLogger('dalle_jax.x').warning('a %s', 'b'); logging.getLogger('clip_jax.x').info('c');"
         "logging.getLogger('other').info('d'); logging.getLogger('other').warning('e');"
         "from absl import logging as absl_logging; absl_logging.warning('f')"

@@ -13,8 +13,8 @@ from dalle_jax.data.readers.webdataset_writer import write_shard
 from dalle_jax.data.sources import open_source, open_splits
 from dalle_jax.errors import UserError
 from dalle_jax.training.checkpoints.workdir import check_workdir, open_workdir, read_workdir
-from launch.kept_data import FILE, fingerprints, keep_data
-from launch.run_config import held_out_as_begun
+from launch.run.config import held_out_as_begun
+from launch.run.data_record import FILE, fingerprints, keep_data
 from tests.data.conftest import encode_picture
 
 PNG = encode_picture(np.zeros((4, 4, 3), np.uint8))

@@ -14,7 +14,7 @@ from PIL import Image
 from dalle_jax.data.config import SourceKind
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.errors import UserError
-from launch import caption_texts
+from launch.run import caption_texts
 
 pytestmark = pytest.mark.entry
 
@@ -87,7 +87,7 @@ def test_what_is_no_text(tmp_path):
 
 
 def test_what_data_means(tmp_path):
-    from launch.data_path import guess_source
+    from launch.evaluation.source_kind import guess_source
 
     (tmp_path / "tars").mkdir()
     (tmp_path / "tars" / "0.tar").touch()

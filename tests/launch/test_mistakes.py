@@ -253,7 +253,7 @@ def test_full_disk(scripts, small_disk):
 def test_full_disk_elsewhere(scripts, tmp_path):
     """Wherever the system says so, it is a mistake that a person can mend."""
     raising = "import errno; raise OSError(errno.ENOSPC, 'No space left on device', '/data/metrics.jsonl')"
-    line = f"import launch.stages; launch.stages.load_codec = lambda path, **options: exec({raising!r})"
+    line = f"import launch.run.stages; launch.run.stages.load_codec = lambda path, **options: exec({raising!r})"
     ended = scripts.train(config_file(tmp_path, line), tmp_path / "run", "--config.decoder.codec_from=x")
     assert_refused(ended, "the disk is full while writing /data/metrics.jsonl", "saved before is intact")
 

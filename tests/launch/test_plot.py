@@ -7,9 +7,9 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from launch.curves import Look, X, curve, names, smooth
-from launch.line_plot import COLOURS, Line, _readable, draw_lines
-from launch.plot_axes import Axis, plain, scale, seconds
+from launch.monitoring.curves import Look, X, curve, names, smooth
+from launch.monitoring.line_plot import COLOURS, Line, _readable, draw_lines
+from launch.monitoring.plot_axes import Axis, plain, scale, seconds
 
 
 def write_run(folder, stage="decoder", rows=(), batch_size=8):

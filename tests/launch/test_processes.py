@@ -9,10 +9,10 @@ import time
 import pytest
 
 from dalle_jax.errors import PREEMPTED, UserError
-from launch import processes
-from launch.processes import Group, forwarded
-from launch.supervise import Policy, progress_of, supervise
-from launch.supervise import main as print_progress
+from launch.cluster import processes
+from launch.cluster.processes import Group, forwarded
+from launch.cluster.supervise import Policy, progress_of, supervise
+from launch.cluster.supervise import main as print_progress
 
 
 def shell(script: str, count: int = 2, **options) -> Group:

@@ -7,7 +7,7 @@ import threading
 import pytest
 import tensorstore
 
-from launch.quiet_orbax import quiet_orbax
+from launch.run.orbax_logging import quiet_orbax
 
 
 @pytest.fixture

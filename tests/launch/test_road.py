@@ -25,8 +25,8 @@ from dalle_jax.pipeline import codec_workdir
 from dalle_jax.training.checkpoints.manager import load_params, saved_steps
 from dalle_jax.training.checkpoints.workdir import read_workdir
 from dalle_jax.training.trees import unbox
-from launch.run_config import RunConfig
-from launch.stages import make_batches, plan_decoder
+from launch.run.config import RunConfig
+from launch.run.stages import make_batches, plan_decoder
 from tests.data.conftest import encode_picture
 from tests.launch.conftest import ROOT
 

@@ -15,7 +15,7 @@ from dalle_jax.data.shapes.judge import ATTRIBUTES, CHANCE
 from dalle_jax.data.shapes.scenes import captions, random_scene
 from dalle_jax.training.telemetry.attempts import Start
 from dalle_jax.training.telemetry.clock import Kind
-from launch.suites import shapes
+from launch.evaluation import shapes
 
 
 @pytest.mark.parametrize(

@@ -45,16 +45,16 @@ def test_scripts_parse_in_bash():
 
 def test_starters_ask_for_the_code_of_a_run_that_was_stopped():
     for name, written in {
-        "tpu_worker.sh": f"{PREEMPTED_VARIABLE}={PREEMPTED} ",
+        "cluster/tpu_worker.sh": f"{PREEMPTED_VARIABLE}={PREEMPTED} ",
         "slurm.sbatch": f"{PREEMPTED_VARIABLE}={PREEMPTED} ",
-        "gke/jobset.yaml": f'{{name: {PREEMPTED_VARIABLE}, value: "{PREEMPTED}"}}',
+        "cluster/jobset.yaml": f'{{name: {PREEMPTED_VARIABLE}, value: "{PREEMPTED}"}}',
     }.items():
         assert written in (ROOT / "launch" / name).read_text(), name
 
 
 RESTARTS = """
 restarts=3
-source launch/restarts.sh
+source launch/cluster/restarts.sh
 for answer in "warning
 dalle-jax saved: nothing" "dalle-jax saved: nothing" "" "dalle-jax saved: decoder 20" "" "" ""; do
   hear_progress "$answer"

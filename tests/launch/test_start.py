@@ -1,4 +1,4 @@
-"""launch.flags.start: which scripts join the processes of a run, and what they compute on."""
+"""launch.cli.start: which scripts join the processes of a run, and what they compute on."""
 
 import re
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from launch import flags
+from launch import cli
 from tests.launch.starters import ROOT, assert_refused, run
 
 pytestmark = pytest.mark.entry
@@ -35,9 +35,9 @@ def test_compiled_programs_lie_in_the_users_cache(monkeypatch):
     kept: list[tuple[str, str]] = []
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
-    flags._use_compilation_cache()
+    cli._use_compilation_cache()
     monkeypatch.delenv("XDG_CACHE_HOME")
-    flags._use_compilation_cache()
+    cli._use_compilation_cache()
     home = str(Path.home() / ".cache/dalle-jax/programs")
     assert kept == [("jax_compilation_cache_dir", path) for path in ("/cache/dalle-jax/programs", home)]
 

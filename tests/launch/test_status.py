@@ -11,15 +11,15 @@ import time
 import pytest
 from etils import epath
 
-import launch.starting
+import launch.run.startup
 from clip_jax.objectives import Objective
 from dalle_jax.config import FORMAT_VERSION, write_json
 from dalle_jax.errors import UserError
 from dalle_jax.training.telemetry.attempts import FAILED, FINISHED, STOPPED, Save, Start
 from dalle_jax.training.telemetry.clock import Kind
-from launch import run_health
-from launch.health import Verdict, diverging, judge, look
-from launch.starting import FILE, Starting, read_starting, starting
+from launch.monitoring import run_health
+from launch.monitoring.health import Verdict, diverging, judge, look
+from launch.run.startup import FILE, Starting, read_starting, starting
 from tests.launch.conftest import ROOT, environment
 
 NOW = 1_000_000.0
@@ -196,7 +196,7 @@ def test_a_run_before_its_first_stage(tmp_path):
 
 
 def test_a_start_says_that_it_lives(tmp_path, monkeypatch):
-    monkeypatch.setattr(launch.starting, "BEAT_EVERY", 0.02)
+    monkeypatch.setattr(launch.run.startup, "BEAT_EVERY", 0.02)
     run, deadline = epath.Path(tmp_path / "runs" / "mine"), time.time() + 60
 
     def next_beat(after):

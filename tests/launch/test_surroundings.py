@@ -10,13 +10,13 @@ from dalle_jax import storage
 from dalle_jax.data.readers.webdataset_index import tar_index
 from dalle_jax.data.readers.webdataset_writer import write_shard
 from dalle_jax.errors import UserError, run_main
-from launch import flags
+from launch import cli
 from tests.launch.conftest import ROOT, environment
 from tests.launch.starters import assert_refused
 
 pytestmark = pytest.mark.entry
 
-PRINTS = "import launch.flags as flags; flags.start_command(lambda rest: print('one' + '\\n' * {lines}) or {code})"
+PRINTS = "import launch.cli as flags; cli.start_command(lambda rest: print('one' + '\\n' * {lines}) or {code})"
 
 
 def into_closed(command: list[str], both: bool = False, **variables: str) -> subprocess.CompletedProcess:
@@ -47,7 +47,7 @@ def test_a_reader_that_has_gone(lines, unbuffered, both):
     "command",
     [
         ["launch.plot", "--help"],
-        ["launch.accelerators", "v5e-8"],
+        ["launch.cluster.accelerators", "v5e-8"],
         ["launch.gke", "--help"],
         ["launch.gke", "--name=a", "--accelerator=v5e-8", "--image=i", "--dry-run", "--", "python"],
     ],
@@ -85,7 +85,7 @@ def test_a_file_of_prompts_that_is_not_utf8(tmp_path):
 
 @pytest.mark.parametrize("read", ["--data=f\udcfcr", "--config.data.path=f\udcfcr", "--prime=\udcfc.png"])
 def test_what_is_read_may_have_any_name(read):
-    flags._check_text(read)
+    cli._check_text(read)
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_tars_are_read_without_a_home_directory(homeless, tmp_path):
 
 
 def test_a_script_runs_without_a_home_directory():
-    nobody = "import pwd; pwd.getpwuid = {}.__getitem__; from launch.flags import start; start(lambda: 0, alone=True)"
+    nobody = "import pwd; pwd.getpwuid = {}.__getitem__; from launch.cli import start; start(lambda: 0, alone=True)"
     bare = {name: value for name, value in environment().items()
             if name not in ("HOME", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR")}  # fmt: skip
     done = subprocess.run([sys.executable, "-c", nobody], cwd=ROOT, env=bare, capture_output=True, text=True)

@@ -43,12 +43,13 @@ def clone(tmp_path_factory) -> Path:
     """A clone of the starters alone, with one commit, whose progress is what a test writes down."""
     folder = tmp_path_factory.mktemp("clone")
     names = ["pyproject.toml", "constraints.txt", *(f"dalle_jax/{name}.py" for name in ("__init__", "errors")),
-             *(f"launch/{name}.py" for name in ("__init__", "allocator", "accelerators", "commands"))]  # fmt: skip
-    for file in [*(ROOT / "launch").glob("*.sh"), *(ROOT / name for name in names)]:
+             *(f"launch/{name}.py" for name in ("__init__", "run/__init__", "run/allocator", "cluster/__init__",
+                                                "cluster/accelerators", "cluster/command_checks"))]  # fmt: skip
+    for file in [*(ROOT / "launch").rglob("*.sh"), *(ROOT / name for name in names)]:
         target = folder / file.relative_to(ROOT)
-        target.parent.mkdir(exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, target)
-    (folder / "launch/supervise.py").write_text(PROGRESS)
+    (folder / "launch/cluster/supervise.py").write_text(PROGRESS)
     (folder / ".gitignore").write_text("__pycache__/\n")
     who = {"GIT_AUTHOR_DATE": "2026-01-01T00:00:00Z", "GIT_COMMITTER_DATE": "2026-01-01T00:00:00Z"}
     identity = ["-c", "user.name=A", "-c", "user.email=a@b"]
@@ -247,7 +248,7 @@ class Pod:
         state = {"name": "dalle", "state": "ACTIVE", "nodes": nodes}
         (self.folder / "resource.json").write_text(json.dumps(state))
         for node, number in itertools.product(nodes, "01"):
-            script(self.folder / "machines" / node / number / "dalle-jax/launch/tpu_worker.sh", worker)
+            script(self.folder / "machines" / node / number / "dalle-jax/launch/cluster/tpu_worker.sh", worker)
 
     def asked(self, words: str) -> int:
         """How many commands of the last call have these words."""
@@ -398,7 +399,7 @@ def test_how_a_run_ended_is_written_down(tmp_path):
     command = ["bash", "-c", "trap 'exit $DALLE_JAX_PREEMPTED_CODE' TERM; touch begun; while :; do sleep 0.1; done"]
 
     def worker(*arguments: str) -> str:
-        return run(["bash", "launch/tpu_worker.sh", *arguments], HOME=str(tmp_path)).stdout.strip()
+        return run(["bash", "launch/cluster/tpu_worker.sh", *arguments], HOME=str(tmp_path)).stdout.strip()
 
     def wait_for(true) -> None:
         deadline = time.monotonic() + 60

@@ -15,7 +15,7 @@ from dalle_jax.training.config import MeshConfig
 from launch.planning.families import FAMILIES
 from launch.planning.programs import sampling_targets
 from launch.planning.topologies import Topology
-from launch.run_config import RunConfig
+from launch.run.config import RunConfig
 from tests.nn.traced import equations, traced_stage
 
 HIGHEST, DEFAULT = jax.lax.Precision.HIGHEST, jax.lax.Precision.DEFAULT

@@ -16,7 +16,7 @@ from dalle_jax.config import from_config_dict
 from dalle_jax.nn.attention import Pattern
 from dalle_jax.nn.precision import add_bias
 from dalle_jax.training.config import OptimizerConfig, TrainConfig
-from launch.run_config import RunConfig
+from launch.run.config import RunConfig
 from tests.nn.traced import equations, traced_stage, traced_task
 
 MOST = 256

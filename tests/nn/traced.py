@@ -15,7 +15,7 @@ from launch.planning.families import FAMILIES
 from launch.planning.flops import inner_programs
 from launch.planning.programs import training_target
 from launch.planning.topologies import Topology
-from launch.run_config import RunConfig
+from launch.run.config import RunConfig
 
 
 def equations(program: Any) -> Iterator[Any]:

@@ -3,7 +3,7 @@
 import os
 
 from dalle_jax.training.parallel.determinism import warn_unless_deterministic
-from launch.process import set_deterministic
+from launch.run.process_settings import set_deterministic
 
 
 def test_flag_is_added_once(monkeypatch, caplog):

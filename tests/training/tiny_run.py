@@ -16,7 +16,7 @@ from dalle_jax.errors import run_main
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, Schedule, TrainConfig
 from dalle_jax.training.loop import train
 from dalle_jax.training.task import Task
-from launch.process import set_up_process
+from launch.run.process_settings import set_up_process
 
 WIDTH, HIDDEN = 8, 16
 

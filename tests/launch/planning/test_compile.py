@@ -11,7 +11,7 @@ from dalle_jax.training.config import MeshConfig
 from launch.planning.plans import plan_sampling, plan_training
 from launch.planning.report import table
 from launch.planning.topologies import find_topology
-from launch.run_config import RunConfig
+from launch.run.config import RunConfig
 
 if importlib.util.find_spec("libtpu") is None:
     pytest.skip("plans need the extra `tpu`; `bash launch/test.sh --parity` installs it", allow_module_level=True)

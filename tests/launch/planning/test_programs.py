@@ -20,7 +20,7 @@ from launch.planning.plans import cache_rows, plan_sampling
 from launch.planning.programs import sampling_targets, training_target
 from launch.planning.proposals import SHARE, propose, propose_sampling, saved_bytes, with_remat
 from launch.planning.topologies import Topology
-from launch.run_config import RunConfig
+from launch.run.config import RunConfig
 
 
 def topology(memory_bytes=16 * 2**30):

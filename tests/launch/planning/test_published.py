@@ -14,7 +14,7 @@ from launch.planning.flops import count_flops
 from launch.planning.programs import training_target
 from launch.planning.published import PUBLISHED, render
 from launch.planning.topologies import find_topology
-from launch.run_config import RunConfig
+from launch.run.config import RunConfig
 
 PAGE = Path(__file__).parents[3] / "docs" / "plans.md"
 

@@ -1,0 +1,216 @@
+"""What each stage of a run is made of: codec, decoder, CLIP."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from etils import epath
+
+from clip_jax import ClipTask
+from dalle_jax.codec import CodecTask, FrozenCodec, load_codec
+from dalle_jax.codec.compatibility import check_pinned, pin_codec
+from dalle_jax.data.batches import Batches
+from dalle_jax.data.config import Augment, Resizing, TextConfig
+from dalle_jax.data.prefetch import process_rows
+from dalle_jax.data.records import Source
+from dalle_jax.data.sources import EVAL, TRAIN, open_source, splits_of
+from dalle_jax.data.tokenizer import RowTokenizer
+from dalle_jax.decoder.task import DecoderTask
+from dalle_jax.errors import UserError
+from dalle_jax.pipeline import codec_workdir
+from dalle_jax.training.checkpoints.manager import saved_steps
+from dalle_jax.training.config import TrainConfig
+from dalle_jax.training.loop import train
+from dalle_jax.training.parallel.mesh import make_mesh
+from dalle_jax.training.parallel.processes import is_primary
+from dalle_jax.training.parallel.sharding import ShardingRules, batch_sharding
+from dalle_jax.training.task import Task
+from launch.run.config import RunConfig
+from launch.run.initialization import initial_params
+
+
+@dataclasses.dataclass(frozen=True)
+class StagePlan:
+    """What the loop needs to train one stage."""
+
+    task: Task
+    train: TrainConfig
+    augment: Augment
+    image_size: int
+    text: TextConfig | None
+    codec: FrozenCodec | None = None
+    """What makes its tokens, where it learns from tokens; None: it learns from pictures."""
+    resizing: Resizing = Resizing()
+    """What CLIP's `augment` leaves open."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """What else a person may ask for while a run trains."""
+
+    profile_steps: tuple[int, int] | None = None
+    wandb: str = ""
+
+
+def plan_codec(run: RunConfig, workdir: epath.Path, trained: bool = True) -> StagePlan:
+    """The codec sees pictures alone."""
+    assert run.codec is not None
+    task = CodecTask(run.codec, run.data.image_size)
+    return StagePlan(task, run.codec.train, run.codec.augment, run.data.image_size, None)
+
+
+def plan_decoder(run: RunConfig, workdir: epath.Path, trained: bool = True) -> StagePlan:
+    """The decoder stands on a trained codec; see `find_codec`."""
+    assert run.decoder is not None and run.tokenizer is not None
+    codec = find_codec(run, workdir, trained)
+    if trained or run.decoder.codec_from:
+        check_pinned(codec, workdir / "decoder", run.decoder.codec_from or workdir)
+    text = TextConfig(length=run.tokenizer.text_length, dropout=run.tokenizer.bpe_dropout)
+    task = DecoderTask(run.decoder.model, codec)
+    return StagePlan(task, run.decoder.train, run.decoder.augment, run.data.image_size, text, codec)
+
+
+def find_codec(run: RunConfig, workdir: epath.Path, trained: bool) -> FrozenCodec:
+    """The codec that is named, this run's (without weights unless `trained`), or that of the run it is tuned from."""
+    assert run.decoder is not None
+    size = run.data.image_size
+    if run.decoder.codec_from:
+        codec = load_codec(run.decoder.codec_from, image_size=size)
+    elif run.codec and not trained:
+        return FrozenCodec(run.codec.model, {}, {}, size)
+    elif run.codec:
+        if not saved_steps(workdir / "codec"):
+            raise UserError(
+                f"the decoder needs the codec of its run, but {workdir} has no trained codec: train it first"
+            )
+        return load_codec(workdir)
+    elif run.init_from:
+        codec = load_codec(codec_workdir(run.init_from), image_size=size)
+    else:
+        raise UserError("the decoder needs a codec: set config.decoder.codec_from to a work directory with one")
+    if codec.image_size != size:
+        raise UserError(
+            f"config.data.image_size is {size}, but the codec takes pictures of {codec.image_size} pixels a side: "
+            f"set --config.data.image_size={codec.image_size}, or name another codec"
+        )
+    return codec
+
+
+def plan_clip(run: RunConfig, workdir: epath.Path, trained: bool = True) -> StagePlan:
+    """CLIP's captions end with a token of their own and are not augmented (CLIP §2.3)."""
+    assert run.clip is not None
+    text, vision = TextConfig(length=run.clip.model.text.context_length, end=True), run.clip.model.vision
+    return StagePlan(
+        ClipTask(run.clip),
+        run.clip.locked_train,
+        run.clip.augment,
+        vision.image_size,
+        text,
+        resizing=vision.resizing,
+    )
+
+
+PLANS: dict[str, Callable[[RunConfig, epath.Path, bool], StagePlan]] = {
+    "codec": plan_codec,
+    "decoder": plan_decoder,
+    "clip": plan_clip,
+}
+"""By section of the config, in the order of training. The last argument: whether the codec that the decoder stands on
+must be trained, or sizes alone are asked for."""
+
+
+def stages_of(run: RunConfig) -> list[str]:
+    """The stages that a config trains, in order."""
+    return [name for name in PLANS if getattr(run, name) is not None]
+
+
+def choose_stages(run: RunConfig, names: Sequence[str]) -> list[str]:
+    """The stages of a config that `--stages` names, in order; all where it names none.
+
+    Raises:
+      UserError: the config has no stage of a name.
+    """
+    stages = stages_of(run)
+    unknown = [name for name in names if name not in stages]
+    if unknown:
+        raise UserError(f"--stages: the config has no stage '{unknown[0]}' (it has {', '.join(stages)})")
+    return [name for name in stages if not names or name in names]
+
+
+def train_stage(
+    name: str,
+    run: RunConfig,
+    workdir: epath.Path,
+    tokenizer: RowTokenizer | None,
+    watch: Watch,
+    began: float | None = None,
+) -> None:
+    """Trains a stage to its end, or goes on where it was stopped; `began` as in `train`."""
+    plan = PLANS[name](run, workdir, True)
+    if plan.codec is not None and is_primary():
+        pin_codec(plan.codec, workdir / name)
+    train(
+        plan.task,
+        plan.train,
+        mesh_config=run.mesh,
+        batches=make_batches(run, plan, tokenizer, TRAIN),
+        eval_batches=make_batches(run, plan, tokenizer, EVAL) if EVAL in splits_of(run.data) else None,
+        workdir=workdir / name,
+        seed=run.seed,
+        init_from=initial_params(run, name),
+        profile_steps=watch.profile_steps,
+        wandb=watch.wandb,
+        began=began,
+    )
+
+
+def check_source(source: Source, plan: StagePlan) -> None:
+    """Whether a stage can learn from a source.
+
+    Raises:
+      UserError: the source holds tokens, and the stage needs pictures or has another codec.
+    """
+    if source.encoding is None:
+        return
+    if plan.codec is None:
+        raise UserError(
+            f"{source.name} holds tokens in place of pictures, and the {plan.task.name} learns from pictures: name "
+            "them with config.data.source and config.data.path"
+        )
+    theirs, ours = dataclasses.asdict(source.encoding), dataclasses.asdict(plan.codec.encoding)
+    different = [f"{key} {theirs[key]}, and not {ours[key]}" for key in theirs if theirs[key] != ours[key]]
+    if different:
+        raise UserError(
+            f"{source.name} was encoded by another codec than the decoder's ({'; '.join(different)}): encode the data "
+            "again with this codec, or set config.decoder.codec_from to the one that it was encoded with"
+        )
+
+
+def make_batches(
+    run: RunConfig, plan: StagePlan, tokenizer: RowTokenizer | None, split: str, source: Source | None = None
+) -> Batches:
+    """Batches of one split, as the stage wants them; held-out ones are not augmented.
+
+    Where processes share a row of the mesh, because a model axis spans them, they read the same rows.
+    """
+    held_out = split != TRAIN
+    source = source or open_source(run.data, split)
+    check_source(source, plan)
+    text = plan.text
+    if text is not None and held_out:
+        text = dataclasses.replace(text, dropout=0.0)
+    sharding = batch_sharding(make_mesh(run.mesh), ShardingRules.of(run.mesh))
+    return Batches(
+        source,
+        batch_size=plan.train.batch_size,
+        image_size=plan.image_size,
+        augment=plan.augment.held_out if held_out else plan.augment,
+        seed=run.seed,
+        tokenizer=tokenizer if text is not None else None,
+        text=text,
+        rows=process_rows(sharding, plan.train.batch_size),
+        workers=run.data.workers,
+        prefetch=run.data.prefetch,
+        max_bad_fraction=run.data.max_bad_fraction,
+        max_pixels=run.data.max_pixels,
+        resizing=plan.resizing,
+    )
