@@ -1,6 +1,7 @@
 """SigLIP's towers (Zhai et al. 2023; the published models are of the big_vision code, which is followed here).
 
-They differ from CLIP's where `clip_jax.towers.initializers` and the docstrings below say so; blocks and patches are the same.
+They differ from CLIP's where `clip_jax.towers.initializers` and the docstrings below say so; blocks and patches are
+the same.
 """
 
 import flax.linen as nn

@@ -7,7 +7,8 @@ Dimension key, used in names of arrays (`q_BTNH`) and in shape annotations throu
     C candidate      D embed              F mlp
     L layers         height, width: of a picture or a token grid, always spelt out
 
-Logical axes that modules put on their parameters, mapped to mesh axes by `dalle_jax.training.parallel.sharding.ShardingRules`:
+Logical axes that modules put on their parameters, which `dalle_jax.training.parallel.sharding.ShardingRules` maps to
+mesh axes:
 
     "embed"     the residual width D            "vocab"    text vocabulary or codebook entries
     "mlp"       the hidden width F              "layers"   the axis that `nn.scan` stacks

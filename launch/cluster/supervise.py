@@ -1,6 +1,7 @@
 """When to start a run again that has ended, and when to give up.
 
-`python -m launch.cluster.supervise COMMAND...` tells how far a run has come, where a shell counts (launch/cluster/restarts.sh).
+`python -m launch.cluster.supervise COMMAND...` tells how far a run has come, where a shell counts
+(launch/cluster/restarts.sh).
 """
 
 import dataclasses

@@ -13,8 +13,8 @@ import clip_jax
 from clip_jax import Clip
 from clip_jax.tokenizers.published import load_tokenizer
 from clip_jax.tokenizers.run_tokenizer import TrainedTokenizer
-from clip_jax.weights.openai import openai_names
-from clip_jax.weights.opening import abstract_variables, openai
+from clip_jax.weights.openai import OFFICIAL, openai_names
+from clip_jax.weights.opening import abstract_variables
 from dalle_jax.data.tokenizer import train_tokenizer
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation
@@ -195,7 +195,7 @@ def test_official_files_are_checked(openai, tmp_path, caplog, monkeypatch):
     caplog.clear()
     import hashlib
 
-    monkeypatch.setitem(openai.OFFICIAL, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setitem(OFFICIAL, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
     clip_jax.load(path)
     assert "and is not that file" not in caplog.text
 

@@ -13,7 +13,7 @@ from tests.launch.conftest import ROOT, environment
 
 STREAMS = {
     "dalle_jax/errors.py": "how a script ends",
-    "dalle_jax/training/parallel/processes.py": "what was written is to be there before a process of several ends itself",
+    "dalle_jax/training/parallel/processes.py": "what was written is to be there before one of several processes ends",
     "dalle_jax/training/telemetry/writers.py": "the progress of a run on a terminal",
     "dalle_jax/training/telemetry/watchdog.py": "ends a process that stands still",
 }

@@ -30,8 +30,8 @@ def dvae_augment(image: Picture, size: int, rng: np.random.Generator) -> Square:
     """DALL·E's augmentation for the codec (Listing 1).
 
     A random square of the short side s, scaled to t x t with t uniform from min(s, 9/8 size) to min(s, 12/8 size),
-    then a random crop, mirrored half of the time. The scaling averages exact areas (`dalle_jax.data.images.area`); the paper's
-    aligns the corner pixels of both images, which moves nothing by more than a pixel.
+    then a random crop, mirrored half of the time. The scaling averages exact areas (`dalle_jax.data.images.area`); the
+    paper's aligns the corner pixels of both images, which moves nothing by more than a pixel.
     """
     height, width, _ = image.shape
     short = min(height, width)
