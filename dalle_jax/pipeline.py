@@ -2,16 +2,15 @@
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
 
 from dalle_jax.codec import load_codec
 from dalle_jax.codec.compatibility import check_pinned
@@ -35,7 +34,9 @@ from dalle_jax.decoder.sampling import (
 )
 from dalle_jax.decoder.task import ImageTokens
 from dalle_jax.errors import UserError
-from dalle_jax.nn.attention import CacheLayout
+from dalle_jax.ranking import Best, Samples, ScoreFn, choose_keep
+from dalle_jax.sample_store import Chunk, ChunkStore, stored_chunk
+from dalle_jax.sampling_memory import Plan, images_at_once, plan_chunks
 from dalle_jax.storage import as_path
 from dalle_jax.training.checkpoints.checksums import fingerprint
 from dalle_jax.training.checkpoints.manager import load_params
@@ -46,55 +47,21 @@ from dalle_jax.training.parallel.processes import gather, to_host
 from dalle_jax.training.parallel.sharding import ShardingRules, batch_sharding, param_shardings, put_keys
 from dalle_jax.training.telemetry.memory import free_bytes
 
-ScoreFn = Callable[[jax.Array, str], jax.Array | np.ndarray]
-"""`(uint8 images [batch, height, width, 3], caption) -> float32 [batch]`, higher is better; CLIP's `score`."""
-
-
-_AT_ONCE = {True: 64, False: 256}
-"""Sequences a device draws at once at the most, on a CPU and elsewhere: more gain nothing there, and a run that is
-stopped loses the chunk that it is at."""
-
-
-_PICTURES_AT_ONCE = 64
-
-
-class Samples(NamedTuple):
-    """What was kept, best first (in candidate order without a score). No `prompts` axis for a single string."""
-
-    images: UInt8[np.ndarray, "prompts keep height width 3"]
-    scores: Float[np.ndarray, "prompts keep"]
-    """NaN without a `score_fn`."""
-    tokens: Int[np.ndarray, "prompts keep G"]
-    indices: Int[np.ndarray, "prompts keep"]
-    """Which candidate each picture was: with the seed, its name."""
-
-
-class Chunk(NamedTuple):
-    """Some candidates of some prompts, as they were drawn."""
-
-    tokens: Int[np.ndarray, "C P G"]
-    scores: Float[np.ndarray, "C P"]
-
-
-@runtime_checkable
-class ChunkStore(Protocol):
-    """Where finished chunks are kept, so that a stopped run need not draw them again."""
-
-    def get(self, prompts: slice, candidates: slice) -> Chunk | None:
-        """A chunk of an earlier run with the same settings, if there is one."""
-        ...
-
-    def put(self, prompts: slice, candidates: slice, chunk: Chunk) -> None:
-        """Keeps a chunk."""
-        ...
-
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """How a request is cut: every call of the sampler draws `candidates` of `prompts`, the last ones padded."""
+class SamplingRequest:
+    """What `generate` was asked for, checked: captions as tokens, and how their samples are made and ranked."""
 
-    prompts: int
-    candidates: int
+    prompts: Sequence[str]
+    text: Int[np.ndarray, "prompts T"]
+    """Token ids of the prompts."""
+    num_samples: int
+    seed: int
+    sampling: SamplingConfig
+    prime: Prime | None
+    """Of one prompt, or none given."""
+    score_fn: ScoreFn | None
+    store: ChunkStore | None
 
 
 class Dalle:
@@ -148,10 +115,9 @@ class Dalle:
 
     def _in_parts(self, run: Callable[[jax.Array], jax.Array], rows: np.ndarray) -> np.ndarray:
         """In parts of one of a few sizes, so that few programs are compiled."""
-        fitting = free_bytes(self.mesh) // (2 * self.mesh.devices.size * picture_bytes(self.codec.image_size))
-        most = 2 ** (min(max(fitting, 2), _PICTURES_AT_ONCE).bit_length() - 1)
+        most = images_at_once(self.codec.image_size, self.mesh)
         parts = [rows[start : start + most] for start in range(0, len(rows), most)]
-        # Never one row alone, see `_plan`.
+        # Never one row alone, see `plan_chunks`.
         sizes = [min(most, max(2, 1 << (len(part) - 1).bit_length())) for part in parts]
         done = [
             np.asarray(run(jnp.asarray(_pad(part, size))))[: len(part)] for part, size in zip(parts, sizes, strict=True)
@@ -209,69 +175,75 @@ class Dalle:
                 raise UserError(f"prompt {i + 1} of {len(texts)} is no string but {type(text).__name__}")
         if not 0 <= seed < 2**32:
             raise UserError(f"seed must be from 0 to 2**32 - 1, not {seed}: others would draw the same pictures")
-        keep = _check_keep(num_samples, keep, score_fn)
+        keep = choose_keep(num_samples, keep, score_fn)
         sampling = SamplingConfig(temperature, top_k, top_p, guidance_scale)
         if sampling.guided and not self.config.caption_dropout:
             raise UserError(
                 f"guidance_scale is {guidance_scale:g}, but this decoder has seen no empty caption: train it with "
                 "--config.decoder.model.caption_dropout=0.1, say, or leave guidance out"
             )
-        text = self._encode_prompts(texts)
-        primed = self._prime(prime, prime_rows)
-        plan = self._plan(len(texts), num_samples, sampling, max_sequences)
-        best = _Best(len(texts), keep)
+        request = SamplingRequest(
+            prompts=texts,
+            text=self._encode_prompts(texts),
+            num_samples=num_samples,
+            seed=seed,
+            sampling=sampling,
+            prime=self._prime(prime, prime_rows),
+            score_fn=score_fn,
+            store=store,
+        )
+        plan = self._plan(len(texts), num_samples, guided=sampling.guided, limit=max_sequences)
+        best = Best(len(texts), keep)
         done = 0
-        for where, candidates, tokens, scores in self._chunks(
-            texts, text, num_samples, plan, seed, sampling, primed, score_fn, store
-        ):
-            best.add(where, candidates, tokens, scores)
-            done += tokens.shape[0] * tokens.shape[1]
+        for rows, candidates, chunk in self._chunks(request, plan):
+            best.add(rows, candidates, chunk.tokens, chunk.scores)
+            done += chunk.scores.size
             if on_progress is not None:
                 on_progress(done, len(texts) * num_samples)
         samples = best.samples(self.decode)
         return Samples(*(x[0] for x in samples)) if isinstance(prompts, str) else samples
 
-    def _chunks(
-        self, texts, text, num_samples, plan, seed, sampling, primed, score_fn, store
-    ) -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
-        """Yields (prompts, candidate indices [C], tokens [C, P, G], scores [C, P]) without the padding."""
-        for first in range(0, len(texts), plan.prompts):
-            where = slice(first, min(first + plan.prompts, len(texts)))
-            rows = _pad(text[where], plan.prompts)
+    def _chunks(self, request: SamplingRequest, plan: Plan) -> Iterator[tuple[slice, Int[np.ndarray, " C"], Chunk]]:
+        """Yields (prompts, candidate indices, their samples) without the padding."""
+        for first in range(0, len(request.prompts), plan.prompts):
+            rows = slice(first, min(first + plan.prompts, len(request.prompts)))
             text_kv = None
-            for start in range(0, num_samples, plan.candidates):
-                indices = np.arange(start, min(start + plan.candidates, num_samples))
+            for start in range(0, request.num_samples, plan.candidates):
+                indices = np.arange(start, min(start + plan.candidates, request.num_samples))
                 span = slice(start, start + len(indices))
-                chunk = _stored(store, where, span) if store is not None else None
+                chunk = stored_chunk(request.store, rows, span)
                 if chunk is None:
                     if text_kv is None:
-                        text_kv = self._prefill(rows, sampling)
-                    tokens = self._draw(text_kv, _pad(indices, plan.candidates), plan.prompts, seed, sampling, primed)
-                    chunk = self._finish(tokens, len(indices), texts[where], score_fn)
-                    if store is not None:
-                        store.put(where, span, chunk)
-                yield where, indices, chunk.tokens, chunk.scores
+                        text_kv = self._prefill(_pad(request.text[rows], plan.prompts), request.sampling)
+                    tokens = self._sample(text_kv, _pad(indices, plan.candidates), request, plan)
+                    chunk = self._rank(tokens, len(indices), request.prompts[rows], request.score_fn)
+                    if request.store is not None:
+                        request.store.put(rows, span, chunk)
+                yield rows, indices, chunk
 
     def _prefill(self, text: np.ndarray, sampling: SamplingConfig) -> Any:
         with self._on_mesh():
             rows = jnp.asarray(text)
             return prefill(self.config, self.params, with_empty_captions(rows) if sampling.guided else rows)
 
-    def _draw(self, text_kv, indices, prompts, seed, sampling, primed) -> jax.Array:
+    def _sample(self, text_kv: Any, indices: np.ndarray, request: SamplingRequest, plan: Plan) -> jax.Array:
         with self._on_mesh():
-            keys = candidate_keys(seed, jnp.asarray(indices))
+            keys = candidate_keys(request.seed, jnp.asarray(indices))
             keys = put_keys(keys, batch_sharding(self.mesh, self.rules))
-            prime = no_prime(self.config, prompts) if primed is None else _for_all(primed, prompts)
-            return draw(self.config, self.params, text_kv, keys, prime, sampling)
+            prime = no_prime(self.config, plan.prompts)
+            if request.prime is not None:
+                tokens = jnp.broadcast_to(request.prime.tokens, prime.tokens.shape)
+                prime = Prime(tokens, request.prime.length)
+            return draw(self.config, self.params, text_kv, keys, prime, request.sampling)
 
-    def _finish(self, tokens: jax.Array, count: int, texts: Sequence[str], score_fn: ScoreFn | None) -> Chunk:
+    def _rank(self, tokens: jax.Array, count: int, prompts: Sequence[str], score_fn: ScoreFn | None) -> Chunk:
         """Decodes and scores on device; only tokens and scores come to the host."""
-        scores = np.full((count, len(texts)), np.nan, np.float32)
+        scores = np.full((count, len(prompts)), np.nan, np.float32)
         if score_fn is not None:
-            for i, caption in enumerate(texts):
-                pictures = self.codec.decode(tokens[:, i])
-                scores[:, i] = to_host(score_fn(pictures, caption))[:count]
-        return Chunk(to_host(tokens)[:count, : len(texts)], scores)
+            for i, caption in enumerate(prompts):
+                images = self.codec.decode(tokens[:, i])
+                scores[:, i] = to_host(score_fn(images, caption))[:count]
+        return Chunk(to_host(tokens)[:count, : len(prompts)], scores)
 
     def _encode_prompts(self, texts: Sequence[str]) -> np.ndarray:
         if not texts:
@@ -301,57 +273,22 @@ class Dalle:
         size = self.codec.image_size
         return image if image.shape[:2] == (size, size) else dalle_inference(image, size)
 
-    def _plan(self, prompts: int, num_samples: int, sampling: SamplingConfig, limit: int | None) -> Plan:
-        """Chunks that fit: at most `limit` sequences at once, candidates a multiple of the mesh's data devices."""
-        devices = math.prod(self.mesh.shape[axis] for axis in self.rules.batch)
-        branches = 2 if sampling.guided else 1
-        sequence = branches * sequence_bytes(self.config, self.codec.image_size)
-        text = 0 if limit is not None else branches * self.mesh.devices.size * text_bytes(self.config)
-        if limit is None:
-            fitting = min(gather(max(int((free_bytes(self.mesh) * 0.5 - text) / sequence), 1)))
-            # A power of two: a later start, with a little more or less of memory, needs the same programs and chunks.
-            limit = min(2 ** (fitting.bit_length() - 1), _AT_ONCE[jax.default_backend() == "cpu"] * devices)
-        elif limit < 1:
-            raise UserError(f"max_sequences must be 1 or more, not {limit}")
-        # Never one row alone: XLA's product of one row on a CPU differs in rounding from that row among several.
-        step = max(devices, 2)
-        candidates = min(-(-num_samples // step), max(limit // step, 1)) * step
-        together = limit * sequence // (candidates * sequence + text)
-        return Plan(prompts=max(min(prompts, together), 1), candidates=candidates)
+    def _plan(self, prompts: int, num_samples: int, *, guided: bool, limit: int | None) -> Plan:
+        return plan_chunks(
+            self.config,
+            self.codec.image_size,
+            self.mesh,
+            self.rules,
+            prompts=prompts,
+            num_samples=num_samples,
+            guided=guided,
+            limit=limit,
+        )
 
     @contextlib.contextmanager
     def _on_mesh(self):
         with jax.set_mesh(self.mesh), self.rules.context():
             yield
-
-
-def _stored(store: ChunkStore, prompts: slice, candidates: slice) -> Chunk | None:
-    """A chunk that was kept, where all processes find it: those that do not must not draw alone."""
-    chunk = store.get(prompts, candidates)
-    return chunk if all(gather(chunk is not None)) else None
-
-
-class _Best:
-    """The best candidates so far of every prompt; only tokens are held, whatever the number of candidates."""
-
-    def __init__(self, prompts: int, keep: int):
-        self.keep = keep
-        self.rows: list[list[tuple[float, int, np.ndarray]]] = [[] for _ in range(prompts)]
-
-    def add(self, where: slice, indices: np.ndarray, tokens: np.ndarray, scores: np.ndarray) -> None:
-        for p, prompt in enumerate(range(where.start, where.stop)):
-            new = [(float(scores[c, p]), int(i), tokens[c, p]) for c, i in enumerate(indices)]
-            # Best first, last what could not be scored; candidate order breaks ties, and stands alone without scores.
-            merged = sorted(
-                self.rows[prompt] + new, key=lambda row: (math.isnan(row[0]), -np.nan_to_num(row[0]), row[1])
-            )
-            self.rows[prompt] = merged[: self.keep]
-
-    def samples(self, decode: Callable[[np.ndarray], np.ndarray]) -> Samples:
-        scores = np.asarray([[score for score, _, _ in rows] for rows in self.rows], np.float32)
-        indices = np.asarray([[index for _, index, _ in rows] for rows in self.rows], np.int32)
-        tokens = np.asarray([[codes for _, _, codes in rows] for rows in self.rows])
-        return Samples(np.stack([decode(row) for row in tokens]), scores, tokens, indices)
 
 
 def load(workdir: epath.PathLike, *, step: int | None = None, mesh: MeshConfig | None = None) -> Dalle:
@@ -410,46 +347,6 @@ def codec_workdir(workdir: epath.PathLike) -> epath.Path:
     return workdir if run.get("codec") or not base else codec_workdir(base)
 
 
-def sequence_bytes(config: DecoderConfig, image_size: int) -> int:
-    """Memory that drawing one sequence takes: its caches, its logits and its picture with the codec's activations."""
-    slots = sum(
-        CacheLayout(pattern, config.grid_size, config.grid_size, config.conv_kernel).slots
-        for pattern in config.schedule
-    )
-    width = config.num_heads * config.head_dim
-    caches = 2 * slots * width * jnp.dtype(config.dtype).itemsize
-    return caches + 16 * config.codebook_size + picture_bytes(image_size)
-
-
-def text_bytes(config: DecoderConfig) -> int:
-    """Memory that a prompt's keys and values take on every device, whatever the number of its candidates."""
-    width = config.num_heads * config.head_dim
-    return 2 * config.num_layers * config.text_length * width * jnp.dtype(config.dtype).itemsize
-
-
-def picture_bytes(image_size: int) -> int:
-    """What a codec takes for a picture at its widest, about."""
-    return 256 * 4 * image_size**2
-
-
-def _check_keep(num_samples: int, keep: int | None, score_fn: ScoreFn | None) -> int:
-    if num_samples < 1:
-        raise UserError(f"num_samples must be 1 or more, not {num_samples}")
-    if keep is None:
-        keep = num_samples if score_fn is None else min(32, num_samples)
-    if not 1 <= keep <= num_samples:
-        raise UserError(f"keep is {keep}, but num_samples is {num_samples}: keep at most what is drawn")
-    if score_fn is None and keep != num_samples:
-        raise UserError(
-            f"nothing ranks the {num_samples} samples to keep {keep}: give a score_fn (clip.score), or leave keep out"
-        )
-    return keep
-
-
 def _pad(rows: np.ndarray, count: int) -> np.ndarray:
     """Repeats the last row up to a fixed count, so that the last chunk runs the program of the others."""
     return np.concatenate([rows, np.repeat(rows[-1:], count - len(rows), axis=0)])
-
-
-def _for_all(prime: Prime, prompts: int) -> Prime:
-    return Prime(jnp.broadcast_to(prime.tokens, (prompts, prime.tokens.shape[-1])), prime.length)

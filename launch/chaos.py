@@ -3,8 +3,9 @@
     python -m launch.chaos --config=configs/chaos.py --kills=20 --out=runs/chaos
 
 trains the config's decoder twice as several processes: undisturbed, and under faults at random steps
-(`launch.fault_injection.faults` has the list). The supervisor starts it again each time but after a full disk and an unreadable shard: these end it with
-code 2, which a supervisor leaves alone, so the script mends them as a person would and starts the run again itself.
+(`launch.fault_injection.faults` has the list). The supervisor starts it again each time but after a full disk and an
+unreadable shard: these end it with code 2, which a supervisor leaves alone, so the script mends them as a person would
+and starts the run again itself.
 Parameters, running average and optimizer must be equal bit for bit, the loss of every step too; no fault may cost more
 than a save interval, or two where a checkpoint is lost with it. For a lost shard that takes `data.max_bad_fraction=0`,
 which it sets: a run that passes over some of its samples is no longer that of all of them.

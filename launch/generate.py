@@ -7,10 +7,8 @@ DIR/drawn as it comes: the same command after a stop goes on from there.
 """
 
 import hashlib
-import io
 import re
 import sys
-import zipfile
 from typing import Any
 
 import numpy as np
@@ -27,8 +25,10 @@ from dalle_jax.data.images.grid import picture_grid, save_png
 from dalle_jax.data.records import BadSample
 from dalle_jax.decoder.sampling import SamplingConfig
 from dalle_jax.errors import UserError
-from dalle_jax.pipeline import Chunk, Dalle, Samples
-from dalle_jax.storage import as_path, write_whole
+from dalle_jax.pipeline import Dalle
+from dalle_jax.ranking import Samples
+from dalle_jax.sample_store import FolderStore
+from dalle_jax.storage import as_path
 from dalle_jax.training.checkpoints.checksums import fingerprint
 from dalle_jax.training.checkpoints.manager import saved_steps
 from dalle_jax.training.parallel.processes import is_primary
@@ -55,35 +55,6 @@ MAX_SEQUENCES = flags.DEFINE_integer(
     "max_sequences", None, "drawn at once; default: as many as fit, 64 a device at the most on a CPU, 256 elsewhere"
 )
 STEP = flags.DEFINE_integer("step", None, "of the decoder's checkpoint; default: the newest")
-
-
-class FolderStore:
-    """Chunks as files, under the hash of all that decides what is drawn."""
-
-    def __init__(self, folder: epath.Path, settings: dict):
-        self.folder = folder / "drawn" / config_hash(settings)
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    def _path(self, prompts: slice, candidates: slice) -> epath.Path:
-        name = f"prompts_{prompts.start}-{prompts.stop}_candidates_{candidates.start}-{candidates.stop}.npz"
-        return self.folder / name
-
-    def get(self, prompts: slice, candidates: slice) -> Chunk | None:
-        path = self._path(prompts, candidates)
-        if not path.exists():
-            return None
-        try:
-            with np.load(io.BytesIO(path.read_bytes())) as arrays:
-                return Chunk(arrays["tokens"], arrays["scores"])
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # A crash of the machine can leave it damaged.
-            return None
-
-    def put(self, prompts: slice, candidates: slice, chunk: Chunk) -> None:
-        if not is_primary():
-            return
-        encoded = io.BytesIO()
-        np.savez_compressed(encoded, tokens=chunk.tokens, scores=chunk.scores)
-        write_whole(self._path(prompts, candidates), encoded.getvalue())
 
 
 def main() -> None:

@@ -27,7 +27,9 @@ from dalle_jax.decoder.sampling import (
     with_empty_captions,
 )
 from dalle_jax.errors import UserError
-from dalle_jax.pipeline import Dalle, sequence_bytes, text_bytes
+from dalle_jax.pipeline import Dalle
+from dalle_jax.sample_store import Chunk
+from dalle_jax.sampling_memory import sequence_bytes, text_bytes
 from dalle_jax.training.checkpoints.checksums import fingerprint
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.parallel.mesh import make_mesh
@@ -302,8 +304,8 @@ def test_chunks_are_alike_at_every_start(alone, monkeypatch):
     sizes = {}
     each = sequence_bytes(alone.config, alone.codec.image_size)
     for free in (0, 20 * each, 22 * each, 24 * each, 10**15):
-        monkeypatch.setattr("dalle_jax.pipeline.free_bytes", lambda mesh, free=free: free)
-        sizes[free] = alone._plan(1, 512, SamplingConfig(), None)
+        monkeypatch.setattr("dalle_jax.sampling_memory.free_bytes", lambda mesh, free=free: free)
+        sizes[free] = alone._plan(1, 512, guided=False, limit=None)
     assert [p.candidates for p in sizes.values()] == [2, 8, 8, 8, 64]
 
 
@@ -315,7 +317,7 @@ def test_pictures_in_every_form_have_the_same_tokens(alone, everything, tmp_path
     Image.fromarray(images[4]).save(tmp_path / "last.png")
     mixed = [*images[:3], Image.fromarray(images[3]), tmp_path / "last.png"]
     np.testing.assert_array_equal(alone.encode(mixed), tokens)
-    monkeypatch.setattr("dalle_jax.pipeline._PICTURES_AT_ONCE", 2)
+    monkeypatch.setattr("dalle_jax.sampling_memory._IMAGES_AT_ONCE", 2)
     np.testing.assert_array_equal(alone.encode(iter(mixed)), tokens)
     np.testing.assert_array_equal(alone.decode(tokens), decoded)
     assert alone.encode([]).shape == (0, 64) and alone.decode(tokens[:0]).shape == (0, 64, 64, 3)
@@ -380,9 +382,9 @@ def test_text_of_many_prompts_takes_its_place_too(alone, monkeypatch):
     sequence, text = sequence_bytes(alone.config, alone.codec.image_size), text_bytes(alone.config)
     assert text == 2 * sum(x.k.nbytes for part in alone._prefill(alone._encode_prompts(CAPTIONS[:1]), SamplingConfig())
                            for x in part)  # fmt: skip
-    monkeypatch.setattr("dalle_jax.pipeline.text_bytes", lambda config: 10 * sequence)
-    monkeypatch.setattr("dalle_jax.pipeline.free_bytes", lambda mesh: 2 * (32 + 10) * sequence)
-    plan = alone._plan(100, 2, SamplingConfig(), None)
+    monkeypatch.setattr("dalle_jax.sampling_memory.text_bytes", lambda config: 10 * sequence)
+    monkeypatch.setattr("dalle_jax.sampling_memory.free_bytes", lambda mesh: 2 * (32 + 10) * sequence)
+    plan = alone._plan(100, 2, guided=False, limit=None)
     assert plan.candidates == 2 and plan.prompts == 2, "32 // (2 + 10), not 16"
 
 
@@ -421,9 +423,10 @@ def test_published_numbers_are_the_defaults(alone, monkeypatch):
     """512 candidates, the best 32: looked at without drawing."""
     asked = {}
 
-    def chunks(self, texts, text, num_samples, *rest):
-        asked["num_samples"] = num_samples
-        yield slice(0, 1), np.arange(512), np.zeros((512, 1, 64), np.int32), np.arange(512.0, dtype=np.float32)[:, None]
+    def chunks(self, request, plan):
+        asked["num_samples"] = request.num_samples
+        scores = np.arange(512.0, dtype=np.float32)[:, None]
+        yield slice(0, 1), np.arange(512), Chunk(np.zeros((512, 1, 64), np.int32), scores)
 
     monkeypatch.setattr(Dalle, "_chunks", chunks)
     samples = alone.generate(CAPTIONS[0], score_fn=brightness)
