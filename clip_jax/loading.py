@@ -20,7 +20,8 @@ from clip_jax.weights.opening import Published, is_published, open_published
 from dalle_jax.config import from_config_dict
 from dalle_jax.errors import UserError
 from dalle_jax.nn.transformer import Activation
-from dalle_jax.training.checkpoints.manager import check_same, load_params
+from dalle_jax.training.checkpoints.orbax_io import check_same
+from dalle_jax.training.checkpoints.reader import load_params
 from dalle_jax.training.checkpoints.workdir import read_workdir
 from dalle_jax.training.trees import unbox
 from dalle_jax.weights import local_path

@@ -39,7 +39,7 @@ from dalle_jax.sample_store import Chunk, ChunkStore, stored_chunk
 from dalle_jax.sampling_memory import Plan, images_at_once, plan_chunks
 from dalle_jax.storage import as_path
 from dalle_jax.training.checkpoints.checksums import fingerprint
-from dalle_jax.training.checkpoints.manager import load_params
+from dalle_jax.training.checkpoints.reader import load_params
 from dalle_jax.training.checkpoints.workdir import read_workdir
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.parallel.mesh import fit_to_devices, make_mesh

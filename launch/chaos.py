@@ -27,7 +27,7 @@ from absl import flags
 from dalle_jax.config import from_config_dict, write_json
 from dalle_jax.errors import UserError
 from dalle_jax.storage import local_folder
-from dalle_jax.training.checkpoints.manager import load_item
+from dalle_jax.training.checkpoints.reader import load_item
 from dalle_jax.training.checkpoints.workdir import saved_steps
 from dalle_jax.training.trees import named_leaves
 from launch.cli import define_config, start

@@ -30,7 +30,7 @@ from dalle_jax.ranking import Samples
 from dalle_jax.sample_store import FolderStore
 from dalle_jax.storage import as_path
 from dalle_jax.training.checkpoints.checksums import fingerprint
-from dalle_jax.training.checkpoints.manager import saved_steps
+from dalle_jax.training.checkpoints.workdir import saved_steps
 from dalle_jax.training.parallel.processes import is_primary
 from launch.cli import start
 from launch.run.coordination import check_processes

@@ -22,7 +22,7 @@ from dalle_jax.config import from_config_dict, write_json
 from dalle_jax.data.records import Encoding
 from dalle_jax.errors import UserError
 from dalle_jax.storage import as_path, is_remote
-from dalle_jax.training.checkpoints.manager import load_params
+from dalle_jax.training.checkpoints.reader import load_params
 from dalle_jax.training.checkpoints.workdir import read_workdir
 from dalle_jax.training.trees import named_leaves
 from dalle_jax.weights import read_settings

@@ -11,7 +11,9 @@ import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding
 
-from dalle_jax.training.checkpoints.manager import Checkpoints, LoadedParams, check_same, load_params
+from dalle_jax.training.checkpoints.manager import Checkpoints
+from dalle_jax.training.checkpoints.orbax_io import check_same
+from dalle_jax.training.checkpoints.reader import LoadedParams, load_params
 from dalle_jax.training.config import MeshConfig, TrainConfig
 from dalle_jax.training.parallel.determinism import warn_unless_deterministic
 from dalle_jax.training.parallel.mesh import make_mesh

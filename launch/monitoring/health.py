@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from dalle_jax.training.checkpoints.manager import saved_steps
+from dalle_jax.training.checkpoints.workdir import saved_steps
 from dalle_jax.training.telemetry.attempts import FAILED, FINISHED, STOPPED, Start, account, duration, read_starts
 from dalle_jax.training.telemetry.clock import Kind
 from dalle_jax.training.telemetry.writers import SLOW_INPUT, read_rows

@@ -18,7 +18,8 @@ from dalle_jax.data.records import Source
 from dalle_jax.data.sources import TRAIN, open_source
 from dalle_jax.data.tokenizer import Tokenizer, train_tokenizer
 from dalle_jax.errors import UserError
-from dalle_jax.training.checkpoints.manager import check_model, saved_steps
+from dalle_jax.training.checkpoints.reader import check_model
+from dalle_jax.training.checkpoints.workdir import saved_steps
 from dalle_jax.training.loop import InitFrom
 from dalle_jax.training.task import Task
 from dalle_jax.training.trees import unbox

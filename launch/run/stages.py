@@ -17,7 +17,7 @@ from dalle_jax.data.tokenizer import RowTokenizer
 from dalle_jax.decoder.task import DecoderTask
 from dalle_jax.errors import UserError
 from dalle_jax.pipeline import codec_workdir
-from dalle_jax.training.checkpoints.manager import saved_steps
+from dalle_jax.training.checkpoints.workdir import saved_steps
 from dalle_jax.training.config import TrainConfig
 from dalle_jax.training.loop import train
 from dalle_jax.training.parallel.mesh import make_mesh

@@ -2,10 +2,10 @@
 
 Every worker of a TPU is a folder that is the HOME of what is run there over "SSH", so that
 launch/cluster/tpu_worker.sh does its real work. A queued resource goes one state further each time it is described.
-It is preempted once, at the look after the commands of all workers have begun for the first time; where its folder has a file `warns`, that look sends
-SIGTERM to all that runs, and so many say ACTIVE before the machines go. Where there is a file `keeps`, so many
-deletions are refused; where there is one `silent`, no machine answers. Its folder is $GCLOUD_STANDIN, the transcript
-$GCLOUD_TRANSCRIPT.
+It is preempted once, at the look after the commands of all workers have begun for the first time; where its folder
+has a file `warns`, that look sends SIGTERM to all that runs, and so many say ACTIVE before the machines go. Where
+there is a file `keeps`, so many deletions are refused; where there is one `silent`, no machine answers. Its folder is
+$GCLOUD_STANDIN, the transcript $GCLOUD_TRANSCRIPT.
 """
 
 import fcntl

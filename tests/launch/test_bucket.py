@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 
 from dalle_jax import storage
-from dalle_jax.training.checkpoints.manager import saved_steps
+from dalle_jax.training.checkpoints.workdir import saved_steps
 from tests.launch.conftest import ROOT, environment
 
 pytestmark = [pytest.mark.entry, pytest.mark.slow, pytest.mark.timeout(3600)]

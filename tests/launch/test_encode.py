@@ -13,7 +13,7 @@ from dalle_jax.data.config import DataConfig, ShapesConfig
 from dalle_jax.data.encoded.source import Encoded, read_manifest
 from dalle_jax.data.images.decode import decode
 from dalle_jax.data.sources import open_source
-from dalle_jax.training.checkpoints.manager import saved_steps
+from dalle_jax.training.checkpoints.workdir import saved_steps
 
 pytestmark = pytest.mark.entry
 

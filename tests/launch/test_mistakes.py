@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dalle_jax.data.tokenizer import train_tokenizer
-from dalle_jax.training.checkpoints.manager import saved_steps
+from dalle_jax.training.checkpoints.workdir import saved_steps
 
 pytestmark = pytest.mark.entry
 

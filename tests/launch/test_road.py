@@ -22,8 +22,8 @@ from dalle_jax.config import from_config_dict, write_json
 from dalle_jax.data.readers.webdataset_writer import write_shard
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.pipeline import codec_workdir
-from dalle_jax.training.checkpoints.manager import load_params, saved_steps
-from dalle_jax.training.checkpoints.workdir import read_workdir
+from dalle_jax.training.checkpoints.reader import load_params
+from dalle_jax.training.checkpoints.workdir import read_workdir, saved_steps
 from dalle_jax.training.trees import unbox
 from launch.run.config import RunConfig
 from launch.run.stages import make_batches, plan_decoder

@@ -9,8 +9,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 from dalle_jax.errors import UserError
-from dalle_jax.training.checkpoints import manager
-from dalle_jax.training.checkpoints.manager import Checkpoints, check_model, load_params, saved_steps
+from dalle_jax.training.checkpoints import orbax_io
+from dalle_jax.training.checkpoints.manager import Checkpoints
+from dalle_jax.training.checkpoints.reader import check_model, load_params
+from dalle_jax.training.checkpoints.workdir import saved_steps
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
 from dalle_jax.training.parallel.mesh import make_mesh
 from dalle_jax.training.parallel.sharding import replicated
@@ -122,7 +124,7 @@ def test_what_another_try_would_mend_is_no_damage(error, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("dalle_jax.training.checkpoints.manager._read", fail)
+    monkeypatch.setattr(ocp.Checkpointer, "restore", fail)
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     for read in (lambda: open_checkpoints(tmp_path).restore(abstract(one)), lambda: load_params(tmp_path)):
         with pytest.raises(type(error)):
@@ -169,7 +171,7 @@ def test_what_one_process_finds_changed_none_loads(tmp_path, monkeypatch, caplog
     save_all(tmp_path, [1, 2])
     # Of step 2: both processes can read it, and the other finds that it is not what was saved.
     answers = iter([[True, True], [True, False], [True, True], [True, True]])
-    monkeypatch.setattr(manager, "gather", lambda value: next(answers))
+    monkeypatch.setattr(orbax_io, "gather", lambda value: next(answers))
     assert load_params(tmp_path).step == 1
     assert "checkpoint 2" in (said := caplog.text) and "process 1 cannot read it" in said
 
@@ -246,7 +248,7 @@ def test_load_params(tmp_path):
 
 
 def test_check_model_looks_at_shapes_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(manager, "_read", lambda *args, **kwargs: pytest.fail("an array is read"))
+    monkeypatch.setattr(ocp.Checkpointer, "restore", lambda *_, **__: pytest.fail("an array is read"))
     wanted = {"w": jax.ShapeDtypeStruct((8, 4), jnp.float32)}
     with pytest.raises(UserError, match="there is no checkpoint in .*; train that stage first"):
         check_model(tmp_path, wanted, {})

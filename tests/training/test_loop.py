@@ -15,7 +15,8 @@ from etils import epath
 from PIL import Image
 
 from dalle_jax.errors import STALLED, UserError
-from dalle_jax.training.checkpoints.manager import load_item, load_params, saved_steps
+from dalle_jax.training.checkpoints.reader import load_item, load_params
+from dalle_jax.training.checkpoints.workdir import saved_steps
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.loop import train
 from dalle_jax.training.parallel.preemption import Preempted
