@@ -91,9 +91,15 @@ class Siglip:
 
 
 SIGLIP_PRESETS = {
-    "siglip_b16": Siglip(224, 16, 64, 12, 768, 12, 3072),
-    "siglip_so400m14": Siglip(224, 14, 16, 27, 1152, 16, 4304),
-    "siglip_so400m14_384": Siglip(384, 14, 64, 27, 1152, 16, 4304),
+    "siglip_b16": Siglip(
+        image_size=224, patch_size=16, context_length=64, num_layers=12, embed_dim=768, num_heads=12, mlp_dim=3072
+    ),
+    "siglip_so400m14": Siglip(
+        image_size=224, patch_size=14, context_length=16, num_layers=27, embed_dim=1152, num_heads=16, mlp_dim=4304
+    ),
+    "siglip_so400m14_384": Siglip(
+        image_size=384, patch_size=14, context_length=64, num_layers=27, embed_dim=1152, num_heads=16, mlp_dim=4304
+    ),
 }
 SIGLIP_PAIRS = 40_000_000_000
 
@@ -192,6 +198,9 @@ def _published_siglip(preset: Siglip) -> ClipStage:
 
 
 def _tiny_siglip() -> ClipStage:
-    model = _siglip(Siglip(64, 16, 24, 2, 64, 2, 256), 160)
+    model = _siglip(
+        Siglip(image_size=64, patch_size=16, context_length=24, num_layers=2, embed_dim=64, num_heads=2, mlp_dim=256),
+        160,
+    )
     train = TrainConfig(batch_size=64, num_steps=200, optimizer=_siglip_optimizer(1e-3, 20), eval_every=100)
     return ClipStage(model, train, Augment.SQUARE)

@@ -49,7 +49,19 @@ class Size:
         return IMAGE_SIZE // self.codec.stride
 
 
-FULL = Size(2048, PatchConfig(fine_patch=2), 768, 12, 8, 128, 20_000, 30_000, 10_000, "bfloat16", 0.999)
+FULL = Size(
+    codebook_size=2048,
+    codec=PatchConfig(fine_patch=2),
+    embed_dim=768,
+    num_layers=12,
+    clip_patch=8,
+    batch_size=128,
+    codec_steps=20_000,
+    decoder_steps=30_000,
+    clip_steps=10_000,
+    dtype="bfloat16",
+    ema_decay=0.999,
+)
 CPU = Size(
     codebook_size=1024,
     codec=PatchConfig(

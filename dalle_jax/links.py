@@ -28,11 +28,11 @@ def walk(folder: str) -> tuple[list[str], list[str]]:
     file_links: list[str] = []
     folder_links: list[str] = []
     seen: set[_Identity] = set()
-    _walk(folder, "", seen, False, files, file_links, folder_links)
+    _walk(folder, "", seen=seen, follows=False, files=files, file_links=file_links, folder_links=folder_links)
     while folder_links:  # they wait until what lies in the folder itself is known
         waiting, folder_links = sorted(folder_links), []
         for link in waiting:
-            _walk(folder, link, seen, True, files, file_links, folder_links)
+            _walk(folder, link, seen=seen, follows=True, files=files, file_links=file_links, folder_links=folder_links)
     if not file_links:
         return files, []
     there = {_identity(os.path.join(folder, file)) for file in files}

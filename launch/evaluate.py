@@ -114,13 +114,13 @@ def load_clip() -> clip_jax.Clip:
 def run_suite(name: str, out: epath.Path) -> Results:
     """A suite on every data set; its file is whole after each."""
     about = DataFlags(
-        MODEL.value,
-        PROMPTS.value,
-        CLASSES.value,
-        CAPTION_FIELD.value,
-        IMAGE_FIELD.value,
-        LABEL_FIELD.value,
-        KEY.value,
+        model=MODEL.value,
+        prompts=PROMPTS.value,
+        classes=CLASSES.value,
+        caption_field=CAPTION_FIELD.value,
+        image_field=IMAGE_FIELD.value,
+        label_field=LABEL_FIELD.value,
+        key=KEY.value,
     )
     clip = load_clip()
     suites: Mapping[str, Callable[[str], dict[str, Any]]] = {

@@ -119,7 +119,9 @@ def _ring(
     def meet(home: _Home, part: tuple[_Visitor, Array]) -> tuple[_Home, tuple[Array, Best]]:
         visitor, columns = part
         block = jax.value_and_grad(_block, argnums=(0, 1, 2, 3), has_aux=True)
-        (loss, logits), found = block(image, visitor.text, scale, bias, rows, columns, mask, visitor.mask)
+        (loss, logits), found = block(
+            image, visitor.text, scale, bias, rows=rows, columns=columns, row_mask=mask, column_mask=visitor.mask
+        )
         sums = jax.tree.map(jnp.add, home.sums, (loss, found[0], *found[2:]))
         best_image = visitor.best_image.update(logits.T, rows[0])
         return _Home(sums, home.best_text.update(logits, columns[0])), (visitor.gradient + found[1], best_image)

@@ -144,12 +144,30 @@ def _attention(names: Names, ours: str, theirs: str, stack: _Stack, config: Tran
         start = f"{theirs}/{_ATTENTION}/{part}"
         names.array(f"{ours}/qkv_kernel", f"{start}/kernel", (*stack, width, *heads), at=(*at, None, j))
         names.array(f"{ours}/qkv_bias", f"{start}/bias", (*stack, *heads), at=(*at, j))
-    _dense(names, f"{ours}/out", f"{theirs}/{_ATTENTION}/out", stack, heads, (width,), at)
+    _dense(
+        names, f"{ours}/out", theirs=f"{theirs}/{_ATTENTION}/out", stack=stack, inputs=heads, outputs=(width,), at=at
+    )
 
 
 def _mlp(names: Names, ours: str, theirs: str, stack: _Stack, config: TransformerConfig, at: _At) -> None:
-    _dense(names, f"{ours}/in", f"{theirs}/Dense_0", stack, (config.embed_dim,), (config.mlp_dim,), at)
-    _dense(names, f"{ours}/out", f"{theirs}/Dense_1", stack, (config.mlp_dim,), (config.embed_dim,), at)
+    _dense(
+        names,
+        f"{ours}/in",
+        theirs=f"{theirs}/Dense_0",
+        stack=stack,
+        inputs=(config.embed_dim,),
+        outputs=(config.mlp_dim,),
+        at=at,
+    )
+    _dense(
+        names,
+        f"{ours}/out",
+        theirs=f"{theirs}/Dense_1",
+        stack=stack,
+        inputs=(config.mlp_dim,),
+        outputs=(config.embed_dim,),
+        at=at,
+    )
 
 
 def _dense(names: Names, ours: str, theirs: str, stack: _Stack, inputs: _Stack, outputs: _Stack, at: _At = ()) -> None:

@@ -67,14 +67,14 @@ def _account(part: str, config: SourceConfig, splits: Mapping[str, Source]) -> A
     wholes = list({id(whole): whole for whole in map(whole_of, splits.values())}.values())
     captioned = [whole.captioned() for whole in wholes]
     return Account(
-        part,
-        tuple(whole.name for whole in wholes),
-        sum(map(len, wholes)),
-        wholes[0].has_images,
-        None if None in captioned else sum(count for count in captioned if count),
-        len(splits[EVAL]) if EVAL in splits else 0,
-        _rule(config) if EVAL in splits else "",
-        tuple(found for whole in wholes for found in whole.left_out),
+        part=part,
+        names=tuple(whole.name for whole in wholes),
+        samples=sum(map(len, wholes)),
+        has_images=wholes[0].has_images,
+        captioned=None if None in captioned else sum(count for count in captioned if count),
+        held_out=len(splits[EVAL]) if EVAL in splits else 0,
+        rule=_rule(config) if EVAL in splits else "",
+        left_out=tuple(found for whole in wholes for found in whole.left_out),
     )
 
 

@@ -81,7 +81,15 @@ class Batches:
         self._workers = workers
         self._prefetch = prefetch
         self._counts = ReadCounts(source, max_bad_fraction)
-        self._reader = SampleReader(source, image_size, augment, max_pixels, tokenizer, text, resizing)
+        self._reader = SampleReader(
+            source=source,
+            image_size=image_size,
+            augment=augment,
+            max_pixels=max_pixels,
+            tokenizer=tokenizer,
+            text=text,
+            resizing=resizing,
+        )
         self._dataset = self._batched(order.endless(source, seed).random_map(self._reader))
 
     @property

@@ -143,10 +143,23 @@ def train(
             writers = open_writers(task.name, workdir, step, config.num_steps, wandb, evaluates=evaluates)
         for writer in writers:
             stack.enter_context(contextlib.closing(writer))
-        loop = _Loop(task, config, program, batches, eval_batches, checkpoints, writers, stop, watchdog, on_row,
-                     progress, clock, ledger)  # fmt: skip
+        context = LoopContext(
+            task=task,
+            config=config,
+            program=program,
+            batches=batches,
+            eval_batches=eval_batches,
+            checkpoints=checkpoints,
+            writers=writers,
+            stop=stop,
+            watchdog=watchdog,
+            on_row=on_row,
+            progress=progress,
+            clock=clock,
+            ledger=ledger,
+        )
         with profiler(epath.Path(workdir) / "profile", profile_steps) as profile:
-            return loop.run(state, profile)
+            return _Loop(context).run(state, profile)
 
 
 def _first_state(
@@ -183,9 +196,9 @@ def _warn_of_a_slow_average(config: TrainConfig, stage: str) -> None:
         )
 
 
-@dataclasses.dataclass
-class _Loop:
-    """The parts of a run that do not change from step to step."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopContext:
+    """What a stage has open while it trains; none of it changes from step to step."""
 
     task: Task
     config: TrainConfig
@@ -198,69 +211,78 @@ class _Loop:
     watchdog: Watchdog
     on_row: Callable[[int, Mapping[str, float]], None] | None
     progress: dict[str, Any]
+    """Of the row of metrics that the run is in, from the checkpoint that it goes on from."""
     clock: Clock
     ledger: Ledger
 
-    def __post_init__(self):
+
+class _Loop:
+    """Steps, and what comes between them: rows of metrics, evaluation, previews, checkpoints."""
+
+    def __init__(self, context: LoopContext):
+        self.context = context
         self.compiled: TrainStep | None = None
+        config, clock = context.config, context.clock
         self.reporter = Reporter(
-            self.config.log_every, self.config.num_steps, self.clock, self._write_row, self._newest, self.progress
+            config.log_every, config.num_steps, clock, self._write_row, self._newest, context.progress
         )
 
     def run(self, state: TrainState, profile: Callable[[int, TrainState], None]) -> TrainState:
         """Steps until the end, or until a stop is asked for."""
-        first, num_steps = int(state.step), self.config.num_steps
-        self.clock.enter(Kind.STEP)
-        if self.progress.get(_POSTPONED):
-            self.watchdog.sign(patiently=True)
+        first, num_steps = int(state.step), self.context.config.num_steps
+        self.context.clock.enter(Kind.STEP)
+        if self.context.progress.get(_POSTPONED):
+            self.context.watchdog.sign(patiently=True)
             self._look(first, state, None)
-        with _closing(self.batches.iterate(first, sharding=self.program.batch_sharding)) as stream:
+        with _closing(self.context.batches.iterate(first, sharding=self.context.program.batch_sharding)) as stream:
             for done in range(first + 1, num_steps + 1):
-                self.watchdog.sign(patiently=done == first + 1)
+                self.context.watchdog.sign(patiently=done == first + 1)
                 profile(done, state)
-                with self.clock.measure(Kind.INPUT):
+                with self.context.clock.measure(Kind.INPUT):
                     batch = next(stream)
                 state, metrics = self._step(state, batch)
-                self.ledger.moved_to(done)
+                self.context.ledger.moved_to(done)
                 self.reporter.add(done, metrics)
-                self.watchdog.sign(patiently=True)
+                self.context.watchdog.sign(patiently=True)
                 self._look_and_save(done, state, batch)
-        self.clock.enter(Kind.CHECKPOINT)  # what is left is to wait for the last save
+        self.context.clock.enter(Kind.CHECKPOINT)  # what is left is to wait for the last save
         return state
 
     def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         if self.compiled is None:
-            with self.clock.measure(Kind.COMPILE):
-                batch = self.task.prepare(batch)
-                self.compiled = self.program.step.lower(state, batch).compile()
+            with self.context.clock.measure(Kind.COMPILE):
+                batch = self.context.task.prepare(batch)
+                self.compiled = self.context.program.step.lower(state, batch).compile()
             return jax.block_until_ready(self.compiled(state, batch))
-        batch = self.task.prepare(batch)
+        batch = self.context.task.prepare(batch)
         # State and batch lie where the step wants them: whatever would move now would move on every step.
         with jax.transfer_guard("disallow"):
             return self.compiled(state, batch)
 
     def _look_and_save(self, done: int, state: TrainState, batch: Batch) -> None:
         """Evaluation, preview and checkpoint, where they are due after update `done`."""
-        last = done == self.config.num_steps
-        stopping = self.stop.received or self.checkpoints.reached_preemption()
+        last = done == self.context.config.num_steps
+        stopping = self.context.stop.received or self.context.checkpoints.reached_preemption()
         # Whoever asks to stop does not wait for long. But what the last step leaves out no later start would make up.
         postponed = stopping and not last
         evaluated = None if postponed else self._look(done, state, batch)
-        improved = evaluated is not None and self.config.keep_best > 0 and self.checkpoints.improves(evaluated)
-        if stopping or last or improved or _due(done, self.config.checkpoint_every):
+        improved = (
+            evaluated is not None and self.context.config.keep_best > 0 and self.context.checkpoints.improves(evaluated)
+        )
+        if stopping or last or improved or _due(done, self.context.config.checkpoint_every):
             self._save(done, state, evaluated, postponed)
         if stopping:
-            with self.clock.measure(Kind.CHECKPOINT):
-                self.checkpoints.wait()
+            with self.context.clock.measure(Kind.CHECKPOINT):
+                self.context.checkpoints.wait()
             if jax.process_index() == 0:
-                _log.info("%s: stopped after step %d and saved; start again to go on", self.task.name, done)
+                _log.info("%s: stopped after step %d and saved; start again to go on", self.context.task.name, done)
             raise Preempted
 
     def _look(self, done: int, state: TrainState, batch: Batch | None) -> dict[str, float] | None:
         """Evaluation, whose metrics it returns, and preview, where they are due after update `done`."""
-        config, last = self.config, done == self.config.num_steps
+        config, last = self.context.config, done == self.context.config.num_steps
         evaluated = None
-        evaluates = self.eval_batches is not None and config.eval_every > 0 and config.eval_batches > 0
+        evaluates = self.context.eval_batches is not None and config.eval_every > 0 and config.eval_batches > 0
         if evaluates and (last or _due(done, config.eval_every)):
             evaluated = self._evaluate(done, state)
         if config.preview_every > 0 and (last or _due(done, config.preview_every)):
@@ -269,58 +291,58 @@ class _Loop:
 
     def _save(self, done: int, state: TrainState, evaluated: Mapping[str, float] | None, postponed: bool) -> None:
         self.reporter.flush()  # Finds what is not finite before it is saved.
-        for writer in self.writers:
+        for writer in self.context.writers:
             writer.flush()
-        with self.clock.measure(Kind.CHECKPOINT):
+        with self.context.clock.measure(Kind.CHECKPOINT):
             progress = self.reporter.progress() | {_POSTPONED: postponed}
-            self.checkpoints.save(done, state, progress, evaluated)
-        self.ledger.saved(done, self.checkpoints.steps)
+            self.context.checkpoints.save(done, state, progress, evaluated)
+        self.context.ledger.saved(done, self.context.checkpoints.steps)
 
     def _evaluate(self, done: int, state: TrainState) -> dict[str, float]:
         self.reporter.flush()
-        with self.clock.measure(Kind.EVALUATE):
-            prepared = map(self.task.prepare, self._held_out(self.config.eval_batches))
-            metrics = self.task.evaluate(state.best_params, state.model_state, prepared)
+        with self.context.clock.measure(Kind.EVALUATE):
+            prepared = map(self.context.task.prepare, self._held_out(self.context.config.eval_batches))
+            metrics = self.context.task.evaluate(state.best_params, state.model_state, prepared)
         self._write(done, {f"eval/{name}": float(value) for name, value in metrics.items()})
         return metrics
 
     def _preview(self, done: int, state: TrainState, batch: Batch | None) -> None:
         self.reporter.flush()
-        with self.clock.measure(Kind.PREVIEW):
-            if self.eval_batches is not None:
+        with self.context.clock.measure(Kind.PREVIEW):
+            if self.context.eval_batches is not None:
                 (batch,) = self._held_out(1)
             if batch is None:
                 return  # postponed, and the training batch it was to show is gone
-            picture = self.task.preview(state.best_params, state.model_state, self.task.prepare(batch))
+            picture = self.context.task.preview(state.best_params, state.model_state, self.context.task.prepare(batch))
             if picture is not None:
-                for writer in self.writers:
+                for writer in self.context.writers:
                     writer.image(done, "preview", np.asarray(picture))
 
     def _held_out(self, count: int) -> Iterator[Batch]:
-        assert self.eval_batches is not None
-        with _closing(self.eval_batches.epoch(count, sharding=self.program.batch_sharding)) as stream:
+        assert self.context.eval_batches is not None
+        with _closing(self.context.eval_batches.epoch(count, sharding=self.context.program.batch_sharding)) as stream:
             yield from stream
 
     def _write_row(self, step: int, metrics: Mapping[str, float], steps: int, seconds: Mapping[str, float]) -> None:
         """Adds to a row what the host knows: speed, where the time went, memory, bad samples."""
-        row = dict(metrics) | speed_row(self.ledger.now(), steps, seconds) | memory_row()
-        bad = dict(self.batches.bad_counts)
+        row = dict(metrics) | speed_row(self.context.ledger.now(), steps, seconds) | memory_row()
+        bad = dict(self.context.batches.bad_counts)
         row["bad_samples"] = float(sum(bad.values()))
         row |= {f"bad_samples/{reason}": float(count) for reason, count in bad.items() if count}
-        row["captions_cut"] = float(self.batches.captions_cut)
-        row |= {f"samples/{part}": float(count) for part, count in self.batches.part_counts.items()}
+        row["captions_cut"] = float(self.context.batches.captions_cut)
+        row |= {f"samples/{part}": float(count) for part, count in self.context.batches.part_counts.items()}
         self._write(step, row)
 
     def _write(self, step: int, row: Mapping[str, float]) -> None:
-        with self.clock.measure(Kind.OTHER):
-            row = dict(row) | time_row(self.ledger.times())
-            for writer in self.writers:
+        with self.context.clock.measure(Kind.OTHER):
+            row = dict(row) | time_row(self.context.ledger.times())
+            for writer in self.context.writers:
                 writer.scalars(step, row)
-            if self.on_row is not None:
-                self.on_row(step, row)
+            if self.context.on_row is not None:
+                self.context.on_row(step, row)
 
     def _newest(self) -> str:
-        steps = self.checkpoints.steps
+        steps = self.context.checkpoints.steps
         return f"the newest checkpoint is of step {steps[-1]}" if steps else "no checkpoint was saved before"
 
 

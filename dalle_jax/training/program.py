@@ -63,4 +63,12 @@ def build_step(task: Task, config: TrainConfig, mesh: Mesh, rules: ShardingRules
     shardings = state_shardings(boxed, mesh, rules)
     sharding = batch_sharding(mesh, rules)
     step = compile_step(make_train_step(task, config, optimizer, sharding), shardings)
-    return StepProgram(task, config, optimizer, boxed, shardings, sharding, step)
+    return StepProgram(
+        task=task,
+        config=config,
+        optimizer=optimizer,
+        boxed=boxed,
+        shardings=shardings,
+        batch_sharding=sharding,
+        step=step,
+    )

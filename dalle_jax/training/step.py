@@ -68,7 +68,14 @@ def make_train_step(
         else:
             micro_batches = _cut(batch, config.micro_batches)
             grads, (model_state, metrics) = _mean_gradients(
-                task, state, trained, whole, micro_batches, key, batch_sharding, unroll=platform == "cpu"
+                task,
+                state,
+                trained=trained,
+                whole=whole,
+                micro_batches=micro_batches,
+                key=key,
+                sharding=batch_sharding,
+                unroll=platform == "cpu",
             )
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, trained, value=metrics["loss"])

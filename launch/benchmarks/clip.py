@@ -124,7 +124,7 @@ def peer_encode(preset: str, what: str, batch_size: int) -> Workload:
 
 
 def _row(name: str, shape: str, unit: str, make: Any, make_peer: Any) -> Row:
-    return Row(name, shape, unit, make, make_peer, "open_clip", 1.0)
+    return Row(name=name, shape=shape, unit=unit, make=make, make_peer=make_peer, peer="open_clip", reach=1.0)
 
 
 ROWS = (

@@ -79,13 +79,13 @@ def peer_decode(batch_size: int) -> Workload:
 def _row(name: str, batch_size: int, gpu: bool = False) -> Row:
     ours, theirs = {"encode": (encode, peer_encode), "decode": (decode, peer_decode)}[name]
     return Row(
-        f"codec_{name}_{batch_size}",
-        f"published dVAE, 256x256, batch {batch_size}",
-        "pictures",
-        functools.partial(ours, batch_size),
-        None if gpu else functools.partial(theirs, batch_size),
-        "OpenAI's torch code",
-        1.0,
+        name=f"codec_{name}_{batch_size}",
+        shape=f"published dVAE, 256x256, batch {batch_size}",
+        unit="pictures",
+        make=functools.partial(ours, batch_size),
+        make_peer=None if gpu else functools.partial(theirs, batch_size),
+        peer="OpenAI's torch code",
+        reach=1.0,
         gpu=gpu,
     )
 

@@ -182,18 +182,26 @@ def peer_sampling() -> Workload:
 def _sampling_row(name: str, patterns: tuple[Pattern, ...]) -> Row:
     shape = f"{'/'.join(pattern.value for pattern in patterns)}, 4 pictures of one prompt, 256 steps"
     make = lambda: sampling(small(patterns), 4)  # noqa: E731
-    return Row(name, shape, "tokens", make, peer_sampling, "DALLE-pytorch, full, cache mended", 5.0)
+    return Row(
+        name=name,
+        shape=shape,
+        unit="tokens",
+        make=make,
+        make_peer=peer_sampling,
+        peer="DALLE-pytorch, full, cache mended",
+        reach=5.0,
+    )
 
 
 ROWS = (
     Row(
-        "decoder_step",
-        "d512 L8 row/column/conv, 64 + 16x16, batch 8",
-        "tokens",
-        lambda: step(small(SPARSE), 8),
-        peer_step,
-        "DALLE-pytorch",
-        1.2,
+        name="decoder_step",
+        shape="d512 L8 row/column/conv, 64 + 16x16, batch 8",
+        unit="tokens",
+        make=lambda: step(small(SPARSE), 8),
+        make_peer=peer_step,
+        peer="DALLE-pytorch",
+        reach=1.2,
     ),
     _sampling_row("sampling", SPARSE),
     _sampling_row("sampling_full", (Pattern.FULL,)),

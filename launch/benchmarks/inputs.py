@@ -70,12 +70,12 @@ def peer_batches() -> Workload:
 
 ROWS = (
     Row(
-        "input",
-        "JPEG 512 to 256 crop, batch 64, one core",
-        "pictures",
-        batches,
-        peer_batches,
-        "open_clip's training transform",
-        1.0,
+        name="input",
+        shape="JPEG 512 to 256 crop, batch 64, one core",
+        unit="pictures",
+        make=batches,
+        make_peer=peer_batches,
+        peer="open_clip's training transform",
+        reach=1.0,
     ),
 )

@@ -31,4 +31,14 @@ def peer() -> Workload:
     return Workload(functools.partial(open_clip.get_tokenizer("ViT-B-32"), captions()), items=COUNT)
 
 
-ROWS = (Row("tokenizer", f"CLIP's, {COUNT} captions, one core", "texts", ours, peer, "open_clip", 1.0),)
+ROWS = (
+    Row(
+        name="tokenizer",
+        shape=f"CLIP's, {COUNT} captions, one core",
+        unit="texts",
+        make=ours,
+        make_peer=peer,
+        peer="open_clip",
+        reach=1.0,
+    ),
+)

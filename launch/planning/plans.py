@@ -41,11 +41,22 @@ def plan_training(config: str, run: RunConfig, stage: str, topology: Topology, g
     traced, flops = target.traced()
     measured, _ = measure(target, traced)
     seconds = _roofline(target, measured, flops.passes)
-    plan = _plan(config, target, measured, flops.total, seconds, train.batch_size, train.num_steps, notes)
+    plan = _plan(
+        config,
+        target,
+        measured=measured,
+        flops=flops.total,
+        seconds=seconds,
+        batch_size=train.batch_size,
+        num_steps=train.num_steps,
+        notes=notes,
+    )
     if flops.unknown_loops or measured.unknown_loops:
         plan = dataclasses.replace(plan, notes=(*notes, "loops of unknown length are counted once"))
     if not plan.fits:
-        proposal = propose(run, stage, mesh, target, traced, measured.peak_bytes, devices)
+        proposal = propose(
+            run, stage, mesh=mesh, target=target, traced=traced, peak_bytes=measured.peak_bytes, devices=devices
+        )
         if proposal is not None:
             changed, _ = training_target(proposal.run, stage, proposal.mesh, topology, devices)
             plan = dataclasses.replace(plan, change=_change(proposal, measure(changed, changed.traced()[0])[0]))
@@ -76,7 +87,16 @@ def plan_sampling(
         transfers=tuple(_share(transfer, model.image_length) for transfer in measured.transfers),
     )
     seconds = _roofline(target, token, count.passes / model.image_length)
-    plan = _plan(config, target, token, flops, seconds, num_samples, model.image_length, notes)
+    plan = _plan(
+        config,
+        target,
+        measured=token,
+        flops=flops,
+        seconds=seconds,
+        batch_size=num_samples,
+        num_steps=model.image_length,
+        notes=notes,
+    )
     plan = dataclasses.replace(plan, stage="sampling", caches=cache_rows(model))
     if plan.fits:
         return plan

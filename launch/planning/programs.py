@@ -96,15 +96,15 @@ def training_target(
         prepared = jax.eval_shape(task.prepare, batch)
     arguments = program.abstract, _placed(prepared, program.batch_sharding)
     target = Target(
-        stage,
-        topology,
-        mesh,
-        rules,
-        program.num_parameters,
-        _bytes(arguments[0]),
-        task.step_flops(config.batch_size),
-        (inspect.getdoc(type(task).step_flops) or "").splitlines()[0],
-        lambda: program.step.trace(*arguments),  # pyrefly: ignore[missing-attribute]
+        name=stage,
+        topology=topology,
+        mesh=mesh,
+        rules=rules,
+        parameters=program.num_parameters,
+        state_bytes=_bytes(arguments[0]),
+        useful_flops=task.step_flops(config.batch_size),
+        formula=(inspect.getdoc(type(task).step_flops) or "").splitlines()[0],
+        trace=lambda: program.step.trace(*arguments),  # pyrefly: ignore[missing-attribute]
     )
     return target, config
 

@@ -72,7 +72,9 @@ def propose(
     meshes = list(_meshes(mesh, target, state_of))
     for remat in _policies(run, stage):
         changed = run if remat is None else with_remat(run, stage, remat)
-        saved = _difference(run, changed, stage, mesh, target, traced, devices) // parts
+        saved = (
+            _difference(run, changed, stage=stage, mesh=mesh, target=target, traced=traced, devices=devices) // parts
+        )
         for micro_batches in _doublings(train.micro_batches, most):
             sums = 4 * target.parameters // target.mesh.size if micro_batches > 1 else 0
             for finer, state in meshes:

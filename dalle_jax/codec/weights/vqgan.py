@@ -81,13 +81,13 @@ def _deduce_config(tensors: dict[str, Tensor], where: str) -> VqganConfig:
     codebook_size, code_dim = shape("quantize.embedding.weight", 2)
     try:
         return VqganConfig(
-            codebook_size,
-            hidden_dim,
-            tuple(width // hidden_dim for width in widths),
-            len(numbers(r"encoder\.down\.0\.block\.(\d+)\.")),
-            tuple(numbers(r"encoder\.down\.(\d+)\.attn\.")),
-            shape("encoder.conv_out.weight", 4)[0],
-            code_dim,
+            codebook_size=codebook_size,
+            hidden_dim=hidden_dim,
+            multipliers=tuple(width // hidden_dim for width in widths),
+            blocks_per_level=len(numbers(r"encoder\.down\.0\.block\.(\d+)\.")),
+            attention_levels=tuple(numbers(r"encoder\.down\.(\d+)\.attn\.")),
+            latent_dim=shape("encoder.conv_out.weight", 4)[0],
+            code_dim=code_dim,
         )
     except (ValueError, ZeroDivisionError) as error:
         raise UserError(f"{where} holds no VQGAN that is built here: {error}") from error

@@ -129,14 +129,14 @@ def write_manifest(jobs: list[Job], folder: str, commit: str) -> Manifest:
             raise UserError(f"a shard in {folder} was damaged meanwhile: run the same launch.encode again")
         bad: collections.Counter[str] = sum((collections.Counter(shard.bad) for shard in shards), collections.Counter())
         splits[job.split] = Split(
-            job.augment,
-            job.crops,
-            job.source.name,
-            job.settings["source_fingerprint"],
-            len(job.source),
-            sum(shard.records for shard in shards),
-            dict(sorted(bad.items())),
-            shards,
+            augment=job.augment,
+            crops=job.crops,
+            source=job.source.name,
+            source_fingerprint=job.settings["source_fingerprint"],
+            samples=len(job.source),
+            records=sum(shard.records for shard in shards),
+            bad=dict(sorted(bad.items())),
+            shards=shards,
         )
     manifest = Manifest(FORMAT_VERSION, commit, jobs[0].encoding, jobs[0].seed, splits)
     write_json(epath.Path(folder) / MANIFEST, manifest)

@@ -37,7 +37,7 @@ def dvae_augment(image: Picture, size: int, rng: np.random.Generator) -> Square:
     short = min(height, width)
     top, left = rng.integers(height - short + 1), rng.integers(width - short + 1)
     target = _uniform(rng, max(size, min(short, round(9 / 8 * size))), max(size, min(short, round(12 / 8 * size))))
-    square = _scaled_crop(image, int(top), int(left), short, target, size, rng)
+    square = _scaled_crop(image, int(top), left=int(left), side=short, target=target, size=size, rng=rng)
     return square[:, ::-1] if rng.random() < 0.5 else square
 
 
@@ -51,7 +51,7 @@ def dalle_augment(image: Picture, size: int, rng: np.random.Generator) -> Square
     short = min(height, width)
     top, left = _near_centre(rng, height - short), _near_centre(rng, width - short)
     target = _uniform(rng, size, max(size, min(short, round(9 / 8 * size))))
-    return _scaled_crop(image, top, left, short, target, size, rng)
+    return _scaled_crop(image, top, left=left, side=short, target=target, size=size, rng=rng)
 
 
 def clip_augment(image: Picture, size: int, rng: np.random.Generator, how: Resizing = BICUBIC) -> Square:
