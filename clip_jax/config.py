@@ -6,7 +6,9 @@ from typing import Any
 
 from dalle_jax.config import check_at_least, check_share
 from dalle_jax.data.config import Augment, Resizing
-from dalle_jax.nn.transformer import Activation, Remat, TransformerConfig, check_dtype
+from dalle_jax.nn.layers import Activation, check_dtype
+from dalle_jax.nn.remat import Remat
+from dalle_jax.nn.transformer import TransformerConfig
 from dalle_jax.training.config import TrainConfig
 
 

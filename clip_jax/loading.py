@@ -19,7 +19,7 @@ from clip_jax.weights.one_tower import OneTower, Side, refuse_side
 from clip_jax.weights.opening import Published, is_published, open_published
 from dalle_jax.config import from_config_dict
 from dalle_jax.errors import UserError
-from dalle_jax.nn.transformer import Activation
+from dalle_jax.nn.layers import Activation
 from dalle_jax.training.checkpoints.orbax_io import check_same
 from dalle_jax.training.checkpoints.reader import load_params
 from dalle_jax.training.checkpoints.workdir import read_workdir

@@ -15,7 +15,7 @@ from clip_jax.towers.resnet import ModifiedResNet
 from clip_jax.towers.siglip import SiglipText, SiglipVision
 from clip_jax.towers.text import BagOfWords, TextTransformer
 from clip_jax.towers.vit import VisionTransformer
-from dalle_jax.nn.transformer import Dense, constrain_activations
+from dalle_jax.nn.layers import Dense, constrain_activations
 from dalle_jax.training.task import Params
 
 VISION_TOWERS = {

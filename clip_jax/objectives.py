@@ -35,8 +35,9 @@ from clip_jax.towers.text import TokenEmbedding, end_positions
 from clip_jax.towers.vit import normalize_pixels
 from dalle_jax.errors import UserError
 from dalle_jax.nn.attention import causal_attention
+from dalle_jax.nn.layers import Dense, layer_norm
 from dalle_jax.nn.precision import matmul
-from dalle_jax.nn.transformer import Dense, Transformer, layer_norm, same_everywhere, uniform_kinds
+from dalle_jax.nn.transformer import Transformer, same_everywhere, uniform_kinds
 from dalle_jax.training.parallel.processes import to_host
 from dalle_jax.training.task import Batch, ModelState, Params, Task, row_weights, weighted_means
 

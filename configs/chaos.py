@@ -17,7 +17,7 @@ from dalle_jax.config import choose_preset, to_config_dict
 from dalle_jax.data.config import Augment, DataConfig, ShapesConfig, TokenizerConfig
 from dalle_jax.decoder.config import DecoderConfig, DecoderStage
 from dalle_jax.nn.attention import Pattern
-from dalle_jax.nn.transformer import Remat
+from dalle_jax.nn.remat import Remat
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, Schedule, TrainConfig
 
 VOCAB_SIZE, TEXT_LENGTH, CODEBOOK_SIZE = 200, 24, 64

@@ -42,7 +42,8 @@ from clip_jax.weights.siglip import LOGITS, PIXELS
 from dalle_jax.config import choose_preset, to_config_dict
 from dalle_jax.data.config import Augment, DataConfig, SourceKind, TokenizerConfig, TokenizerKind
 from dalle_jax.data.tokenizer import END
-from dalle_jax.nn.transformer import Activation, Remat
+from dalle_jax.nn.layers import Activation
+from dalle_jax.nn.remat import Remat
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
 
 VOCAB_SIZE, END_ID = 49_408, 49_407

@@ -33,7 +33,7 @@ from clip_jax.weights.opening import open_published
 from configs import clip
 from dalle_jax.config import from_config_dict, to_config_dict
 from dalle_jax.data.config import Augment, DataConfig, SourceKind, TokenizerConfig, TokenizerKind
-from dalle_jax.nn.transformer import Remat
+from dalle_jax.nn.remat import Remat
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
 
 

@@ -16,7 +16,7 @@ from configs.decoder_12b import optimizer
 from dalle_jax.config import choose_preset, to_config_dict
 from dalle_jax.data.config import Augment, DataConfig, ShapesConfig, SourceKind, TokenizerConfig
 from dalle_jax.decoder.config import DecoderConfig, DecoderStage
-from dalle_jax.nn.transformer import Remat
+from dalle_jax.nn.remat import Remat
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
 
 

@@ -21,7 +21,7 @@ from dalle_jax.codec import Body, CodecConfig, CodecStage, CosineRamp, PatchConf
 from dalle_jax.config import choose_preset, to_config_dict
 from dalle_jax.data.config import Augment, DataConfig, HeldOutBy, SourceKind, TokenizerConfig
 from dalle_jax.decoder.config import DecoderConfig, DecoderStage
-from dalle_jax.nn.transformer import Remat
+from dalle_jax.nn.remat import Remat
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
 
 IMAGE_SIZE, TEXT_LENGTH = 64, 32

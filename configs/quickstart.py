@@ -19,7 +19,7 @@ from dalle_jax.config import choose_preset, to_config_dict
 from dalle_jax.data.config import Augment, DataConfig, ShapesConfig, TokenizerConfig
 from dalle_jax.decoder.config import DecoderConfig, DecoderStage
 from dalle_jax.nn.attention import Pattern
-from dalle_jax.nn.transformer import Remat
+from dalle_jax.nn.remat import Remat
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
 
 IMAGE_SIZE, VOCAB_SIZE, TEXT_LENGTH, CODEBOOK_SIZE = 64, 200, 24, 1024

@@ -26,14 +26,15 @@ from dalle_jax.decoder.sampling import (
     SamplingConfig,
     candidate_keys,
     draw,
-    drawing_params,
-    drawing_rules,
     no_prime,
     prefill,
+    sampling_params,
+    sampling_rules,
     with_empty_captions,
 )
 from dalle_jax.decoder.task import ImageTokens
 from dalle_jax.errors import UserError
+from dalle_jax.nn.cpu_decoding import DecodingLayout
 from dalle_jax.ranking import Best, Samples, ScoreFn, choose_keep
 from dalle_jax.sample_store import Chunk, ChunkStore, stored_chunk
 from dalle_jax.sampling_memory import Plan, images_at_once, plan_chunks
@@ -75,6 +76,8 @@ class Dalle:
         params: Any,
         mesh: Mesh,
         rules: ShardingRules | None = None,
+        *,
+        layout: DecodingLayout | None = None,
     ):
         """Use `load` for a work directory.
 
@@ -85,11 +88,18 @@ class Dalle:
           params: the decoder's parameters, on the mesh.
           mesh: candidates are spread over the axes that the rules give to `batch`.
           rules: by default those of `ShardingRules()`.
+          layout: how the parameters lie while sampling; None: as is fastest on the mesh. `ROWS` is for one device.
+
+        Raises:
+          UserError: `ROWS` on several devices.
         """
         self.codec, self.tokenizer, self.config, self.mesh = codec, tokenizer, config, mesh
         self.rules = rules or ShardingRules()
-        self.params = drawing_params(config, params, mesh)
-        """As drawing reads them; on one CPU device that is not how they are trained."""
+        layout = layout or DecodingLayout.fastest(mesh)
+        if layout is DecodingLayout.ROWS and mesh.devices.size > 1:
+            raise UserError(f"parameters lie in rows on one device alone, and the mesh has {mesh.devices.size}")
+        self.params = sampling_params(config, params, layout)
+        """As sampling reads them; in rows that is not how they are trained."""
         self.step: int | None = None
         """Of the decoder's checkpoint, where it was loaded from one."""
         self.fingerprint = ""
@@ -291,7 +301,13 @@ class Dalle:
             yield
 
 
-def load(workdir: epath.PathLike, *, step: int | None = None, mesh: MeshConfig | None = None) -> Dalle:
+def load(
+    workdir: epath.PathLike,
+    *,
+    step: int | None = None,
+    mesh: MeshConfig | None = None,
+    layout: DecodingLayout | None = None,
+) -> Dalle:
     """Loads the codec, tokenizer and decoder of a run (its average weights where it kept them).
 
     Args:
@@ -299,6 +315,7 @@ def load(workdir: epath.PathLike, *, step: int | None = None, mesh: MeshConfig |
       step: of the decoder's checkpoint; None: the newest.
       mesh: how all devices are arranged; None: as they were when the run was trained, or as near to that as the devices
         here allow, so that a decoder that needs many devices is spread over them here too.
+      layout: of the decoder's parameters; None: as is fastest on the mesh. See `Dalle`.
 
     Raises:
       UserError: where the directory is missing, of another format version, or has no trained decoder.
@@ -321,14 +338,14 @@ def load(workdir: epath.PathLike, *, step: int | None = None, mesh: MeshConfig |
         # The mesh takes so many devices as there are here, and the parameters do not divide over so many.
         devices, rules, shardings = _spread(abstract, fit_to_devices(MeshConfig()))
     loaded = load_params(workdir / "decoder", step=step, shardings=shardings)
-    dalle = Dalle(codec, tokenizer, stage.model, loaded.params, devices, rules)
+    dalle = Dalle(codec, tokenizer, stage.model, loaded.params, devices, rules, layout=layout)
     dalle.step, dalle.fingerprint = loaded.step, f"{fingerprint(loaded.params)}-{codec.fingerprint}"
     return dalle
 
 
 def _spread(abstract: Any, mesh: MeshConfig) -> tuple[Mesh, ShardingRules, Any]:
     devices = make_mesh(mesh)
-    rules = drawing_rules(ShardingRules.of(mesh), abstract, devices, min(gather(free_bytes(devices))))
+    rules = sampling_rules(ShardingRules.of(mesh), abstract, devices, min(gather(free_bytes(devices))))
     return devices, rules, param_shardings(abstract, devices, rules)
 
 

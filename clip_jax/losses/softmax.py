@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from clip_jax.model import normalize
 from dalle_jax.errors import UserError
+from dalle_jax.nn.layers import constrain_activations
 from dalle_jax.nn.precision import matmul
-from dalle_jax.nn.transformer import constrain_activations
 
 
 class ContrastiveLoss(NamedTuple):

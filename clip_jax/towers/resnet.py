@@ -17,8 +17,9 @@ from jaxtyping import Array, Float
 from clip_jax.config import ResNetConfig, VisionConfig
 from clip_jax.towers.initializers import torch_linear
 from dalle_jax.nn.attention import dense_attention
+from dalle_jax.nn.layers import Dense, constrain_activations
 from dalle_jax.nn.precision import matmul, precision_of
-from dalle_jax.nn.transformer import Dense, constrain_activations, rematerialised
+from dalle_jax.nn.remat import rematerialised
 
 EPSILON = 1e-5
 MOMENTUM = 0.9

@@ -14,17 +14,9 @@ from clip_jax.towers import initializers
 from clip_jax.towers.text import TokenEmbedding
 from clip_jax.towers.vit import drop_patches, patches
 from dalle_jax.nn.attention import dense_attention
+from dalle_jax.nn.layers import Dense, layer_norm
 from dalle_jax.nn.precision import add_bias, einsum, matmul
-from dalle_jax.nn.transformer import (
-    BlockInit,
-    Dense,
-    Mlp,
-    Transformer,
-    TransformerConfig,
-    layer_norm,
-    same_everywhere,
-    uniform_kinds,
-)
+from dalle_jax.nn.transformer import BlockInit, Mlp, Transformer, TransformerConfig, same_everywhere, uniform_kinds
 
 
 class SiglipVision(nn.Module):

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, Int
 from clip_jax.config import ReadAt, TextConfig
 from clip_jax.towers import initializers
 from dalle_jax.nn.attention import causal_attention
-from dalle_jax.nn.transformer import Transformer, layer_norm, same_everywhere, uniform_kinds
+from dalle_jax.nn.layers import layer_norm
+from dalle_jax.nn.transformer import Transformer, same_everywhere, uniform_kinds
 
 
 def end_positions(ids: Int[Array, "B T"], end_id: int) -> Int[Array, " B"]:

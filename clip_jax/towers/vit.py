@@ -9,7 +9,8 @@ from jaxtyping import Array, Float, Int, Real
 from clip_jax.config import VisionConfig
 from clip_jax.towers import initializers
 from dalle_jax.nn.attention import dense_attention
-from dalle_jax.nn.transformer import Dense, Transformer, layer_norm, same_everywhere, uniform_kinds
+from dalle_jax.nn.layers import Dense, layer_norm
+from dalle_jax.nn.transformer import Transformer, same_everywhere, uniform_kinds
 
 
 def normalize_pixels(images: Real[Array, "B height width 3"], config: VisionConfig) -> Float[Array, "B height width 3"]:

@@ -9,7 +9,8 @@ from clip_jax.config import ClipConfig, Loss, TextConfig, TextTower, VisionConfi
 from clip_jax.weights.siglip import LOGITS, PIXELS, SIGLIP_END
 from clip_jax.weights.timm import NORM_EPSILON
 from dalle_jax.errors import UserError
-from dalle_jax.nn.transformer import Activation, TransformerConfig
+from dalle_jax.nn.layers import Activation
+from dalle_jax.nn.transformer import TransformerConfig
 from dalle_jax.weights import Names, Tensor
 
 _ROOTS = ("params/", "opt/target/", "")

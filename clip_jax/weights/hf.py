@@ -7,7 +7,8 @@ from clip_jax.config import ClipConfig, ReadAt, TextConfig, TextTower, VisionCon
 from clip_jax.preprocessing.hf import CLIP, pictures_from_hf
 from clip_jax.tokenizers.text_ends import end_at_highest
 from dalle_jax.errors import UserError
-from dalle_jax.nn.transformer import Activation, TransformerConfig
+from dalle_jax.nn.layers import Activation
+from dalle_jax.nn.transformer import TransformerConfig
 from dalle_jax.weights import Names
 
 FILES = (

@@ -22,7 +22,8 @@ from clip_jax.tokenizers.text_ends import end_at_highest
 from clip_jax.weights.siglip import LOGITS, SIGLIP_END
 from clip_jax.weights.timm import TOWERS, timm_from_open_clip, timm_to_open_clip
 from dalle_jax.errors import UserError
-from dalle_jax.nn.transformer import Activation, TransformerConfig
+from dalle_jax.nn.layers import Activation
+from dalle_jax.nn.transformer import TransformerConfig
 
 CONFIG = "open_clip_config.json"
 FILES = (

@@ -13,7 +13,8 @@ from clip_jax.weights.resnet import deduce_resnet, is_resnet, resnet_names
 from clip_jax.weights.siglip import LOGITS, PIXELS, SIGLIP_END
 from clip_jax.weights.timm import NORM_EPSILON, deduce_timm, is_timm, siglip_head_dim, timm_names
 from dalle_jax.errors import UserError
-from dalle_jax.nn.transformer import Activation, TransformerConfig
+from dalle_jax.nn.layers import Activation
+from dalle_jax.nn.transformer import TransformerConfig
 from dalle_jax.weights import Names, Tensor
 
 _log = logging.getLogger(__name__)

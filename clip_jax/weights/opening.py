@@ -26,7 +26,7 @@ from clip_jax.weights.openai import IGNORED as OPENAI_IGNORED
 from clip_jax.weights.openai import check_official, deduce_config, default_activation, openai_names, text_prefix
 from clip_jax.weights.siglip import config_from_siglip, siglip_names
 from dalle_jax.errors import UserError, closest
-from dalle_jax.nn.transformer import Activation
+from dalle_jax.nn.layers import Activation
 from dalle_jax.storage import as_path
 from dalle_jax.training.trees import unbox
 from dalle_jax.weights import (

@@ -7,7 +7,8 @@ from typing import Any
 
 from clip_jax.config import VisionConfig, VisionTower, tower_config
 from dalle_jax.errors import UserError
-from dalle_jax.nn.transformer import Activation, TransformerConfig
+from dalle_jax.nn.layers import Activation
+from dalle_jax.nn.transformer import TransformerConfig
 from dalle_jax.weights import Names
 
 NORM_EPSILON = 1e-6

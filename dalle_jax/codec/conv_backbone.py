@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from dalle_jax.codec.config import ConvConfig
 from dalle_jax.codec.layers import Conv, max_pool, upsample
-from dalle_jax.nn.transformer import constrain_activations
+from dalle_jax.nn.layers import constrain_activations
 
 
 class ResidualPath(nn.Module):

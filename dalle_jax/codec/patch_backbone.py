@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from dalle_jax.codec.config import PatchConfig
 from dalle_jax.codec.layers import Conv, depth_to_space, space_to_depth
-from dalle_jax.nn.transformer import Dense, constrain_activations
+from dalle_jax.nn.layers import Dense, constrain_activations
 
 OUTPUT_MAPS = 6
 PIXEL_SCALE = 4.0

@@ -6,7 +6,9 @@ import enum
 from dalle_jax.config import check_at_least, check_share
 from dalle_jax.data.config import Augment
 from dalle_jax.nn.attention import Pattern, published_schedule
-from dalle_jax.nn.transformer import Activation, Remat, TransformerConfig
+from dalle_jax.nn.layers import Activation
+from dalle_jax.nn.remat import Remat
+from dalle_jax.nn.transformer import TransformerConfig
 from dalle_jax.training.config import TrainConfig
 
 

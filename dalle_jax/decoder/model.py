@@ -29,7 +29,8 @@ from dalle_jax.nn.attention import (
     pattern_mask,
     structured_attention,
 )
-from dalle_jax.nn.transformer import BlockInit, Dense, Transformer, constrain_activations, layer_norm
+from dalle_jax.nn.layers import Dense, constrain_activations, layer_norm
+from dalle_jax.nn.transformer import BlockInit, Transformer
 
 PAD = 0
 """Text id of padding, here and in the tokenizer."""

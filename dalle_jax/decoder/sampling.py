@@ -9,6 +9,7 @@ import functools
 import math
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,7 @@ from dalle_jax.decoder.config import DecoderConfig
 from dalle_jax.decoder.model import Decoder, spread
 from dalle_jax.errors import UserError
 from dalle_jax.nn.attention import CacheLayout, KeyValue, LayerCache
-from dalle_jax.nn.cpu_decoding import kernels_as_rows, layers_apart
+from dalle_jax.nn.cpu_decoding import DecodingLayout, kernels_as_rows, layers_as_rows, multiply_rows
 from dalle_jax.nn.transformer import GroupPlan
 from dalle_jax.training.parallel.sharding import ShardingRules, shard_bytes
 
@@ -145,7 +146,7 @@ def guide(logits: Float[Array, "C Q K"], scale: float | Float[Array, ""]) -> Flo
 def make_caches(config: DecoderConfig, text_kv: Any, candidates: int) -> Any:
     """Every layer's `LayerCache` in the stack's form: the prefill's text, and an empty image part."""
     group_kv, tail_kv = text_kv
-    plan = GroupPlan.of(config.schedule, apart=not group_kv)
+    plan = GroupPlan.of(config.schedule, stacked=bool(group_kv))
 
     def layer(pattern, text: KeyValue, leading):
         layout = CacheLayout(pattern, config.grid_size, config.grid_size, config.conv_kernel)
@@ -162,7 +163,7 @@ def make_caches(config: DecoderConfig, text_kv: Any, candidates: int) -> Any:
 
 def store(config: DecoderConfig, caches: Any, new: Any, position: Int[Array, ""]) -> Any:
     """Writes the keys and values that a step returned into the caches of all layers."""
-    plan = GroupPlan.of(config.schedule, apart=not caches[0])
+    plan = GroupPlan.of(config.schedule, stacked=bool(caches[0]))
 
     def write(pattern, cache: LayerCache, entry: KeyValue) -> LayerCache:
         layout = CacheLayout(pattern, config.grid_size, config.grid_size, config.conv_kernel)
@@ -174,16 +175,15 @@ def store(config: DecoderConfig, caches: Any, new: Any, position: Int[Array, ""]
     )
 
 
-def drawing_params(config: DecoderConfig, params: Any, mesh: Mesh) -> Any:
-    """Parameters as drawing reads them, made once: at every step that would cost more than the step.
+def sampling_params(config: DecoderConfig, params: Any, layout: DecodingLayout) -> Any:
+    """Parameters as sampling reads them, made once: at every step that would cost more than the step.
 
-    Kernels inside the stack are cast to the dtype that they are multiplied in (the heads' stay float32). On one CPU
-    device the layers lie apart and kernels as rows (`layers_apart`).
+    Kernels inside the stack are cast to the dtype that they are multiplied in (the heads' stay float32).
 
     Args:
       config: of the model.
       params: of the model, unboxed; or what this function made of them.
-      mesh: they lie on.
+      layout: to bring them into; parameters that lie in rows stay so.
 
     Returns:
       What `prefill` and `draw` take in place of `params`, with as many numbers.
@@ -193,23 +193,22 @@ def drawing_params(config: DecoderConfig, params: Any, mesh: Mesh) -> Any:
         return x.astype(config.dtype) if "kernel" in path[-1].key else x
 
     params = {**params, "transformer": jax.tree_util.tree_map_with_path(cast, params["transformer"])}
-    apart = "group" not in params["transformer"]
-    if apart or mesh.devices.size > 1 or mesh.devices.flat[0].platform != "cpu":
+    if layout is DecodingLayout.of(params["transformer"]) or layout is DecodingLayout.STACKED:
         return params
-    stack = layers_apart(params["transformer"], config.schedule)
+    stack = layers_as_rows(params["transformer"], config.schedule)
     return {**params, "transformer": stack, "image_head": kernels_as_rows(params["image_head"])}
 
 
-def drawing_rules(rules: ShardingRules, boxed: Any, mesh: Mesh, free: int) -> ShardingRules:
-    """Rules for drawing: weights are split over `mlp`, `heads` and `vocab` alone where memory allows that.
+def sampling_rules(rules: ShardingRules, boxed: Any, mesh: Mesh, free: int) -> ShardingRules:
+    """Rules for sampling: weights are split over `mlp`, `heads` and `vocab` alone where memory allows that.
 
-    Training gathers the parts along `embed` once for thousands of positions; drawing would, for every token. Nor are
+    Training gathers the parts along `embed` once for thousands of positions; sampling would, for every token. Nor are
     the other parts gathered: rows of activations are, over the axes of `mlp`.
 
     Args:
       rules: that the parameters are trained with.
       boxed: abstract float32 parameters with their logical axes.
-      mesh: to draw on.
+      mesh: to sample on.
       free: bytes over all of its devices.
 
     Returns:
@@ -220,10 +219,16 @@ def drawing_rules(rules: ShardingRules, boxed: Any, mesh: Mesh, free: int) -> Sh
     return whole if 3 * mesh.devices.size * shard_bytes(boxed, mesh, whole) <= free else rules
 
 
+def apply_decoder(config: DecoderConfig, params: Any, *args: Any, method: str) -> Any:
+    """A method of `Decoder` with parameters of any `DecodingLayout`."""
+    with nn.intercept_methods(multiply_rows):
+        return Decoder(config).apply({"params": params}, *args, method=method)
+
+
 @functools.partial(jax.jit, static_argnames=("config",))
 def prefill(config: DecoderConfig, params: Any, text: Int[Array, "P T"]) -> Any:
     """Text keys and values of every layer; run once for all chunks of a prompt's candidates."""
-    return Decoder(config).apply({"params": params}, text, method="prefill")
+    return apply_decoder(config, params, text, method="prefill")
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
@@ -248,14 +253,13 @@ def draw(
     Returns:
       Codes in raster order.
     """
-    model = Decoder(config)
     candidates, prompts = keys.shape[0], prime.tokens.shape[0]
     branches = 2 if sampling.guided else 1
 
     def step(carry, position):
         previous, caches = carry
         inputs = jnp.tile(previous, (1, branches))
-        out = model.apply({"params": params}, inputs, position, caches, method="step")
+        out = apply_decoder(config, params, inputs, position, caches, method="step")
         logits = guide(out.logits, sampling.guidance_scale) if sampling.guided else out.logits
         token = choose(logits, keys, position, sampling).astype(jnp.int32)
         token = jnp.where(position < prime.length, prime.tokens[:, position], token)

@@ -5,75 +5,17 @@ added later: what differs between them is how positions attend to each other, an
 """
 
 import dataclasses
-import enum
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dalle_jax.config import check_at_least, check_share
-from dalle_jax.nn.precision import add_bias, einsum, matmul, precision_of
-
-
-class Activation(enum.Enum):
-    """Non-linearity of the MLP."""
-
-    GELU = "gelu"  # exact
-    GELU_TANH = "gelu_tanh"  # tanh approximation (GPT-2, SigLIP)
-    QUICK_GELU = "quick_gelu"  # x * sigmoid(1.702 x) (OpenAI's CLIP)
-    RELU = "relu"
-
-    def __call__(self, x: Array) -> Array:
-        if self is Activation.GELU:
-            return nn.gelu(x, approximate=False)
-        if self is Activation.GELU_TANH:
-            return nn.gelu(x, approximate=True)
-        if self is Activation.QUICK_GELU:
-            return x * jax.nn.sigmoid(1.702 * x)
-        return nn.relu(x)
-
-
-class Remat(enum.Enum):
-    """What the backward pass recomputes in each layer."""
-
-    NONE = "none"  # nothing: every intermediate is kept
-    DOTS = "dots"  # everything but the results of convolutions and of matrix products without a batch dimension
-    FULL = "full"  # the whole layer; only its input is kept
-
-
-def _products(primitive: Any, *args: Any, **params: Any) -> Any:
-    if primitive is jax.lax.conv_general_dilated_p:
-        return True
-    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)
-
-
-_REMAT_POLICIES = {Remat.DOTS: _products, Remat.FULL: jax.checkpoint_policies.nothing_saveable}
-
-
-def rematerialised(module: Any, remat: Remat, *, scanned: bool, static_argnums: tuple[int, ...] = ()) -> Any:
-    """A class of modules whose backward pass recomputes what `remat` says.
-
-    Args:
-      module: the class.
-      remat: the policy.
-      scanned: whether it is all that each round of a compiled loop runs. Where no loop parts a module's recomputation
-        from the rest, a barrier must: else the compiler merges it with the forward pass, or does that of several
-        modules at once, and the memory that was to be saved is used again.
-      static_argnums: as `nn.remat` takes them.
-    """
-    if remat is Remat.NONE:
-        return module
-    policy = _REMAT_POLICIES[remat]
-    return nn.remat(module, policy=policy, prevent_cse=not scanned, static_argnums=static_argnums)
-
-
-def check_dtype(dtype: str) -> None:
-    """Raises: ValueError: matrix products are in `float32` or `bfloat16`."""
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype must be 'float32' or 'bfloat16', not '{dtype}'")
+from dalle_jax.nn.layers import Activation, Dense, check_dtype, constrain_activations, layer_norm
+from dalle_jax.nn.precision import add_bias, einsum
+from dalle_jax.nn.remat import Remat, rematerialised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,50 +72,6 @@ class Attend(Protocol):
     def __call__(self, kind: Hashable, q: Array, k: Array, v: Array, cache: Any, context: Any) -> tuple[Array, Any]: ...
 
 
-def constrain_activations(x: Array) -> Array:
-    """Keeps the rows of `[B, ...]` over the mesh axes that the sharding rules give to `stream`: those of the batch."""
-    return nn.with_logical_constraint(x, ("stream",) + (None,) * (x.ndim - 1))
-
-
-def rows_product(rows: Float[Array, "o i"], x: Float[Array, "... i"]) -> Float[Array, "... o"]:
-    """`x @ rows.T`, the form of a product in which a CPU reads a kernel at the rate of its memory.
-
-    Where `x` has few rows, XLA's product with the kernel on the right and inputs first takes two to three times as
-    long. The barrier keeps it from being turned into that form.
-    """
-    contracting = (((1,), (1,)), ((), ()))
-    y = jax.lax.dot_general(rows, x.reshape(-1, x.shape[-1]), contracting, precision_of(rows, x))
-    return jax.lax.optimization_barrier(y).T.reshape(*x.shape[:-1], -1)
-
-
-class Dense(nn.Module):
-    """`x @ kernel + bias` with logical axes on both; parameters float32, product in `dtype`.
-
-    In the form of `layers_apart` the kernel is `kernel_rows`, [features, inputs].
-    """
-
-    features: int
-    axes: tuple[str | None, str | None]
-    kernel_init: nn.initializers.Initializer
-    bias_init: nn.initializers.Initializer = nn.initializers.zeros
-    use_bias: bool = True
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
-        x = x.astype(self.dtype)
-        if self.has_variable("params", "kernel_rows"):
-            y = rows_product(self.get_variable("params", "kernel_rows").astype(self.dtype), x)
-        else:
-            kernel_init = nn.with_logical_partitioning(self.kernel_init, self.axes)
-            kernel = self.param("kernel", kernel_init, (x.shape[-1], self.features), jnp.float32)
-            y = matmul(x, kernel.astype(self.dtype))
-        if self.use_bias:
-            bias_init = nn.with_logical_partitioning(self.bias_init, self.axes[1:])
-            y = add_bias(y, self.param("bias", bias_init, (self.features,), jnp.float32))
-        return y
-
-
 class Attention(nn.Module):
     """Projections around an attention function: q, k, v in one product, and the way back to the residual width."""
 
@@ -186,7 +84,7 @@ class Attention(nn.Module):
     def __call__(self, x: Float[Array, "B T D"], cache: Any, context: Any) -> tuple[Float[Array, "B T D"], Any]:
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         width = config.num_heads * config.head_dim
-        qkv = self._qkv(x.astype(dtype), width)
+        qkv = self.project_qkv(x.astype(dtype), width)
         # Of one position activations travel, not kernels: first as the kernel splits them, then whole rows, since
         # heads that the mesh does not divide can be cut in no other way without a sum over all devices.
         if cache is not None:
@@ -199,16 +97,15 @@ class Attention(nn.Module):
         out = Dense(x.shape[-1], ("heads", "embed"), self.init_fns.out, dtype=dtype, name="out")(attended)
         return out, aux
 
-    def _qkv(self, x: Float[Array, "B T D"], width: int) -> Float[Array, "B T 3 W"]:
+    def project_qkv(self, x: Float[Array, "B T D"], width: int) -> Float[Array, "B T 3 W"]:
+        """Queries, keys and values of all heads, side by side."""
+
         # [D, 3, N*H], not [D, 3*N*H]: a mesh axis that splits the heads must not cut between q, k and v.
         def qkv_init(key, shape, param_dtype):
             return self.init_fns.qkv(key, (shape[0], shape[1] * shape[2]), param_dtype).reshape(shape)
 
         bias_init = nn.with_logical_partitioning(nn.initializers.zeros, (None, "heads"))
         bias = self.param("qkv_bias", bias_init, (3, width), jnp.float32)
-        if self.has_variable("params", "qkv_kernel_rows"):
-            qkv = rows_product(self.get_variable("params", "qkv_kernel_rows").astype(x.dtype), x)
-            return add_bias(qkv.reshape(*x.shape[:2], 3, width), bias)
         kernel_init = nn.with_logical_partitioning(qkv_init, ("embed", None, "heads"))
         kernel = self.param("qkv_kernel", kernel_init, (x.shape[-1], 3, width), jnp.float32)
         return add_bias(einsum("btd,dcw->btcw", x, kernel.astype(x.dtype)), bias)
@@ -226,11 +123,6 @@ class Mlp(nn.Module):
         h = Dense(config.mlp_dim, ("embed", "mlp"), init_fns.mlp_in, init_fns.mlp_in_bias, dtype=dtype, name="in")(x)
         h = config.activation(h)
         return Dense(x.shape[-1], ("mlp", "embed"), init_fns.mlp_out, init_fns.mlp_out_bias, dtype=dtype, name="out")(h)
-
-
-def layer_norm(epsilon: float, name: str | None = None) -> nn.LayerNorm:
-    """LayerNorm computed in float32, its gain and bias replicated over the mesh."""
-    return nn.LayerNorm(epsilon=epsilon, dtype=jnp.float32, name=name)
 
 
 class Block(nn.Module):
@@ -288,17 +180,17 @@ class GroupPlan:
     tail: tuple[Hashable, ...]
 
     @classmethod
-    def of(cls, kinds: Sequence[Hashable], apart: bool = False) -> "GroupPlan":
+    def of(cls, kinds: Sequence[Hashable], stacked: bool = True) -> "GroupPlan":
         """Finds the cut that compiles the fewest blocks (`group` + `tail`), the shortest group among equals.
 
         Args:
           kinds: of all layers, first to last.
-          apart: of the form that `layers_apart` makes: no group, all layers in the tail.
+          stacked: False: no group, all layers in the tail, each with parameters of its own.
         """
         kinds = tuple(kinds)
         if not kinds:
             raise ValueError("a stack needs at least one layer")
-        if apart:
+        if not stacked:
             return cls((), 0, kinds)
         plans = []
         for period in range(1, len(kinds) + 1):
@@ -344,7 +236,7 @@ class Transformer(nn.Module):
           The residual stream after the last block (no final norm), and what `attend` returned beside its result, in
           the form of `caches`.
         """
-        plan = GroupPlan.of(self.kinds, apart=self._apart)
+        plan = GroupPlan.of(self.kinds, stacked=self._stacked)
         group_caches, tail_caches = (None, None) if caches is None else caches
         group_out = tail_out = ()
         if plan.group:
@@ -366,8 +258,9 @@ class Transformer(nn.Module):
         return x, (group_out, tail_out)
 
     @property
-    def _apart(self) -> bool:
-        return self.has_variable("params", "tail") and not self.has_variable("params", "group")
+    def _stacked(self) -> bool:
+        """Whether the parameters of equal layers are stacked, as `init` makes them; the stack runs on either form."""
+        return self.has_variable("params", "group") or not self.has_variable("params", "tail")
 
 
 def uniform_kinds(config: TransformerConfig) -> tuple[None, ...]:

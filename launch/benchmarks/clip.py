@@ -16,7 +16,7 @@ from clip_jax.model import init_variables
 from clip_jax.task import ClipTask
 from configs import clip as clip_configs
 from dalle_jax.config import from_config_dict
-from dalle_jax.nn.transformer import Remat
+from dalle_jax.nn.remat import Remat
 from launch.benchmarks.training import repeated_step
 from launch.benchmarks.workload import Row, Workload, import_torch, product_dtype, size_of
 

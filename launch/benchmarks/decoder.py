@@ -12,10 +12,11 @@ from configs import decoder_1b
 from dalle_jax.config import from_config_dict
 from dalle_jax.decoder.config import DecoderConfig, DecoderStage
 from dalle_jax.decoder.model import init_params
-from dalle_jax.decoder.sampling import SamplingConfig, candidate_keys, draw, drawing_params, no_prime, prefill
+from dalle_jax.decoder.sampling import SamplingConfig, candidate_keys, draw, no_prime, prefill, sampling_params
 from dalle_jax.decoder.task import DecoderTask, training_flops
 from dalle_jax.nn.attention import Pattern, attended_pairs
-from dalle_jax.nn.transformer import Remat
+from dalle_jax.nn.cpu_decoding import DecodingLayout
+from dalle_jax.nn.remat import Remat
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.parallel.mesh import make_mesh
 from launch.benchmarks.training import repeated_step
@@ -78,7 +79,7 @@ def step(config: DecoderConfig, batch_size: int, micro_batches: int = 1) -> Work
 def sampling(config: DecoderConfig, candidates: int) -> Workload:
     """Prefill and all image positions of one prompt."""
     fresh = jax.jit(lambda key: nn.unbox(init_params(config, key)))(jax.random.key(0))
-    params = drawing_params(config, fresh, make_mesh(MeshConfig(), jax.devices()[:1]))
+    params = sampling_params(config, fresh, DecodingLayout.fastest(make_mesh(MeshConfig(), jax.devices()[:1])))
     text = jnp.asarray(np.random.default_rng(0).integers(4, config.text_vocab_size, (1, config.text_length), np.int32))
     keys, prime = candidate_keys(0, jnp.arange(candidates)), no_prime(config, 1)
 

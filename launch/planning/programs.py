@@ -17,12 +17,13 @@ from dalle_jax.decoder.sampling import (
     SamplingConfig,
     candidate_keys,
     draw,
-    drawing_params,
-    drawing_rules,
     no_prime,
     prefill,
+    sampling_params,
+    sampling_rules,
 )
 from dalle_jax.decoder.task import DecoderTask
+from dalle_jax.nn.cpu_decoding import DecodingLayout
 from dalle_jax.training.config import MeshConfig, TrainConfig
 from dalle_jax.training.parallel.mesh import make_mesh
 from dalle_jax.training.parallel.sharding import ShardingRules, batch_sharding, check_batch, param_shardings, replicated
@@ -155,12 +156,12 @@ def sampling_targets(
     config = run.decoder.model
     mesh, boxed = make_mesh(mesh_config, devices), abstract_params(config)
     memory = topology.num_chips * topology.chip.memory_bytes
-    rules = drawing_rules(ShardingRules.of(mesh_config), boxed, mesh, memory)
+    rules = sampling_rules(ShardingRules.of(mesh_config), boxed, mesh, memory)
     check_batch(candidates, 1, mesh, rules)
     with jax.set_mesh(mesh), rules.context():
         params = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            jax.eval_shape(lambda tree: drawing_params(config, tree, mesh), unbox(boxed)),
+            jax.eval_shape(lambda tree: sampling_params(config, tree, DecodingLayout.fastest(mesh)), unbox(boxed)),
             param_shardings(boxed, mesh, rules),
         )
         text = _placed(jax.ShapeDtypeStruct((1, config.text_length), jnp.int32), replicated(mesh))

@@ -11,7 +11,7 @@ from typing import Any
 from jax.extend import core
 
 from dalle_jax.errors import UserError
-from dalle_jax.nn.transformer import Remat
+from dalle_jax.nn.remat import Remat
 from dalle_jax.training.config import MeshConfig
 from launch.planning.flops import inner_programs
 from launch.planning.programs import Target, sampling_targets, training_target

@@ -16,7 +16,7 @@ from clip_jax.tokenizers.published import load_tokenizer
 from clip_jax.weights.hf import hf_names
 from clip_jax.weights.opening import open_published
 from dalle_jax.errors import UserError
-from dalle_jax.nn.transformer import Activation
+from dalle_jax.nn.layers import Activation
 from dalle_jax.training.trees import unbox
 from dalle_jax.weights import write_safetensors, write_tensors
 from tests.clip.small_clip import CONFIG, same, tokenize

@@ -17,7 +17,7 @@ from clip_jax.weights.openai import OFFICIAL, openai_names
 from clip_jax.weights.opening import abstract_variables
 from dalle_jax.data.tokenizer import train_tokenizer
 from dalle_jax.errors import UserError
-from dalle_jax.nn.transformer import Activation
+from dalle_jax.nn.layers import Activation
 from dalle_jax.training.trees import unbox
 from dalle_jax.weights import write_safetensors, write_tensors
 from tests.clip.small_clip import CONFIG, same, tokenize

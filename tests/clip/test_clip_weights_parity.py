@@ -13,7 +13,7 @@ from clip_jax.towers.vit import normalize_pixels
 from clip_jax.weights.open_clip import config_from_open_clip
 from clip_jax.weights.openai import deduce_config
 from clip_jax.weights.opening import open_published
-from dalle_jax.nn.transformer import Activation
+from dalle_jax.nn.layers import Activation
 from tests.clip.same_numbers import TEXTS, same_numbers
 
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("torchvision")]

@@ -14,7 +14,7 @@ from clip_jax.flops import image_flops, step_flops, text_flops, transformer_flop
 from clip_jax.losses.accumulation import accumulated_gradients
 from clip_jax.model import init_params
 from clip_jax.towers.vit import draw_patches
-from dalle_jax.nn.transformer import Remat
+from dalle_jax.nn.remat import Remat
 from dalle_jax.training.config import OptimizerConfig, TrainConfig
 from dalle_jax.training.freezing import Freezing
 from dalle_jax.training.optimizer import make_optimizer

@@ -16,7 +16,7 @@ from clip_jax.towers.resnet import AttentionPool, BatchNorm, Bottleneck, Conv, M
 from clip_jax.towers.vit import normalize_pixels
 from dalle_jax.data.tokenizer import train_tokenizer
 from dalle_jax.errors import UserError
-from dalle_jax.nn.transformer import Remat
+from dalle_jax.nn.remat import Remat
 from dalle_jax.training.checkpoints.reader import load_params
 from dalle_jax.training.checkpoints.workdir import open_workdir
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, Schedule, TrainConfig

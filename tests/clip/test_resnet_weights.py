@@ -14,7 +14,7 @@ from clip_jax.model import abstract_variables
 from clip_jax.weights.openai import openai_names
 from clip_jax.weights.opening import open_published
 from dalle_jax.errors import UserError
-from dalle_jax.nn.transformer import Activation
+from dalle_jax.nn.layers import Activation
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.parallel.mesh import make_mesh
 from dalle_jax.training.parallel.sharding import ShardingRules, param_shardings

@@ -33,7 +33,7 @@ from configs import clip as presets
 from dalle_jax.config import from_config_dict
 from dalle_jax.data.config import Augment
 from dalle_jax.errors import UserError
-from dalle_jax.nn.transformer import Activation
+from dalle_jax.nn.layers import Activation
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
 from dalle_jax.training.optimizer import decay_mask, make_optimizer
 from dalle_jax.training.parallel.mesh import make_mesh

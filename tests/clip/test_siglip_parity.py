@@ -20,7 +20,7 @@ from clip_jax.weights.timm import TOWERS
 from configs import clip as presets
 from dalle_jax.config import from_config_dict
 from dalle_jax.errors import UserError
-from dalle_jax.nn.transformer import Activation
+from dalle_jax.nn.layers import Activation
 from tests.clip.same_numbers import TOLERANCE, relative_difference
 
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("torchvision")]

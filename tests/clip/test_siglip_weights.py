@@ -17,7 +17,7 @@ from clip_jax.weights.siglip import LOGITS, PIXELS, siglip_names
 from clip_jax.weights.timm import TOWERS
 from dalle_jax.data.config import Augment
 from dalle_jax.errors import UserError
-from dalle_jax.nn.transformer import Activation
+from dalle_jax.nn.layers import Activation
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.parallel.mesh import make_mesh
 from dalle_jax.training.parallel.sharding import ShardingRules, param_shardings

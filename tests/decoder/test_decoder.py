@@ -10,7 +10,7 @@ import pytest
 
 from dalle_jax.decoder.config import AttentionForm, DecoderConfig
 from dalle_jax.decoder.model import Decoder, Output, init_params
-from dalle_jax.decoder.sampling import drawing_params, make_caches, prefill, store
+from dalle_jax.decoder.sampling import apply_decoder, make_caches, prefill, sampling_params, store
 from dalle_jax.decoder.task import (
     DecoderTask,
     count_parameters,
@@ -21,9 +21,8 @@ from dalle_jax.decoder.task import (
 )
 from dalle_jax.errors import UserError
 from dalle_jax.nn.attention import Pattern
-from dalle_jax.nn.transformer import Remat
-from dalle_jax.training.config import MeshConfig
-from dalle_jax.training.parallel.mesh import make_mesh
+from dalle_jax.nn.cpu_decoding import DecodingLayout
+from dalle_jax.nn.remat import Remat
 
 CONFIG = DecoderConfig(
     num_layers=5, num_heads=2, head_dim=8, embed_dim=16, mlp_dim=32, text_vocab_size=20, text_length=6,
@@ -45,10 +44,6 @@ class FakeCodec:
     def decode(self, tokens):
         cells = (tokens.reshape(-1, 5, 5) * 25).astype(jnp.uint8)
         return jnp.repeat(jnp.repeat(cells, 4, 1), 4, 2)[..., None].repeat(3, -1)
-
-
-def one_device():
-    return make_mesh(MeshConfig(data=1), jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
@@ -141,17 +136,17 @@ def test_each_padding_position_has_a_token_of_its_own(params, image_tokens, outp
         np.testing.assert_array_equal(output.image[1], other.image[1])  # the second has a word there
 
 
-@pytest.mark.parametrize("form", ["scanned", "unrolled", "apart"])
+@pytest.mark.parametrize("form", ["scanned", "unrolled", "rows"])
 def test_cached_steps_equal_the_full_forward_pass(params, image_tokens, output, form):
     config = dataclasses.replace(CONFIG, scan=form == "scanned")
     candidates = 3
-    if form == "apart":
-        params = drawing_params(config, params, one_device())
+    if form == "rows":
+        params = sampling_params(config, params, DecodingLayout.ROWS)
         assert set(params["transformer"]) == {"tail"}
 
     @jax.jit
     def step(previous, position, caches):
-        out = Decoder(config).apply({"params": params}, previous, position, caches, method="step")
+        out = apply_decoder(config, params, previous, position, caches, method="step")
         return out.logits, store(config, caches, out.new, position)
 
     caches = make_caches(config, prefill(config, params, TEXT), candidates)

@@ -6,7 +6,7 @@ import pytest
 from dalle_jax.decoder.config import DecoderConfig
 from dalle_jax.decoder.task import DecoderTask
 from dalle_jax.nn.attention import Pattern
-from dalle_jax.nn.transformer import Remat
+from dalle_jax.nn.remat import Remat
 from tests.training.mesh_steps import (
     IMAGE_SIZE,
     TEXT_LENGTH,

@@ -17,16 +17,17 @@ from dalle_jax.decoder.sampling import (
     candidate_keys,
     choose,
     draw,
-    drawing_params,
     filter_logits,
     guide,
     no_prime,
     prefill,
+    sampling_params,
     with_empty_captions,
 )
 from dalle_jax.errors import UserError
 from dalle_jax.nn.attention import Pattern
-from dalle_jax.nn.transformer import Remat
+from dalle_jax.nn.cpu_decoding import DecodingLayout
+from dalle_jax.nn.remat import Remat
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.parallel.mesh import make_mesh
 
@@ -82,34 +83,35 @@ def test_a_candidate_does_not_depend_on_the_mesh(params, eight):
     np.testing.assert_array_equal(tokens, eight)
 
 
-def one_device():
-    return make_mesh(MeshConfig(data=1), jax.devices()[:1])
+def test_one_cpu_device_reads_rows_and_a_mesh_the_stack():
+    one, many = make_mesh(MeshConfig(data=1), jax.devices()[:1]), make_mesh(MeshConfig(data=8))
+    assert (DecodingLayout.fastest(one), DecodingLayout.fastest(many)) == (DecodingLayout.ROWS, DecodingLayout.STACKED)
 
 
-def test_the_form_that_a_cpu_draws_from_changes_no_token(params, eight):
-    apart = drawing_params(CONFIG, params, one_device())
-    assert sum(x.size for x in jax.tree.leaves(apart)) == sum(x.size for x in jax.tree.leaves(params))
-    np.testing.assert_array_equal(drawn(apart, range(8)), eight)
-    again = drawing_params(CONFIG, apart, one_device())
-    assert jax.tree.structure(again) == jax.tree.structure(apart)
+def test_the_layout_changes_no_token(params, eight):
+    rows = sampling_params(CONFIG, params, DecodingLayout.ROWS)
+    assert sum(x.size for x in jax.tree.leaves(rows)) == sum(x.size for x in jax.tree.leaves(params))
+    np.testing.assert_array_equal(drawn(rows, range(8)), eight)
+    again = sampling_params(CONFIG, rows, DecodingLayout.ROWS)
+    assert jax.tree.structure(again) == jax.tree.structure(rows)
 
 
 def test_kernels_are_cast_once_and_heads_stay_float32(params):
     config = dataclasses.replace(CONFIG, dtype="bfloat16")
-    many = drawing_params(config, params, make_mesh(MeshConfig(data=8)))
+    many = sampling_params(config, params, DecodingLayout.STACKED)
     assert many["transformer"]["tail"].keys() == params["transformer"]["tail"].keys()  # stays as it is trained
-    for tree in (many, drawing_params(config, params, one_device())):
+    for tree in (many, sampling_params(config, params, DecodingLayout.ROWS)):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             inside = path[0].key == "transformer" and "kernel" in path[-1].key
             assert leaf.dtype == (jnp.bfloat16 if inside else jnp.float32), jax.tree_util.keystr(path)
 
 
-@pytest.mark.parametrize("apart", [False, True])
-def test_no_step_copies_a_cache(params, apart):
+@pytest.mark.parametrize("layout", DecodingLayout)
+def test_no_step_copies_a_cache(params, layout):
     """The loop writes into its caches in place; copies of a few megabytes a layer would take half of a step."""
     config = dataclasses.replace(CONFIG, num_layers=3, patterns=(Pattern.FULL,) * 3)
     params = nn.unbox(jax.jit(init_params, static_argnums=0)(config, jax.random.key(0)))
-    params = drawing_params(config, params, one_device()) if apart else params
+    params = sampling_params(config, params, layout)
     text_kv, keys = prefill(config, params, TEXT), candidate_keys(0, jnp.arange(3))
     compiled = draw.lower(config, params, text_kv, keys, no_prime(config, 2), SamplingConfig()).compile().as_text()
     cache = r"f32\[(?:3,)?3,2,2,16,8\]"  # layers where they are stacked, candidates, prompts, heads, slots, head_dim

@@ -27,7 +27,7 @@ from dalle_jax.decoder.config import DecoderConfig
 from dalle_jax.decoder.task import DecoderTask
 from dalle_jax.errors import UserError
 from dalle_jax.nn.attention import Pattern
-from dalle_jax.nn.transformer import Remat
+from dalle_jax.nn.remat import Remat
 from dalle_jax.pipeline import Dalle
 from dalle_jax.training.config import MeshConfig, OptimizerConfig, Schedule, TrainConfig
 from dalle_jax.training.loop import train

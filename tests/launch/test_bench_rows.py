@@ -9,7 +9,7 @@ import pytest
 from clip_jax.model import abstract_params
 from dalle_jax.decoder.task import training_flops
 from dalle_jax.nn.attention import Pattern
-from dalle_jax.nn.transformer import Remat
+from dalle_jax.nn.remat import Remat
 from launch.benchmarks import clip, contrastive, decoder, loading, text
 
 

@@ -37,7 +37,7 @@ from dalle_jax.data.config import TextConfig as Rows
 from dalle_jax.data.readers.folder import Folder
 from dalle_jax.data.tokenizer import train_tokenizer
 from dalle_jax.errors import UserError
-from dalle_jax.nn.transformer import Activation
+from dalle_jax.nn.layers import Activation
 from dalle_jax.training.checkpoints.reader import load_params
 from dalle_jax.training.checkpoints.workdir import saved_steps
 from dalle_jax.training.config import MeshConfig

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from dalle_jax.nn.attention import causal_attention, published_schedule
-from dalle_jax.nn.cpu_decoding import layers_apart
+from dalle_jax.nn.cpu_decoding import layers_as_rows, multiply_rows
+from dalle_jax.nn.layers import Activation
+from dalle_jax.nn.remat import Remat
 from dalle_jax.nn.transformer import (
-    Activation,
     BlockInit,
     GroupPlan,
-    Remat,
     Transformer,
     TransformerConfig,
     same_everywhere,
@@ -59,7 +59,7 @@ def test_scan_and_remat_change_no_value(change):
 
 
 @pytest.mark.parametrize("kinds", ["aaaa", "abab", "abax"])
-def test_layers_apart_change_no_value(kinds):
+def test_layers_in_rows_change_no_value(kinds):
     def attend(kind, q, k, v, cache, context):
         return causal_attention(q, k, v) * (1 + "abx".index(kind)), None
 
@@ -67,9 +67,11 @@ def test_layers_apart_change_no_value(kinds):
     x = jax.random.normal(jax.random.key(0), (2, 5, 16))
     params = nn.unbox(stack.init(jax.random.key(1), x))["params"]
     params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params)
-    apart = layers_apart(params, kinds)
-    assert list(apart["tail"]) == ["layer_0", "layer_1", "layer_2", "layer_3"]
-    actual, expected = (stack.apply({"params": p}, x)[0] for p in (apart, params))
+    rows = layers_as_rows(params, kinds)
+    assert list(rows["tail"]) == ["layer_0", "layer_1", "layer_2", "layer_3"]
+    expected = stack.apply({"params": params}, x)[0]
+    with nn.intercept_methods(multiply_rows):
+        actual = stack.apply({"params": rows}, x)[0]
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)  # the order of sums
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from configs import clip, codec_dalle, decoder_1b, decoder_12b
 from dalle_jax.config import from_config_dict
-from dalle_jax.nn.transformer import Remat
+from dalle_jax.nn.remat import Remat
 from dalle_jax.training.config import MeshConfig
 from launch.planning import measure, plans, proposals
 from launch.planning.collectives import collectives
