@@ -20,6 +20,7 @@ from clip_jax.weights.opening import Published, is_published, open_published
 from dalle_jax.config import from_config_dict
 from dalle_jax.errors import UserError
 from dalle_jax.nn.layers import Activation
+from dalle_jax.storage import as_path, path_text
 from dalle_jax.training.checkpoints.orbax_io import check_same
 from dalle_jax.training.checkpoints.reader import load_params
 from dalle_jax.training.checkpoints.workdir import read_workdir
@@ -102,9 +103,9 @@ def _here(path: epath.PathLike) -> epath.Path:
     Raises:
       UserError: it is neither.
     """
-    text = os.fspath(path)
+    text = path_text(path)
     if text.startswith("gs://"):
-        return epath.Path(path)
+        return as_path(path)
     return epath.Path(local_path(text, _OPENAI_NAMES.get(text)))
 
 

@@ -5,6 +5,7 @@
 
 import errno
 import glob
+import importlib.util
 import os
 import re
 import time
@@ -18,13 +19,24 @@ from dalle_jax import links
 from dalle_jax.errors import UserError
 
 
+def path_text(path: Any) -> str:
+    """What a person has given as a path, as a string.
+
+    Raises:
+      UserError: it is None, an empty string, or something else that is no path.
+    """
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise UserError(f"a path is needed where {path!r} is given: name a file or a folder")
+    return os.fspath(path)
+
+
 def is_remote(path: epath.PathLike) -> bool:
     """Whether a path is in a bucket.
 
     Raises:
-      UserError: it is a URL of another kind, which nothing here reads or writes.
+      UserError: it is a URL of another kind, which nothing here reads or writes, or no path at all.
     """
-    text = os.fspath(path)
+    text = path_text(path)
     scheme, mark, rest = text.partition("://")
     if mark and scheme != "gs":
         advice = f"write the path alone, '{rest}'" if scheme == "file" else "copy the files to a disk or to gs:// first"
@@ -36,9 +48,10 @@ def as_path(path: epath.PathLike) -> epath.Path:
     """The path that a person has named.
 
     Raises:
-      UserError: as `is_remote`.
+      UserError: as `is_remote`; or it is in a bucket, and what reads there is not installed.
     """
-    is_remote(path)
+    if is_remote(path) and importlib.util.find_spec("gcsfs") is None:
+        raise UserError(f'{os.fspath(path)}: paths at gs:// need gcsfs: pip install "dalle-jax[gcs]", or gcsfs alone')
     return epath.Path(path)
 
 

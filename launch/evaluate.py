@@ -59,6 +59,12 @@ IMAGE_FIELD = flags.DEFINE_string("image_field", "", "of tables and TFDS; defaul
 LABEL_FIELD = flags.DEFINE_string(
     "label_field", "", "of TFDS; default: what the data set calls its label, or the only one there is"
 )
+WEIGHTS_KEY = flags.DEFINE_string(
+    "weights_key", None, "of --model: the state dict to read of a file that holds several, such as state_dict_ema"
+)
+WEIGHTS_PREFIX = flags.DEFINE_string(
+    "weights_prefix", None, "of --model: what the names of its tensors begin with, where the file holds others too"
+)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "pictures or captions at once on a device", lower_bound=1)
 
 COLUMNS = {
@@ -108,7 +114,13 @@ def main() -> None:
 @functools.cache
 def load_clip() -> clip_jax.Clip:
     """The model, loaded once for all suites; it cuts long captions, as the published evaluations do."""
-    return clip_jax.load(MODEL.value, batch_size=BATCH_SIZE.value, truncate=True)
+    return clip_jax.load(
+        MODEL.value,
+        batch_size=BATCH_SIZE.value,
+        key=WEIGHTS_KEY.value,
+        prefix=WEIGHTS_PREFIX.value,
+        truncate=True,
+    )
 
 
 def run_suite(name: str, out: epath.Path) -> Results:

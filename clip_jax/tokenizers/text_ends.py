@@ -26,6 +26,19 @@ def end_at_highest(vocab_size: int, folder: str | None) -> dict[str, Any]:
     return {"end_id": end, "read_at": ReadAt.HIGHEST}
 
 
+def end_of_settings(end: Any, where: str) -> int | None:
+    """The `eos_token_id` of a `config.json`: a number, one in a list, or None.
+
+    Raises:
+      UserError: it is something else, which a tower that reads its feature at one token cannot follow.
+    """
+    if isinstance(end, list) and len(end) == 1:
+        (end,) = end
+    if end is None or (isinstance(end, int) and not isinstance(end, bool)):
+        return end
+    raise UserError(f"{where}/config.json: eos_token_id is {end!r}, and a text tower reads its feature at one token")
+
+
 def _end_of(folder: str | None) -> int:
     if folder is not None and any((epath.Path(folder) / name).is_file() for name in FILES):
         try:

@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import os
 from typing import Any
 
 import jax
@@ -25,6 +24,7 @@ from clip_jax.weights.siglip import config_to_siglip, siglip_names
 from clip_jax.weights.timm import other_activation
 from dalle_jax.config import write_json
 from dalle_jax.errors import UserError, closest
+from dalle_jax.storage import path_text
 from dalle_jax.weights import write_safetensors, write_tensors
 
 _log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def save(clip: Clip, path: epath.PathLike, *, format: str = "hf") -> None:
         raise UserError(f"format '{format}' is none{closest(format, writers)} (known: {', '.join(writers)})")
     if isinstance(clip, OneTower):
         raise UserError(f"{clip.path} holds the {clip.side.word} tower alone: a whole CLIP is saved, or none")
-    if "://" in os.fspath(path):
+    if "://" in path_text(path):
         raise UserError(f"{path}: weights are written to local folders alone; save here and copy them there")
     folder = epath.Path(path)
     dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(clip.variables)}

@@ -5,7 +5,7 @@ from typing import Any
 
 from clip_jax.config import ClipConfig, ReadAt, TextConfig, TextTower, VisionConfig, VisionTower, tower_config
 from clip_jax.preprocessing.hf import CLIP, pictures_from_hf
-from clip_jax.tokenizers.text_ends import end_at_highest
+from clip_jax.tokenizers.text_ends import end_at_highest, end_of_settings
 from dalle_jax.errors import UserError
 from dalle_jax.nn.layers import Activation
 from dalle_jax.nn.transformer import TransformerConfig
@@ -122,8 +122,11 @@ def config_from_hf(settings: Mapping[str, Any], preprocessor: Mapping[str, Any],
         raise UserError(f"{where}: its image tower reads {vision['num_channels']} channels, and pictures have 3")
     try:
         normalization = pictures_from_hf(preprocessor, vision["image_size"], CLIP, where)
-        end: dict[str, Any] = {"end_id": text["eos_token_id"]}
-        if end["end_id"] == _LEGACY_END:
+        end_id = end_of_settings(text["eos_token_id"], where)
+        if end_id is None:
+            raise UserError(f"{where}/config.json: eos_token_id is null, and the feature is read there: name the token")
+        end: dict[str, Any] = {"end_id": end_id}
+        if end_id == _LEGACY_END:
             end = end_at_highest(text["vocab_size"], where)
         return ClipConfig(
             settings.get("projection_dim", 512),

@@ -5,6 +5,7 @@ from typing import Any
 
 from clip_jax.config import ClipConfig, Loss, TextConfig, TextTower, VisionConfig, VisionTower
 from clip_jax.preprocessing.hf import SIGLIP, pictures_from_hf
+from clip_jax.tokenizers.text_ends import end_of_settings
 from clip_jax.weights.hf import section_from_hf, tower_from_hf, tower_to_hf, transformer_names
 from dalle_jax.data.config import Augment
 from dalle_jax.errors import UserError
@@ -86,7 +87,7 @@ def config_from_siglip(settings: Mapping[str, Any], preprocessor: Mapping[str, A
         raise UserError(f"{where}: its image tower reads {vision['num_channels']} channels, and pictures have 3")
     if not vision["vision_use_head"]:
         raise UserError(f"{where}: its image tower has no attention pooling (vision_use_head), and SigLIP's has")
-    end = text.get("eos_token_id")
+    end = end_of_settings(text.get("eos_token_id"), where)
     end_id = SIGLIP_END if end in (None, _NOT_THE_END) else end
     try:
         return ClipConfig(

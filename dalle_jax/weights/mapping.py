@@ -7,6 +7,7 @@ tensors are reshaped (q, k and v as an axis of their own), and several of theirs
 import dataclasses
 import fnmatch
 import functools
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -17,6 +18,8 @@ import numpy as np
 
 from dalle_jax.errors import UserError, closest
 from dalle_jax.weights.tensors import Tensor, Unread
+
+_log = logging.getLogger(__name__)
 
 Index = tuple[slice, ...]
 """Part of an array: a slice with start and stop for each axis."""
@@ -218,25 +221,34 @@ def read_params(
             f"param_dtype '{dtype}' is none{closest(dtype, PARAM_DTYPES)} (known: {', '.join(PARAM_DTYPES)})"
         )
 
+    broken: set[str] = set()
+
     def make(path: tuple[Any, ...], leaf: Any, sharding: jax.sharding.Sharding | None = None) -> Any:
-        pieces = names[jax.tree_util.keystr(path, simple=True, separator="/")]
+        ours = jax.tree_util.keystr(path, simple=True, separator="/")
+        pieces = names[ours]
         kind = np.result_type(*(tensors[piece.name].dtype for piece in pieces)) if dtype is None else np.dtype(dtype)
 
         def part(index: Index) -> np.ndarray:
             out = np.empty([span.stop - span.start for span in index], kind)
             for piece in pieces:
                 piece.fill(out, index, tensors[piece.name], leaf.shape)
+            if not np.isfinite(out).all():
+                broken.add(ours)
             return out
 
         if sharding is None:
             return part(_resolved((slice(None),) * len(leaf.shape), leaf.shape))
         return _on_devices(part, leaf.shape, kind, sharding)
 
-    if shardings is None:
-        return jax.tree_util.tree_map_with_path(make, shapes)
     if isinstance(shardings, jax.sharding.Sharding):
         shardings = jax.tree.map(lambda _: shardings, shapes)
-    return jax.tree_util.tree_map_with_path(make, shapes, shardings)
+    params = jax.tree_util.tree_map_with_path(make, shapes, *([] if shardings is None else [shardings]))
+    if broken:
+        _log.warning(
+            "%d parameters hold NaN or infinite numbers, such as '%s': what is computed from them will too",
+            *(len(broken), min(broken)),
+        )
+    return params
 
 
 def _on_devices(part: Part, shape: Sequence[int], dtype: np.dtype, sharding: jax.sharding.Sharding) -> jax.Array:

@@ -4,7 +4,7 @@ import os
 import re
 
 from dalle_jax.errors import UserError
-from dalle_jax.storage import is_remote
+from dalle_jax.storage import is_remote, path_text
 
 _ON_THE_HUB = re.compile(r"(?:hf://|hf-hub:|https?://(?:www\.)?(?:huggingface\.co|hf\.co)/)(?:models/)?([^/]+/[^/@]+)")
 _LIKE_A_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -21,7 +21,7 @@ def local_path(path: str | os.PathLike, hub_name: str | None = None) -> str:
     Raises:
       UserError: it is not there, in a bucket, a URL, or a name of Hugging Face's hub; the message says how to fetch it.
     """
-    text = os.path.expanduser(os.fspath(path))
+    text = os.path.expanduser(path_text(path))
     if os.path.exists(text):
         return text
     named = _ON_THE_HUB.match(text)

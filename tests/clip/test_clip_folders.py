@@ -144,6 +144,8 @@ def test_a_folder_of_both_families(clip, variables, tmp_path):
         (lambda s: s["vision_config"].update(num_channels=1), "1 channels"),
         (lambda s: s["vision_config"].update(hidden_size=None), "describes no model"),
         (lambda s: s["text_config"].update(vocab_size="many", eos_token_id=2), "describes no model"),
+        (lambda s: s["text_config"].update(eos_token_id=None), "eos_token_id is null"),
+        (lambda s: s["text_config"].update(eos_token_id=[5, 6]), r"eos_token_id is \[5, 6\]"),
         (lambda s: s.update(text_config=[1]), "describes no model: its 'text_config' is no object"),
     ],
 )

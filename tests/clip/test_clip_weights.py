@@ -242,3 +242,14 @@ def test_published_tokenizers_come_with_the_weights(openai, tmp_path):
         clip_jax.save(trained, tmp_path / format / "own", format=format)
         again = clip_jax.load(tmp_path / format / "own")
         np.testing.assert_array_equal(again.tokenize(["a red star"]), own.encode(["a red star"], 12, end=True))
+
+
+def test_numbers_that_are_none_are_told(openai, tmp_path, caplog):
+    whole = pickled.state_dict(tmp_path / "whole.pt", openai)
+    clip_jax.load(whole)
+    assert "NaN" not in caplog.text
+    broken = {name: array.copy() for name, array in openai.items()}
+    broken["visual.proj"][0, 0] = np.nan
+    broken["logit_scale"] = np.full((), np.inf, np.float32)
+    clip_jax.load(pickled.state_dict(tmp_path / "broken.pt", broken))
+    assert "2 parameters hold NaN or infinite numbers, such as 'params/" in caplog.text

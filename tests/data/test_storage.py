@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from etils import epath
 
+import clip_jax
+import dalle_jax
 from dalle_jax import storage
 from dalle_jax.config import read_json, write_json
 from dalle_jax.data import paths
@@ -246,3 +248,19 @@ def test_home(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert storage.expanduser("~/x") == os.path.expanduser("~/x") == "/home/me/x"
     assert storage.expanduser("gs://~/x") == "gs://~/x"
+
+
+@pytest.mark.parametrize("path", [None, "", 7])
+def test_what_is_no_path_is_one_line(path):
+    with pytest.raises(UserError, match="a path is needed where .* is given"):
+        storage.path_text(path)
+    if path == "":
+        for load in (clip_jax.load, dalle_jax.load, dalle_jax.load_codec):
+            with pytest.raises(UserError, match="a path is needed where '' is given"):
+                load(path)
+
+
+def test_a_bucket_without_its_library_is_one_line(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="gs://b/run: paths at gs:// need gcsfs: pip install"):
+        storage.as_path("gs://b/run")
