@@ -7,6 +7,7 @@ samples = dalle.generate("a small red circle", num_samples=512, keep=32, score_f
 import importlib
 from typing import TYPE_CHECKING
 
+from dalle_jax import moved_modules
 from dalle_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["Dalle", "Samples", "UserError", "load", "load_codec", "save_codec"]
 
 _FROM = dict.fromkeys(("Dalle", "Samples", "load"), "pipeline") | dict.fromkeys(("load_codec", "save_codec"), "codec")
+
+moved_modules.install()
 
 
 def __getattr__(name: str):

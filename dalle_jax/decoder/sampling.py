@@ -7,6 +7,7 @@ it is drawn in, or on the mesh.
 import dataclasses
 import functools
 import math
+import warnings
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -197,6 +198,12 @@ def sampling_params(config: DecoderConfig, params: Any, layout: DecodingLayout) 
         return params
     stack = layers_as_rows(params["transformer"], config.schedule)
     return {**params, "transformer": stack, "image_head": kernels_as_rows(params["image_head"])}
+
+
+def drawing_params(config: DecoderConfig, params: Any, mesh: Mesh) -> Any:
+    """Deprecated: `sampling_params` with the layout that is fastest on a mesh."""
+    warnings.warn("drawing_params is sampling_params now", FutureWarning, stacklevel=2)
+    return sampling_params(config, params, DecodingLayout.fastest(mesh))
 
 
 def sampling_rules(rules: ShardingRules, boxed: Any, mesh: Mesh, free: int) -> ShardingRules:
