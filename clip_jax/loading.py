@@ -17,13 +17,12 @@ from clip_jax.tokenizers.run_tokenizer import TRAINED, read_tokenizer
 from clip_jax.weights.folders import refuse_other_folders
 from clip_jax.weights.one_tower import OneTower, Side, refuse_side
 from clip_jax.weights.opening import Published, is_published, open_published
-from dalle_jax.config import from_config_dict
 from dalle_jax.errors import UserError
 from dalle_jax.nn.layers import Activation
+from dalle_jax.run_record import read_run
 from dalle_jax.storage import as_path, path_text
 from dalle_jax.training.checkpoints.orbax_io import check_same
 from dalle_jax.training.checkpoints.reader import load_params
-from dalle_jax.training.checkpoints.workdir import read_workdir
 from dalle_jax.training.trees import unbox
 from dalle_jax.weights import local_path
 
@@ -110,10 +109,7 @@ def _here(path: epath.PathLike) -> epath.Path:
 
 
 def _load_run(path: epath.Path, step: int | None, batch_size: int, tokenize: Tokenize | None, truncate: bool) -> Clip:
-    run = read_workdir(path)
-    if not run.get("clip"):
-        raise UserError(f"{path} has no CLIP: train one with a config that has a `clip` section")
-    config = from_config_dict(ClipStage, run["clip"], "config.clip").model
+    config = read_run(path).stage("clip", ClipStage).model
     if tokenize is None:
         tokenize = read_tokenizer(path, context_length=config.text.context_length, truncate=truncate)
         if tokenize.vocab_size > config.text.vocab_size:

@@ -12,9 +12,8 @@ from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import Int, UInt8
 
-from dalle_jax.codec import load_codec
+from dalle_jax.codec import codec_of_run, load_codec
 from dalle_jax.codec.compatibility import check_pinned
-from dalle_jax.config import from_config_dict
 from dalle_jax.data.captions import listed
 from dalle_jax.data.images.arrays import Picture, picture_list, read_picture
 from dalle_jax.data.images.transforms import dalle_inference
@@ -36,12 +35,11 @@ from dalle_jax.decoder.task import ImageTokens
 from dalle_jax.errors import UserError
 from dalle_jax.nn.cpu_decoding import DecodingLayout
 from dalle_jax.ranking import Best, Samples, ScoreFn, choose_keep
+from dalle_jax.run_record import read_run
 from dalle_jax.sample_store import Chunk, ChunkStore, stored_chunk
 from dalle_jax.sampling_memory import Plan, images_at_once, plan_chunks
-from dalle_jax.storage import as_path
 from dalle_jax.training.checkpoints.checksums import fingerprint
 from dalle_jax.training.checkpoints.reader import load_params
-from dalle_jax.training.checkpoints.workdir import read_workdir
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.parallel.mesh import fit_to_devices, make_mesh
 from dalle_jax.training.parallel.processes import gather, to_host
@@ -320,24 +318,22 @@ def load(
     Raises:
       UserError: where the directory is missing, of another format version, or has no trained decoder.
     """
-    workdir = as_path(workdir)
-    run = read_workdir(workdir)
-    if not run.get("decoder"):
-        raise UserError(f"{workdir} has no decoder: train one with a config that has a `decoder` section")
-    stage = from_config_dict(DecoderStage, run["decoder"], "config.decoder")
+    run = read_run(workdir)
+    stage = run.stage("decoder", DecoderStage)
     abstract = abstract_params(stage.model)
-    codec = load_codec(codec_workdir(workdir), image_size=run["data"]["image_size"])
-    check_pinned(codec, workdir / "decoder", codec_workdir(workdir))
-    tokenizer = Tokenizer(workdir / "tokenizer.model")
-    trained_on = from_config_dict(MeshConfig, run.get("mesh") or {}, "config.mesh")
+    codec_from = run.codec_workdir()
+    is_own = codec_from == run.workdir
+    codec = codec_of_run(run) if is_own else load_codec(codec_from, image_size=run.data.image_size)
+    check_pinned(codec, run.workdir / "decoder", codec_from)
+    tokenizer = Tokenizer(run.workdir / "tokenizer.model")
     try:
-        devices, rules, shardings = _spread(abstract, mesh or fit_to_devices(trained_on))
+        devices, rules, shardings = _spread(abstract, mesh or fit_to_devices(run.mesh))
     except UserError:
         if mesh is not None:
             raise
         # The mesh takes so many devices as there are here, and the parameters do not divide over so many.
         devices, rules, shardings = _spread(abstract, fit_to_devices(MeshConfig()))
-    loaded = load_params(workdir / "decoder", step=step, shardings=shardings)
+    loaded = load_params(run.workdir / "decoder", step=step, shardings=shardings)
     dalle = Dalle(codec, tokenizer, stage.model, loaded.params, devices, rules, layout=layout)
     dalle.step, dalle.fingerprint = loaded.step, f"{fingerprint(loaded.params)}-{codec.fingerprint}"
     return dalle
@@ -347,21 +343,6 @@ def _spread(abstract: Any, mesh: MeshConfig) -> tuple[Mesh, ShardingRules, Any]:
     devices = make_mesh(mesh)
     rules = sampling_rules(ShardingRules.of(mesh), abstract, devices, min(gather(free_bytes(devices))))
     return devices, rules, param_shardings(abstract, devices, rules)
-
-
-def codec_workdir(workdir: epath.PathLike) -> epath.Path:
-    """Where the codec of a run's decoder is: where the run names one, in the run, or that of the run it was tuned from.
-
-    Raises:
-      UserError: where a work directory is missing or of another format version.
-    """
-    workdir = as_path(workdir)
-    run = read_workdir(workdir)
-    named = (run.get("decoder") or {}).get("codec_from")
-    if named:
-        return as_path(named)
-    base = run.get("init_from")
-    return workdir if run.get("codec") or not base else codec_workdir(base)
 
 
 def _pad(rows: np.ndarray, count: int) -> np.ndarray:

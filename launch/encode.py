@@ -41,7 +41,7 @@ from dalle_jax.data.encoded.source import MANIFEST, read_manifest
 from dalle_jax.data.encoded.writer import Writer
 from dalle_jax.data.sources import TRAIN, open_splits
 from dalle_jax.errors import UserError
-from dalle_jax.pipeline import codec_workdir
+from dalle_jax.run_record import read_run
 from dalle_jax.training.checkpoints.workdir import code_version
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.parallel.consistency import check_agreement
@@ -163,7 +163,7 @@ def _codec(run: RunConfig) -> FrozenCodec:
     elif run.decoder.codec_from or (WORKDIR.value is None and run.init_from and not run.codec):
         codec_from = run.decoder.codec_from
     elif WORKDIR.value is not None:
-        codec_from = os.fspath(codec_workdir(WORKDIR.value))
+        codec_from = os.fspath(read_run(WORKDIR.value).codec_workdir())
     else:
         raise UserError("no codec given: --codec=FOLDER, or --workdir=FOLDER of a run with one")
     run = dataclasses.replace(run, decoder=dataclasses.replace(run.decoder, codec_from=codec_from))

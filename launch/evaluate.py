@@ -26,10 +26,11 @@ import clip_jax
 import dalle_jax
 from clip_jax.weights.opening import is_published
 from dalle_jax.config import write_json
-from dalle_jax.data.config import TarKey
+from dalle_jax.data.config import SourceKind, TarKey
 from dalle_jax.errors import UserError, closest
+from dalle_jax.run_record import read_run
 from dalle_jax.storage import as_path
-from dalle_jax.training.checkpoints.workdir import code_version, read_workdir
+from dalle_jax.training.checkpoints.workdir import code_version
 from dalle_jax.training.parallel.processes import is_primary
 from launch.cli import start
 from launch.evaluation import linear_probe, retrieval, shapes, zero_shot
@@ -155,11 +156,11 @@ def run_suite(name: str, out: epath.Path) -> Results:
 
 def run_shapes(workdir: str, out: epath.Path) -> dict:
     """The suite of drawn scenes on a run's codec, decoder and CLIP."""
-    run = read_workdir(workdir)
-    if run["data"]["source"] != "shapes":
+    data = read_run(workdir).data
+    if data.source is not SourceKind.SHAPES:
         raise UserError(f"--suite=shapes measures runs on the drawn scenes; {workdir} was trained on other data")
     dalle, clip = dalle_jax.load(workdir), load_clip()
-    report = shapes.evaluate(dalle, clip, out, run["data"]["shapes"]["max_objects"])
+    report = shapes.evaluate(dalle, clip, out, data.shapes.max_objects)
     seconds = round(shapes.seconds_until_now(workdir), 1)
     return report | {"seconds": seconds, "commit": code_version(), "workdir": workdir}
 

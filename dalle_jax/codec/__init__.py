@@ -11,7 +11,7 @@ from dalle_jax.codec.config import (
     Relaxation,
     VqConfig,
 )
-from dalle_jax.codec.frozen import FrozenCodec, load_codec, save_codec
+from dalle_jax.codec.frozen import FrozenCodec, codec_of_run, load_codec, save_codec
 from dalle_jax.codec.model import Codec, decode, encode
 from dalle_jax.codec.task import CodecStage, CodecTask
 from dalle_jax.codec.vqgan import Vqgan, VqganConfig
@@ -32,6 +32,7 @@ __all__ = [
     "VqConfig",
     "Vqgan",
     "VqganConfig",
+    "codec_of_run",
     "decode",
     "encode",
     "load_codec",

@@ -18,12 +18,12 @@ from dalle_jax.codec.task import CodecStage
 from dalle_jax.codec.vqgan import VqganConfig
 from dalle_jax.codec.weights.dvae import find_dvae, load_dvae, save_dvae
 from dalle_jax.codec.weights.vqgan import load_vqgan, save_vqgan
-from dalle_jax.config import from_config_dict, write_json
+from dalle_jax.config import write_json
 from dalle_jax.data.records import Encoding
 from dalle_jax.errors import UserError
+from dalle_jax.run_record import RunRecord, read_run
 from dalle_jax.storage import as_path, is_remote
 from dalle_jax.training.checkpoints.reader import load_params
-from dalle_jax.training.checkpoints.workdir import read_workdir
 from dalle_jax.training.trees import named_leaves
 from dalle_jax.weights import read_settings
 
@@ -148,12 +148,18 @@ def load_codec(
     if file is not None:
         size = _noted_size(file.parent) if image_size is None else image_size
         return _published(*load_vqgan(file, key=key, prefix=prefix), size)
-    run = read_workdir(path)
-    if not run.get("codec"):
-        raise UserError(f"{path} has no codec: train one with a config that has a `codec` section, or name another")
-    stage = from_config_dict(CodecStage, run["codec"], "config.codec")
-    loaded = load_params(path / "codec", step=step)
-    return FrozenCodec(stage.model, loaded.params, loaded.model_state or {}, run["data"]["image_size"])
+    return codec_of_run(read_run(path), step)
+
+
+def codec_of_run(run: RunRecord, step: int | None = None) -> FrozenCodec:
+    """The codec that a run has trained; its averaged weights where it kept them.
+
+    Raises:
+      UserError: it trains none, or has no such checkpoint.
+    """
+    stage = run.stage("codec", CodecStage)
+    loaded = load_params(run.workdir / "codec", step=step)
+    return FrozenCodec(stage.model, loaded.params, loaded.model_state or {}, run.data.image_size)
 
 
 def save_codec(codec: FrozenCodec, folder: epath.PathLike) -> None:

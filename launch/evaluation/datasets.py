@@ -10,7 +10,7 @@ from etils import epath
 
 from clip_jax.evaluation.prompts import Prompts, find_published, parse_prompts, published_prompts
 from dalle_jax import storage
-from dalle_jax.config import from_config_dict, read_json
+from dalle_jax.config import read_json
 from dalle_jax.data import paths
 from dalle_jax.data.config import DataConfig, SourceKind, TarKey
 from dalle_jax.data.options import IDLE, SPLITS_BY_NAME
@@ -19,7 +19,7 @@ from dalle_jax.data.readers.webdataset import WebDataset
 from dalle_jax.data.records import Source
 from dalle_jax.data.sources import EVAL, TRAIN, open_source, warn_of_left_out
 from dalle_jax.errors import UserError
-from dalle_jax.training.checkpoints.workdir import read_workdir
+from dalle_jax.run_record import read_run
 from dalle_jax.training.parallel.processes import is_primary
 from launch.evaluation.source_kind import guess_source
 
@@ -70,8 +70,7 @@ def open_split(data: str, split: str, flags: DataFlags, *, labelled: bool) -> So
       UserError: where there are no such data.
     """
     if data == RUN:
-        run = from_config_dict(DataConfig, read_workdir(flags.model)["data"], "config.data")
-        return open_source(run, TRAIN if split == TRAIN else EVAL)
+        return open_source(read_run(flags.model).data, TRAIN if split == TRAIN else EVAL)
     path = data.replace("{split}", split)
     if is_benchmark(path):
         source = WebDataset(_shards(storage.join(path, split)), caption_field=flags.caption_field, key=flags.key)
@@ -212,7 +211,7 @@ def named_prompts(name: str) -> Prompts:
 
 def _guess(data: str, flags: DataFlags) -> Prompts | None:
     """The published prompts of a data set that is called as a part of the path is, or two parts in turn."""
-    path = read_workdir(flags.model)["data"]["path"] if data == RUN else data
+    path = read_run(flags.model).data.path if data == RUN else data
     parts = path.rpartition("://")[2].split(":")[0].split("/")
     # Two in turn where one says nothing: TFDS calls VOC 2007 `voc/2007`.
     names = [name for i in reversed(range(len(parts))) for name in (parts[i], "/".join(parts[max(i - 1, 0) : i + 1]))]

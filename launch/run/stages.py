@@ -16,7 +16,7 @@ from dalle_jax.data.sources import EVAL, TRAIN, open_source, splits_of
 from dalle_jax.data.tokenizer import RowTokenizer
 from dalle_jax.decoder.task import DecoderTask
 from dalle_jax.errors import UserError
-from dalle_jax.pipeline import codec_workdir
+from dalle_jax.run_record import read_run
 from dalle_jax.training.checkpoints.workdir import saved_steps
 from dalle_jax.training.config import TrainConfig
 from dalle_jax.training.loop import train
@@ -84,7 +84,7 @@ def find_codec(run: RunConfig, workdir: epath.Path, trained: bool) -> FrozenCode
             )
         return load_codec(workdir)
     elif run.init_from:
-        codec = load_codec(codec_workdir(run.init_from), image_size=size)
+        codec = load_codec(read_run(run.init_from).codec_workdir(), image_size=size)
     else:
         raise UserError("the decoder needs a codec: set config.decoder.codec_from to a work directory with one")
     if codec.image_size != size:

@@ -52,8 +52,9 @@ def test_training(run, tiny_run):
 
 
 def test_going_on(launch, run):
-    launch("train", f"--workdir={run}", "--stages=codec", "--config.codec.train.num_steps=4")
-    assert max(saved_steps(f"{run}/codec")) == 4 and len(losses(f"{run}/codec")) == 4
+    # Not the codec, which would be another one than the decoder has learned from.
+    launch("train", f"--workdir={run}", "--stages=decoder", "--config.decoder.train.num_steps=4")
+    assert max(saved_steps(f"{run}/decoder")) == 4 and len(losses(f"{run}/decoder")) == 4
 
 
 def test_an_unfinished_checkpoint_is_none(run):

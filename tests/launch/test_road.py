@@ -21,7 +21,7 @@ from dalle_jax.codec.weights.dvae import dvae_shapes
 from dalle_jax.config import from_config_dict, write_json
 from dalle_jax.data.readers.webdataset_writer import write_shard
 from dalle_jax.data.tokenizer import Tokenizer
-from dalle_jax.pipeline import codec_workdir
+from dalle_jax.run_record import read_run
 from dalle_jax.training.checkpoints.reader import load_params
 from dalle_jax.training.checkpoints.workdir import read_workdir, saved_steps
 from dalle_jax.training.trees import unbox
@@ -160,7 +160,7 @@ def decoder_run(scripts, tiny_run, tmp_path_factory) -> Path:
 
 def test_decoder_on_the_codec_of_another_run(scripts, decoder_run, tiny_run, monkeypatch, tmp_path):
     assert_trained(decoder_run, "decoder")
-    assert codec_workdir(decoder_run) == codec_workdir(tiny_run) == tiny_run
+    assert read_run(decoder_run).codec_workdir() == read_run(tiny_run).codec_workdir() == tiny_run
     monkeypatch.chdir(tmp_path)  # The relative path was resolved when the run began.
     samples = dalle_jax.load(decoder_run).generate("a red circle", num_samples=2)
     assert samples.images.shape == (2, 64, 64, 3)
@@ -226,7 +226,7 @@ def first_loss(workdir: Path) -> float:
 
 def test_fine_tuned_run_draws_with_the_codec_of_its_base(tuned_run, tiny_run):
     assert not (tuned_run / "codec").exists()
-    assert codec_workdir(tuned_run) == tiny_run
+    assert read_run(tuned_run).codec_workdir() == tiny_run
     tuned, base = dalle_jax.load(tuned_run), dalle_jax.load(tiny_run)
     samples = tuned.generate("a red circle", num_samples=2, score_fn=clip_jax.load(tuned_run).score)
     np.testing.assert_array_equal(base.decode(samples.tokens), samples.images)
@@ -249,7 +249,7 @@ def test_codec_of_a_run_tuned_from_a_tuned_one(tmp_path, decoder_run, tuned_run,
     for name, base in (("a", tuned_run), ("b", tmp_path / "a"), ("c", decoder_run)):
         run = {"init_from": str(base), "decoder": {"codec_from": None}, "codec": None}
         write_json(tmp_path / name / "config.json", {"format_version": 1, "commit": "", "config": run})
-        assert codec_workdir(tmp_path / name) == tiny_run
+        assert read_run(tmp_path / name).codec_workdir() == tiny_run
 
 
 def test_a_base_of_smaller_pictures_fits_where_positions_can_be_interpolated(scripts, tiny_run, tmp_path):

@@ -117,6 +117,15 @@ def read_workdir(path: epath.PathLike) -> dict[str, Any]:
     Raises:
       UserError: it is missing, broken, or of a format that this version does not know.
     """
+    return read_record(path)["config"]
+
+
+def read_record(path: epath.PathLike) -> dict[str, Any]:
+    """All that `config.json` holds: `format_version`, `commit`, and `config` as `read_workdir` gives it.
+
+    Raises:
+      UserError: as `read_workdir`.
+    """
     file = as_path(path) / "config.json"
     record = read_json(file)
     version = record.get("format_version") if isinstance(record, dict) else None
@@ -127,7 +136,7 @@ def read_workdir(path: epath.PathLike) -> dict[str, Any]:
         )
     if not isinstance(record.get("config"), dict):
         raise UserError(f"{file} holds no config: it is damaged, or not of launch.train")
-    return _completed(record["config"])
+    return record | {"config": _completed(record["config"])}
 
 
 def _completed(config: dict[str, Any]) -> dict[str, Any]:
