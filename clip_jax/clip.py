@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 from jaxtyping import Array, Float, Int, Int32
 
-from clip_jax.config import ClipConfig, Loss
+from clip_jax.config import ClipConfig
 from clip_jax.evaluation.zero_shot import (
     ClassNames,
     Templates,
@@ -20,7 +20,8 @@ from clip_jax.evaluation.zero_shot import (
     sigmoid,
     unit,
 )
-from clip_jax.model import ClipModel, normalize
+from clip_jax.losses.base import normalize
+from clip_jax.model import ClipModel
 from clip_jax.preprocessing.images import preprocess, preprocess_on_device
 from clip_jax.tokenizers.published import CaptionTokenizer
 from clip_jax.tokenizers.token_checks import checked_rows
@@ -66,7 +67,7 @@ class Clip:
         self.config, self.batch_size = config, batch_size
         self.logit_scale = float(np.exp(np.asarray(params["logit_scale"], np.float32)))
         """Factor on cosines."""
-        self.logit_bias = float(np.asarray(params["logit_bias"])) if config.loss is Loss.SIGMOID else 0.0
+        self.logit_bias = float(np.asarray(params["logit_bias"])) if config.objective.has_bias else 0.0
         """Added to scaled cosines; 0 where the loss was a softmax, which takes no notice of it."""
         self.tokenize = tokenize
         self._variables = {"params": params, **(model_state or {})}
@@ -192,8 +193,10 @@ class Clip:
         Raises:
           UserError: the model was trained with a softmax, whose scores mean something beside other scores alone.
         """
-        if self.config.loss is not Loss.SIGMOID:
-            raise UserError("a model trained with the softmax loss has no probability of a pair: compare its `score`s")
+        if not self.config.objective.scores_pairs:
+            raise UserError(
+                f"a model trained with the {self.config.loss} loss has no probability of a pair: compare its `score`s"
+            )
         score = self.score(images, text)
         return jax.nn.sigmoid(score) if isinstance(score, jax.Array) else sigmoid(score)
 

@@ -4,8 +4,10 @@ import dataclasses
 import enum
 from typing import Any
 
+from clip_jax.losses import OBJECTIVES, ContrastiveObjective
 from dalle_jax.config import check_at_least, check_share
 from dalle_jax.data.config import Augment, Resizing
+from dalle_jax.errors import closest
 from dalle_jax.nn.layers import Activation, check_dtype
 from dalle_jax.nn.remat import Remat
 from dalle_jax.nn.transformer import TransformerConfig
@@ -45,8 +47,8 @@ class ReadAt(enum.Enum):
     HIGHEST = "highest"  # of the highest id, as OpenAI's code reads it: of a token added after the end token, if any
 
 
-class Loss(enum.Enum):
-    """What a batch of pairs is judged by."""
+class Loss(enum.StrEnum):
+    """What a batch of pairs is judged by: the names of `clip_jax.losses.OBJECTIVES` that are here from the start."""
 
     SOFTMAX = "softmax"  # each picture among all captions, each caption among all pictures (Radford et al. 2021)
     SIGMOID = "sigmoid"  # each pair by itself: do the two belong together? (Zhai et al. 2023)
@@ -192,16 +194,26 @@ class ClipConfig:
     """Factor on cosines; its logarithm is the parameter."""
     max_logit_scale: float = 100.0
     """Of the softmax loss; SigLIP's has no bound."""
-    loss: Loss = Loss.SOFTMAX
+    loss: str = Loss.SOFTMAX.value
+    """A name of `clip_jax.losses.OBJECTIVES`."""
     init_logit_bias: float = -10.0
     """Added to scaled cosines by the sigmoid loss, a parameter; near the odds of a random pair in a large batch."""
 
     def __post_init__(self):
+        if self.loss not in OBJECTIVES:
+            raise ValueError(
+                f"loss '{self.loss}' is none{closest(self.loss, OBJECTIVES)} (known: {', '.join(OBJECTIVES)})"
+            )
         width = self.vision.embed_dim
         if self.vision.tower is VisionTower.SIGLIP and width != self.embed_dim:
             raise ValueError(
                 f"SigLIP's image tower is as wide as the embedding: {width} is not embed_dim {self.embed_dim}"
             )
+
+    @property
+    def objective(self) -> ContrastiveObjective:
+        """The loss, with all that depends on it."""
+        return OBJECTIVES[self.loss]
 
 
 class Lock(enum.Enum):

@@ -6,7 +6,6 @@ from clip_jax.config import (
     ClipConfig,
     ClipStage,
     Lock,
-    Loss,
     ResNetConfig,
     TextConfig,
     TextTower,
@@ -85,8 +84,7 @@ def step_flops(stage: ClipStage, batch_size: int) -> float:
     patches = config.vision.kept_patches if stage.trains(Lock.IMAGE) else config.vision.num_patches
     image = image_flops(config.vision, config.embed_dim, patches=patches)
     text = text_flops(config.text, config.embed_dim)
-    directions = 1 if config.loss is Loss.SIGMOID else 2  # the softmax makes its logits for each by itself
-    logits = directions * 2 * batch_size * config.embed_dim
+    logits = config.objective.logit_products * 2 * batch_size * config.embed_dim
     forward_alone = 0
     if stage.locked_tower is not Lock.NONE:
         of_image = stage.locked_tower is Lock.IMAGE

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax.linen.initializers import lecun_normal, normal
 from jaxtyping import Array, Float, Int
 
-from clip_jax.config import ClipConfig, Loss, TextTower, VisionTower
+from clip_jax.config import ClipConfig, TextTower, VisionTower
 from clip_jax.towers import initializers
 from clip_jax.towers.resnet import ModifiedResNet
 from clip_jax.towers.siglip import SiglipText, SiglipVision
@@ -64,7 +64,7 @@ class ClipModel(nn.Module):
         else:
             self.text_projection = self._projection(config.text.transformer.embed_dim)
         self.log_scale = self.param("logit_scale", lambda key: jnp.log(jnp.float32(config.init_logit_scale)))
-        if config.loss is Loss.SIGMOID:
+        if config.objective.has_bias:
             self.bias = self.param("logit_bias", lambda key: jnp.float32(config.init_logit_bias))
 
     def _projection(self, width: int, use_bias: bool = False) -> Dense:
@@ -100,7 +100,7 @@ class ClipModel(nn.Module):
         train_text: bool = False,
     ) -> ClipOutput:
         image, text = self.encode_image(pixels, train_image), self.encode_text(ids, train_text)
-        bias = self.bias if self.config.loss is Loss.SIGMOID else jnp.float32(0)
+        bias = self.bias if self.config.objective.has_bias else jnp.float32(0)
         return ClipOutput(image, text, jnp.exp(self.log_scale), bias)
 
 
@@ -124,8 +124,3 @@ def abstract_variables(config: ClipConfig) -> dict[str, Any]:
 def abstract_params(config: ClipConfig) -> Params:
     """Shapes and dtypes of the parameters, unboxed; nothing is computed."""
     return nn.meta.unbox(abstract_variables(config)["params"])
-
-
-def normalize(features: Float[Array, "... E"]) -> Float[Array, "... E"]:
-    """Features over their Euclidean length."""
-    return features / jnp.linalg.norm(features, axis=-1, keepdims=True)

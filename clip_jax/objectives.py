@@ -28,7 +28,8 @@ from jaxtyping import Array, Float, Int
 
 from clip_jax.config import ClipConfig, ClipStage, TextTower
 from clip_jax.losses.accumulation import check_accumulation
-from clip_jax.model import VISION_TOWERS, normalize
+from clip_jax.losses.base import normalize
+from clip_jax.model import VISION_TOWERS
 from clip_jax.task import ClipTask
 from clip_jax.towers import initializers
 from clip_jax.towers.text import TokenEmbedding, end_positions

@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from clip_jax.config import ClipStage, Lock, Loss
+from clip_jax.config import ClipStage, Lock
 from clip_jax.flops import step_flops
 from clip_jax.losses.accumulation import accumulated_gradients, check_accumulation
-from clip_jax.losses.sigmoid import sigmoid_loss
-from clip_jax.losses.softmax import ContrastiveLoss, Mask, contrastive_loss
-from clip_jax.model import ClipModel, init_variables, normalize
+from clip_jax.losses.base import ContrastiveLoss, Mask, normalize
+from clip_jax.model import ClipModel, init_variables
 from clip_jax.preview import similarity_sheet
 from clip_jax.towers.vit import normalize_pixels
 from dalle_jax.nn.precision import matmul
@@ -87,11 +86,8 @@ class ClipTask(Task):
         return gradients, (model_state, metrics | {"loss": loss})
 
     def constrain(self, params: Params) -> Params:
-        """Clips the scale on the parameter, after the update (the paper says at what, not where); SigLIP's is free."""
-        if self.config.loss is Loss.SIGMOID:
-            return params
-        limit = jnp.log(jnp.float32(self.config.max_logit_scale))
-        return {**params, "logit_scale": jnp.minimum(params["logit_scale"], limit)}
+        """Keeps the parameters of the loss in their bounds."""
+        return self.config.objective.constrain(params, self.config.max_logit_scale)
 
     def step_flops(self, batch_size: int) -> float:
         """See `clip_jax.flops`."""
@@ -133,21 +129,15 @@ class ClipTask(Task):
         return (output.image, output.text), {**model_state, **updated}
 
     def _contrast(self, params: Params, features: Features, mask: Mask = None) -> ContrastiveLoss:
-        scale, chunk = jnp.exp(params["logit_scale"]), self.stage.loss_chunk
-        if self.config.loss is Loss.SIGMOID:
-            return sigmoid_loss(*features, scale, params["logit_bias"], chunk=chunk, mask=mask)
-        return contrastive_loss(*features, scale, chunk=chunk, mask=mask)
+        return self.config.objective(*features, params, chunk=self.stage.loss_chunk, mask=mask)
 
     def _objective(self, params: Params, features: Features) -> tuple[jax.Array, Metrics]:
         result = self._contrast(params, features)
         rows = jnp.arange(len(result.best_text))
-        metrics = {
-            "logit_scale": jnp.exp(params["logit_scale"]),
+        metrics = self.config.objective.metrics(params) | {
             "image_accuracy": jnp.mean(result.best_text == rows, dtype=jnp.float32),
             "text_accuracy": jnp.mean(result.best_image == rows, dtype=jnp.float32),
         }
-        if self.config.loss is Loss.SIGMOID:
-            metrics["logit_bias"] = params["logit_bias"]
         return result.loss, metrics
 
     def evaluate_batch(

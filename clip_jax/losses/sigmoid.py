@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,12 +10,31 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from clip_jax.losses.softmax import Best, ContrastiveLoss, Mask, chunk_of
-from clip_jax.model import normalize
+from clip_jax.losses.base import Best, ContrastiveLoss, ContrastiveObjective, Mask, chunk_of, normalize
 from dalle_jax.nn.precision import matmul
 
 Gradients = tuple[Float[Array, "B E"], Float[Array, "B E"], Float[Array, ""], Float[Array, ""]]
 """With respect to image, text, scale and bias."""
+
+
+class SigmoidObjective(ContrastiveObjective):
+    """Each pair by itself: do the two belong together (Zhai et al. 2023)? The scale has no bound."""
+
+    has_bias = True
+    scores_pairs = True
+
+    def __call__(
+        self,
+        image: Float[Array, "B E"],
+        text: Float[Array, "B E"],
+        params: Any,
+        *,
+        chunk: int = 0,
+        mask: Mask = None,
+    ) -> ContrastiveLoss:
+        """See `sigmoid_loss`."""
+        scale = jnp.exp(params["logit_scale"])
+        return sigmoid_loss(image, text, scale, params["logit_bias"], chunk=chunk, mask=mask)
 
 
 def sigmoid_loss(

@@ -1,48 +1,39 @@
 """The contrastive objective over the global batch (Radford et al. 2021, Fig. 3)."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from clip_jax.model import normalize
-from dalle_jax.errors import UserError
+from clip_jax.losses.base import Best, ContrastiveLoss, ContrastiveObjective, Mask, chunk_of, normalize
 from dalle_jax.nn.layers import constrain_activations
 from dalle_jax.nn.precision import matmul
 
 
-class ContrastiveLoss(NamedTuple):
-    """The loss, and which counterpart of the batch wins."""
+class SoftmaxObjective(ContrastiveObjective):
+    """Each image among all captions, each caption among all images (Radford et al. 2021)."""
 
-    loss: Float[Array, ""]
-    best_text: Int[Array, " B"]
-    """Row of the caption that each picture scores highest."""
-    best_image: Int[Array, " B"]
-    """Row of the picture that each caption scores highest."""
+    logit_products = 2  # each direction makes its own
 
+    def __call__(
+        self,
+        image: Float[Array, "B E"],
+        text: Float[Array, "B E"],
+        params: Any,
+        *,
+        chunk: int = 0,
+        mask: Mask = None,
+    ) -> ContrastiveLoss:
+        """See `contrastive_loss`."""
+        return contrastive_loss(image, text, jnp.exp(params["logit_scale"]), chunk=chunk, mask=mask)
 
-class Best(NamedTuple):
-    """The winner of each row among the columns seen so far; the first of equals, as `argmax` has it."""
-
-    score: Float[Array, " B"]
-    index: Int[Array, " B"]
-
-    @classmethod
-    def none_yet(cls, count: int) -> "Best":
-        return cls(jnp.full(count, -jnp.inf), jnp.zeros(count, jnp.int32))
-
-    def update(self, scores: Float[Array, "B columns"], first: Int[Array, ""] | int) -> "Best":
-        """Columns of which the first has the index `first`."""
-        score, index = scores.max(axis=-1), jnp.argmax(scores, axis=-1).astype(jnp.int32) + first
-        wins = (score > self.score) | ((score == self.score) & (index < self.index))
-        return Best(jnp.where(wins, score, self.score), jnp.where(wins, index, self.index))
-
-
-Mask = Bool[Array, " _"] | None
-"""Of pairs: which of them count. The others are nobody's counterpart either. None: all."""
+    def constrain(self, params: Any, max_logit_scale: float) -> Any:
+        """Clips the scale on the parameter, after the update: the paper says at what, not where."""
+        limit = jnp.log(jnp.float32(max_logit_scale))
+        return {**params, "logit_scale": jnp.minimum(params["logit_scale"], limit)}
 
 
 def contrastive_loss(
@@ -77,18 +68,6 @@ def contrastive_loss(
     image_loss, best_text = _one_direction(image, text, positives, logit_scale, chunk, mask)
     text_loss, best_image = _one_direction(text, image, positives, logit_scale, chunk, mask)
     return ContrastiveLoss((image_loss + text_loss) / 2, best_text, best_image)
-
-
-def chunk_of(count: int, chunk: int, what: str) -> int:
-    """Checks `loss_chunk` against the `count` captions of `what`; 0 stands for all of them.
-
-    Raises:
-      UserError: it does not divide them.
-    """
-    chunk = min(chunk, count) or count
-    if chunk < 0 or count % chunk:
-        raise UserError(f"config.clip.loss_chunk={chunk} does not divide the {count} captions of {what}")
-    return chunk
 
 
 def _one_direction(

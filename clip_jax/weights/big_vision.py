@@ -5,7 +5,7 @@ Its trees are Flax's own: kernels as here, heads of attention apart, blocks one 
 
 from collections.abc import Mapping
 
-from clip_jax.config import ClipConfig, Loss, TextConfig, TextTower, VisionConfig, VisionTower, tower_config
+from clip_jax.config import ClipConfig, TextConfig, TextTower, VisionConfig, VisionTower, tower_config
 from clip_jax.weights.siglip import LOGITS, PIXELS, SIGLIP_END
 from clip_jax.weights.timm import NORM_EPSILON
 from dalle_jax.errors import UserError
@@ -99,7 +99,7 @@ def big_vision_names(config: ClipConfig, tensors: Mapping[str, Tensor], where: s
     """The tensors of a checkpoint for every variable of a model."""
     names, text, vision = Names(), config.text, config.vision
     names.array("params/logit_scale", "t", (1,))
-    if config.loss is Loss.SIGMOID:
+    if config.objective.has_bias:
         names.array("params/logit_bias", "b", (1,))
     width, ours = text.transformer.embed_dim, "params/text"
     names.array(f"{ours}/token_embedding/embedding", "txt/Embed_0/embedding", (text.vocab_size, width))

@@ -8,7 +8,7 @@ import jax
 from etils import epath
 
 from clip_jax.clip import Clip
-from clip_jax.config import ClipConfig, Loss, TextTower, VisionConfig, VisionTower
+from clip_jax.config import ClipConfig, TextTower, VisionConfig, VisionTower
 from clip_jax.preprocessing.hf import CLIP, PREPROCESSOR, PROCESSOR, SIGLIP, preprocessor_to_hf, processor_to_hf
 from clip_jax.tokenizers.added_tokens import LEGACY
 from clip_jax.tokenizers.cleaning import Cleaning
@@ -114,7 +114,7 @@ def _tell_activation(vision: VisionConfig) -> None:
 
 def _has_parts_of_siglip(config: ClipConfig) -> bool:
     towers = (config.vision.tower, config.text.tower)
-    return config.loss is Loss.SIGMOID or towers[0] is VisionTower.SIGLIP or towers[1] is TextTower.SIGLIP
+    return config.objective.has_bias or towers[0] is VisionTower.SIGLIP or towers[1] is TextTower.SIGLIP
 
 
 def _tokenizer_files(clip: Clip) -> dict[str, Any]:

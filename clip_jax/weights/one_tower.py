@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from clip_jax.clip import Clip, Images
-from clip_jax.config import ClipConfig, Loss, TextConfig, VisionConfig, tower_config
+from clip_jax.config import ClipConfig, TextConfig, VisionConfig, tower_config
 from dalle_jax.errors import UserError
 from dalle_jax.weights import Names, Tensor
 
@@ -91,7 +91,7 @@ def completed(params: dict[str, Any], config: ClipConfig, side: Side) -> dict[st
     """Parameters of a tower with what a `Clip` needs beside: a scale of 1, no bias, and a projection that changes
     nothing where the file has none."""
     params = params | {"logit_scale": np.float32(0)}
-    if config.loss is Loss.SIGMOID:
+    if config.objective.has_bias:
         params["logit_bias"] = np.float32(0)
     projects = side is Side.TEXT or not config.vision.tower.projects
     if projects and f"{side.value}_projection" not in params:

@@ -7,7 +7,6 @@ from typing import Any
 
 from clip_jax.config import (
     ClipConfig,
-    Loss,
     ReadAt,
     TextConfig,
     TextTower,
@@ -200,7 +199,7 @@ def config_to_open_clip(config: ClipConfig) -> dict[str, Any]:
     if text.tower is TextTower.BAG_OF_WORDS:
         raise UserError(f"open_clip has no text tower of kind '{text.tower.value}': this model cannot be saved for it")
     custom: dict[str, Any] = {"custom_text": True} if has_custom_text(config) else {}
-    if config.loss is Loss.SIGMOID:
+    if config.objective.has_bias:
         custom["init_logit_bias"] = config.init_logit_bias
     return {
         "model_cfg": {

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 
-from clip_jax.config import ClipConfig, Loss, TextConfig, TextTower, VisionConfig, VisionTower, tower_config
+from clip_jax.config import ClipConfig, TextConfig, TextTower, VisionConfig, VisionTower, tower_config
 from clip_jax.tokenizers.text_ends import end_at_highest
 from clip_jax.weights.resnet import deduce_resnet, is_resnet, resnet_names
 from clip_jax.weights.siglip import LOGITS, PIXELS, SIGLIP_END
@@ -71,7 +71,7 @@ def openai_names(config: ClipConfig, *, text_prefix: str = "") -> Names:
     """
     names, vision = Names(), config.vision
     names.array("params/logit_scale", "logit_scale", ())
-    if config.loss is Loss.SIGMOID:
+    if config.objective.has_bias:
         names.array("params/logit_bias", "logit_bias", ())
     _text(names, config, text_prefix)
     if vision.tower is VisionTower.SIGLIP:

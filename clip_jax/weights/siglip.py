@@ -119,8 +119,8 @@ def config_to_siglip(config: ClipConfig, dtype: str) -> dict[str, Any]:
       UserError: `SiglipModel` has no such model.
     """
     text, vision = config.text, config.vision
-    parts = (vision.tower.value, text.tower.value, config.loss.value)
-    if parts != (VisionTower.SIGLIP.value, TextTower.SIGLIP.value, Loss.SIGMOID.value):
+    parts = (vision.tower.value, text.tower.value, config.loss)
+    if parts != (VisionTower.SIGLIP.value, TextTower.SIGLIP.value, Loss.SIGMOID):
         raise UserError(
             f"Hugging Face has models with SigLIP's towers and sigmoid loss, or with neither, not with '{parts[0]}', "
             f"'{parts[1]}' and '{parts[2]}': this model cannot be saved for it"

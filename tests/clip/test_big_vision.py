@@ -105,7 +105,7 @@ def test_features(tmp_path, stacked, root):
     model, params = made(stacked)
     write(tmp_path / "siglip.npz", params, root)
     clip = clip_jax.load(tmp_path / "siglip.npz", tokenize=lambda texts: IDS[: len(texts)])
-    assert clip.config.loss is Loss.SIGMOID and clip.config.vision.image_size == SIZE
+    assert clip.config.loss == Loss.SIGMOID and clip.config.vision.image_size == SIZE
     pixels = normalize_pixels(jnp.asarray(IMAGES), clip.config.vision)
     image, text = jax.jit(model.apply)({"params": params}, pixels, IDS)
     np.testing.assert_allclose(clip.encode_image(IMAGES), image, rtol=2e-4, atol=2e-5)

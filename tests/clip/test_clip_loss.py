@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from clip_jax.losses.accumulation import accumulated_gradients
+from clip_jax.losses.base import Best
 from clip_jax.losses.sigmoid import sigmoid_loss
-from clip_jax.losses.softmax import Best, contrastive_loss
+from clip_jax.losses.softmax import contrastive_loss
 from dalle_jax.errors import UserError
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.parallel.mesh import make_mesh

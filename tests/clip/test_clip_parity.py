@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from clip_jax import ClipConfig, ClipModel, TextConfig, VisionConfig, tower_config
+from clip_jax.losses.base import normalize
 from clip_jax.losses.softmax import contrastive_loss
-from clip_jax.model import abstract_params, normalize
+from clip_jax.model import abstract_params
 from clip_jax.preprocessing.images import preprocess
 from clip_jax.towers.vit import normalize_pixels
 from dalle_jax.training.trees import named_leaves

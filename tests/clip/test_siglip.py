@@ -26,7 +26,8 @@ from clip_jax import (
 )
 from clip_jax.evaluation.zero_shot import class_directions, class_probabilities
 from clip_jax.flops import image_flops, step_flops, text_flops
-from clip_jax.model import abstract_params, init_params, normalize
+from clip_jax.losses.base import normalize
+from clip_jax.model import abstract_params, init_params
 from clip_jax.preprocessing.images import preprocess, preprocess_on_device
 from clip_jax.weights.siglip import LOGITS, PIXELS
 from configs import clip as presets
@@ -278,7 +279,7 @@ def test_sizes_that_do_not_fit_are_refused():
 @pytest.mark.parametrize("chunk", [0, 2])
 def test_on_eight_devices_accumulated_or_not_the_gradients_are_those_of_one(params, batch, loss, chunk):
     config = dataclasses.replace(TINY, loss=loss)
-    params = params if loss is Loss.SIGMOID else {k: v for k, v in params.items() if k != "logit_bias"}
+    params = params if loss == Loss.SIGMOID else {k: v for k, v in params.items() if k != "logit_bias"}
     arguments = {"key": jax.random.key(0), "step": jnp.int32(0)}
 
     def gradients(task, parts):

@@ -1,0 +1,69 @@
+"""A contrastive loss of one's own: a class and an entry in a table, and all of CLIP's training takes it."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clip_jax import ClipStage, ClipTask
+from clip_jax.losses import OBJECTIVES, ContrastiveLoss, ContrastiveObjective
+from clip_jax.losses.base import normalize
+from dalle_jax.config import from_config_dict, to_config_dict
+from dalle_jax.errors import UserError
+from dalle_jax.training.config import OptimizerConfig, TrainConfig
+from tests.clip.small_clip import CONFIG
+
+
+class Hinge(ContrastiveObjective):
+    """Every other caption is to score a margin less than an image's own."""
+
+    has_bias = True
+
+    def __call__(self, image, text, params, *, chunk=0, mask=None):
+        logits = jnp.exp(params["logit_scale"]) * normalize(image) @ normalize(text).T + params["logit_bias"]
+        margins = jax.nn.relu(1 + logits - jnp.diag(logits)[:, None])
+        loss = jnp.mean(jnp.sum(margins * (1 - jnp.eye(len(logits))), axis=-1))
+        best_text, best_image = (jnp.argmax(logits, axis=axis).astype(jnp.int32) for axis in (1, 0))
+        return ContrastiveLoss(loss, best_text, best_image)
+
+
+@pytest.fixture
+def stage(monkeypatch) -> ClipStage:
+    monkeypatch.setitem(OBJECTIVES, "hinge", Hinge())
+    model = dataclasses.replace(CONFIG, loss="hinge")
+    return ClipStage(model, TrainConfig(batch_size=4, num_steps=2, optimizer=OptimizerConfig(learning_rate=1e-3)))
+
+
+def test_it_is_trained_evaluated_and_written_down(stage):
+    task = ClipTask(stage)
+    params, state = task.init(jax.random.key(0))
+    params = nn.unbox(params)
+    assert "logit_bias" in params
+    size, length = CONFIG.vision.image_size, CONFIG.text.context_length
+    batch = {
+        "image": np.random.default_rng(0).integers(0, 255, (4, size, size, 3), np.uint8),
+        "text": np.full((4, length), CONFIG.text.end_id, np.int32),
+    }
+    batch["text"][:, 0] = np.arange(4)
+    batch = jax.tree.map(jnp.asarray, batch)
+    objective = jax.jit(jax.value_and_grad(task.loss, has_aux=True))
+    (loss, (_, metrics)), gradients = objective(params, state, batch, key=jax.random.key(1), step=jnp.int32(0))
+    assert np.isfinite(loss) and {"logit_scale", "logit_bias", "image_accuracy"} <= set(metrics)
+    assert float(jnp.abs(gradients["vision"]["patch_embedding"]["kernel"]).max()) > 0
+    assert task.constrain(params) is params
+    assert np.isfinite(task.evaluate(params, state, [batch])["loss"])
+
+
+def test_a_config_names_it(stage):
+    again = from_config_dict(ClipStage, to_config_dict(stage), "config.clip")
+    assert again.model.objective is OBJECTIVES["hinge"]
+
+
+def test_one_that_is_not_there_is_named():
+    wrong = to_config_dict(CONFIG)
+    wrong.loss = "sigmiod"
+    with pytest.raises(UserError, match="loss 'sigmiod' is none.*did you mean 'sigmoid'.*known: softmax, sigmoid"):
+        from_config_dict(type(CONFIG), wrong, "config.clip.model")
