@@ -1,6 +1,8 @@
 """What every test stands on: eight CPU devices, quick compilation, a cache of programs, checked types, data."""
 
 import collections
+import contextlib
+import ctypes
 import gc
 import importlib.util
 import os
@@ -35,6 +37,8 @@ def _programs_go_with_their_module() -> Iterator[None]:
     yield
     jax.clear_caches()
     gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # of another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
