@@ -12,7 +12,7 @@ from dalle_jax.training.config import TrainConfig
 from dalle_jax.training.freezing import Freezing
 from dalle_jax.training.optimizer import learning_rate
 from dalle_jax.training.state import TrainState
-from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task
+from dalle_jax.training.task import Batch, HasExactGradients, Metrics, ModelState, Params, Task
 
 _COMPILER_OPTIONS: dict[str, dict[str, bool | str]] = {
     # A weight is gathered whole and multiplied at once. The compiler would multiply each part as it comes, and where a
@@ -36,7 +36,7 @@ def make_train_step(
     """Builds the step of a task, not yet compiled (see `compile_step`).
 
     Args:
-      task: its `loss`, or `gradients` where it has them, which must then report `loss` among their metrics.
+      task: its `loss`, or its `gradients` where it is a `HasExactGradients`.
       config: `micro_batches`, `ema_decay`, `ema_every`, and the optimizer's for the reported rate.
       optimizer: of `make_optimizer`.
       batch_sharding: how batches lie on the mesh; None leaves it to the arrays.
@@ -55,7 +55,7 @@ def make_train_step(
         batch = _constrain(batch, batch_sharding)
         trained = freezing.trained(state.params)
         whole = functools.partial(freezing.whole, state.params)
-        if task.gradients is not None:
+        if isinstance(task, HasExactGradients):
             grads, (model_state, metrics) = task.gradients(
                 trained,
                 state.model_state,

@@ -1,8 +1,8 @@
 """What the one training loop asks of a model: `Task`, which codec, decoder and CLIP each implement."""
 
 import abc
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,35 @@ def weighted_means(results: Iterable[dict[str, tuple[Any, Any]]]) -> dict[str, f
     return {name: float(total / max(count, 1)) for name, (total, count) in totals.items()}
 
 
+@runtime_checkable
+class HasExactGradients(Protocol):
+    """A task whose accumulation over micro-batches is not a mean: every row of the batch counts for each."""
+
+    def gradients(
+        self,
+        params: Params,
+        model_state: ModelState,
+        batch: Batch,
+        *,
+        key: jax.Array,
+        step: jax.Array,
+        micro_batches: int,
+        whole: Callable[[Params], Params],
+    ) -> tuple[Params, tuple[ModelState, Metrics]]:
+        """Gradients of the whole batch, and (state after the step, metrics, `loss` among them).
+
+        Args:
+          params: what is differentiated.
+          model_state: state before the step.
+          batch: a prepared batch.
+          key: of this step.
+          step: int32 scalar.
+          micro_batches: parts of which one at a time has its activations in memory.
+          whole: gives all parameters of `params`, the frozen ones among them.
+        """
+        ...
+
+
 class Task(abc.ABC):
     """A model with its objective. Every method is pure in its arguments.
 
@@ -86,12 +115,6 @@ class Task(abc.ABC):
         Returns:
           The mean loss over the batch, float32, and (state after the step, metrics).
         """
-
-    gradients: Any = None
-    """A method `(trained, model_state, batch, *, key, step, micro_batches, whole) -> (grads, (model_state, metrics))`,
-    only where accumulation over micro-batches is not a plain mean (exact contrastive accumulation). None otherwise.
-
-    `trained` is what is differentiated; `whole(trained)` gives all parameters, the frozen ones among them."""
 
     def constrain(self, params: Params) -> Params:
         """Projects the parameters after every update (CLIP's largest logit scale); the identity by default."""

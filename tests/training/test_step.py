@@ -70,7 +70,11 @@ def test_state_is_split_over_the_mesh():
 def test_accumulation_equals_one_batch(unroll, monkeypatch):
     if not unroll:
         mean_gradients = step_module._mean_gradients
-        monkeypatch.setattr(step_module, "_mean_gradients", lambda *args, unroll: mean_gradients(*args, unroll=False))
+        monkeypatch.setattr(
+            step_module,
+            "_mean_gradients",
+            lambda *args, **options: mean_gradients(*args, **options | {"unroll": False}),
+        )
     quiet = TinyTask(noise=0.0)  # Each micro-batch has noise of its own.
     device = jax.devices()[:1]
     one = run(quiet, tiny_config(optimizer=SGD_LIKE, micro_batches=1), devices=device)
