@@ -141,6 +141,7 @@ class VisionConfig:
 
     @property
     def num_patches(self) -> int:
+        """Of an image, class token aside."""
         return (self.image_size // self.patch_size) ** 2
 
     @property

@@ -17,6 +17,7 @@ from dalle_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
 
 
 def get_config(arg: str = ""):
+    """`tiny` is a narrow one for two cores."""
     stage, data = choose_preset({"": _published, "tiny": _tiny}, arg, "configs/codec_dalle.py")()
     return to_config_dict({"seed": 0, "data": data, "mesh": MeshConfig(), "codec": stage})
 

@@ -46,6 +46,7 @@ class Size:
 
     @property
     def grid_size(self) -> int:
+        """Tokens a side."""
         return IMAGE_SIZE // self.codec.stride
 
 

@@ -73,6 +73,7 @@ def line(result: dict[str, Any], row: Row) -> str:
 
 
 def main() -> None:
+    """Runs the rows that are asked for, and prints each beside its peer."""
     for row in chosen(ROW_NAMES.value, gpu=jax.default_backend() != "cpu"):
         try:
             peer = peer_of(row) if PEER.value and row.make_peer is not None else None

@@ -107,6 +107,7 @@ def samples(folder: Path, font: ImageFont.FreeTypeFont) -> list[dict[str, bytes]
 
 
 def main() -> None:
+    """Writes the tars."""
     out = Path(local_folder(OUT.value, "--out"))
     found = samples(Path(CLDR.value), load_font(FONT.value))
     if not found:

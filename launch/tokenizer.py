@@ -27,6 +27,7 @@ SPLIT = flags.DEFINE_string("split", "train", "of a TFDS data set, or what {spli
 
 
 def main() -> None:
+    """Reads captions, trains the tokenizer and writes it."""
     out = as_path(OUT.value)
     captions = texts(DATA.value, split=SPLIT.value, caption_field=CAPTION_FIELD.value, key=KEY.value)
     tokenizer = train_tokenizer(captions, VOCAB_SIZE.value, out)

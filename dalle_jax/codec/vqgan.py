@@ -58,14 +58,17 @@ class VqganConfig:
         return image_size // self.stride
 
     def width(self, level: int) -> int:
+        """Channels of a level of resolution."""
         return self.hidden_dim * self.multipliers[level]
 
 
 def group_norm(name: str) -> nn.GroupNorm:
+    """The norm of every block, computed in float32."""
     return nn.GroupNorm(num_groups=NORM_GROUPS, epsilon=1e-6, use_fast_variance=False, name=name)
 
 
 def conv(x: Array, features: int, side: int, name: str, stride: int = 1) -> Array:
+    """A convolution of `side` x `side`, padded so that at stride 1 the size stays."""
     return Conv(features, side, x.shape[-1], stride=stride, name=name)(x)
 
 

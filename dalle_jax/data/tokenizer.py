@@ -32,7 +32,8 @@ class RowTokenizer(Protocol):
     """What batches need of a tokenizer: `Tokenizer` below, or one that a published model brings. Picklable."""
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """Entries, special ones among them."""
 
     @property
     def end_id(self) -> int:
@@ -95,6 +96,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
+        """Entries, special ones among them."""
         return self._processor.vocab_size()
 
     @property

@@ -81,11 +81,13 @@ class SamplingConfig:
         return self.guidance_scale != 1.0
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Numbers that a program takes as arguments, and what its form depends on."""
         numbers = self.temperature, self.top_p, self.guidance_scale
         return numbers, (self.top_k, self.greedy, self.nucleus, self.guided)
 
     @classmethod
     def tree_unflatten(cls, form: tuple[Any, ...], numbers: tuple[Any, ...]) -> "SamplingConfig":
+        """The inverse of `tree_flatten`."""
         self = object.__new__(cls)  # without checks: inside a program the numbers have no values
         names = "temperature", "top_p", "guidance_scale", "top_k", "greedy", "nucleus", "guided"
         self.__dict__.update(zip(names, (*numbers, *form), strict=True))

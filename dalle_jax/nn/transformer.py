@@ -56,6 +56,7 @@ class BlockInit:
 
     @classmethod
     def gpt2(cls, num_layers: int) -> "BlockInit":
+        """Those of GPT-2, for a stack of `num_layers`."""
         normal, residual = nn.initializers.normal(0.02), nn.initializers.normal(0.02 / (2 * num_layers) ** 0.5)
         return cls(qkv=normal, out=residual, mlp_in=normal, mlp_out=residual)
 

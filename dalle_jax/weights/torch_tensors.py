@@ -76,6 +76,7 @@ class StorageName:
 
     @property
     def nbytes(self) -> int:
+        """Length of the storage."""
         return self.numel * self.dtype.itemsize
 
 

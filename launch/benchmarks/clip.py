@@ -51,6 +51,7 @@ def _batch(config: ClipConfig, batch_size: int) -> dict[str, np.ndarray]:
 
 
 def step(preset: str, batch_size: int) -> Workload:
+    """A training step of a published size."""
     task = ClipTask(published(preset))
     return repeated_step(task, _batch(task.config, batch_size), batch_size, items=batch_size)
 
@@ -63,6 +64,7 @@ def _handle(preset: str, batch_size: int) -> tuple[Clip, dict[str, np.ndarray]]:
 
 
 def encode_image(preset: str, batch_size: int) -> Workload:
+    """Images to features."""
     clip, batch = _handle(preset, batch_size)
     flops = batch_size * image_flops(clip.config.vision, clip.config.embed_dim)
     params = clip.variables["params"]
@@ -71,6 +73,7 @@ def encode_image(preset: str, batch_size: int) -> Workload:
 
 
 def encode_text(preset: str, batch_size: int) -> Workload:
+    """Captions to features."""
     clip, _ = _handle(preset, batch_size)
     flops = batch_size * text_flops(clip.config.text, clip.config.embed_dim, CAPTION_LENGTH)
     params = clip.variables["params"]
@@ -90,6 +93,7 @@ def _peer(preset: str, batch_size: int) -> tuple[Any, Any, Any]:
 
 
 def peer_step(preset: str, batch_size: int) -> Workload:
+    """open_clip's training step of the same size."""
     torch = import_torch()
     import open_clip
 
@@ -107,6 +111,7 @@ def peer_step(preset: str, batch_size: int) -> Workload:
 
 
 def peer_encode(preset: str, what: str, batch_size: int) -> Workload:
+    """open_clip's features, of `image` or `text`."""
     torch = import_torch()
     model, images, text = _peer(preset, batch_size)
     model.eval()

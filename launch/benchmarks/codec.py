@@ -31,6 +31,7 @@ def published() -> tuple[FrozenCodec, CodecConfig]:
 
 
 def encode(batch_size: int) -> Workload:
+    """Images to tokens by the published codec."""
     codec, config = published()
     images = np.random.default_rng(0).integers(0, 256, (batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     flops, weights = batch_size * encoder_flops(config, IMAGE_SIZE), size_of(codec.weights[0]["encoder"])
@@ -38,6 +39,7 @@ def encode(batch_size: int) -> Workload:
 
 
 def decode(batch_size: int) -> Workload:
+    """Tokens to images by the published codec."""
     codec, config = published()
     tokens = np.random.default_rng(0).integers(0, codec.codebook_size, (batch_size, codec.grid_size**2), np.int32)
     weights = codec.weights[0]["decoder"]
@@ -54,6 +56,7 @@ def _peer(name: str) -> Any:
 
 
 def peer_encode(batch_size: int) -> Workload:
+    """Images to tokens by OpenAI's code."""
     torch, encoder = import_torch(), _peer("Encoder")
     pixels = torch.rand(batch_size, 3, IMAGE_SIZE, IMAGE_SIZE) * 0.8 + 0.1
 
@@ -65,6 +68,7 @@ def peer_encode(batch_size: int) -> Workload:
 
 
 def peer_decode(batch_size: int) -> Workload:
+    """Tokens to images by OpenAI's code."""
     torch, decoder = import_torch(), _peer("Decoder")
     tokens = torch.randint(0, 8192, (batch_size, 32, 32))
 

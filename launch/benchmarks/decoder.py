@@ -65,6 +65,7 @@ class _Tokens:
 
 
 def step(config: DecoderConfig, batch_size: int, micro_batches: int = 1) -> Workload:
+    """A training step of a decoder."""
     rng = np.random.default_rng(0)
     batch = {
         "text": rng.integers(4, config.text_vocab_size, (batch_size, config.text_length), np.int32),
@@ -145,6 +146,7 @@ def _peer(attn_types: tuple[str, ...]) -> Any:
 
 
 def peer_step() -> Workload:
+    """DALLE-pytorch's training step of the same size."""
     torch = import_torch()
     model = _peer(("axial_row", "axial_col", "conv_like")).train()
     text, image = torch.randint(1, 10_000, (8, 64)), torch.randint(0, 8192, (8, 256))

@@ -41,6 +41,7 @@ class _Copies(Source):
 
 
 def batches() -> Workload:
+    """Batches of decoded, augmented images and tokenized captions."""
     source = Batches(
         _Copies(),
         batch_size=BATCH_SIZE,
@@ -55,6 +56,7 @@ def batches() -> Workload:
 
 
 def peer_batches() -> Workload:
+    """The same by open_clip's transforms and PyTorch's loader."""
     import_torch()
     import open_clip
 

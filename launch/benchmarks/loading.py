@@ -45,6 +45,7 @@ def write_checkpoint(folder: str) -> dict[str, float]:
 
 
 def load() -> Workload:
+    """Loads published weights in a process of their own."""
     folder = tempfile.TemporaryDirectory()
     facts = write_checkpoint(folder.name)
 
@@ -68,6 +69,7 @@ def _peak_bytes() -> float:
 
 
 def main() -> None:
+    """What that process does: loads, and prints its time and peak memory."""
     jnp.zeros(8).block_until_ready()  # the device's start is no part of loading
     before, start = _peak_bytes(), time.perf_counter()
     clip = clip_jax.load(sys.argv[1])

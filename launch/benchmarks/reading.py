@@ -47,6 +47,7 @@ def _index(start: int, count: int) -> TarIndex:
 
 
 def batches(size: int) -> Workload:
+    """Batches of `size` fabricated samples; its facts are the seconds to split these, and the memory of their order."""
     tracemalloc.start()  # NumPy's arrays too; what the process keeps of freed memory hides them from its size
     whole = _Fabricated(size)
     begun = time.perf_counter()

@@ -21,10 +21,12 @@ def captions() -> list[str]:
 
 
 def ours() -> Workload:
+    """Captions to ids by our tokenizer."""
     return Workload(functools.partial(load_tokenizer(truncate=True), captions()), items=COUNT)
 
 
 def peer() -> Workload:
+    """Captions to ids by open_clip's tokenizer."""
     import_torch()
     import open_clip
 

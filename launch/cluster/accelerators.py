@@ -73,6 +73,7 @@ class Slice:
 
     @property
     def topology(self) -> str:
+        """Chips along each axis, as Google writes them: `4x4x8`."""
         return self.generation.topologies[self.chips]
 
     @property

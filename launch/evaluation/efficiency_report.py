@@ -62,6 +62,7 @@ def compare(slow: Sequence[Curve], fast: Sequence[Curve], chance: float) -> dict
 
 
 def describe(ratio: Mapping[str, float] | None) -> str:
+    """A ratio as people read it, with its interval."""
     if ratio is None:
         return "not above chance"
     return f"{ratio['ratio']:.1f}x ({ratio['lowest']:.1f} to {ratio['highest']:.1f})"

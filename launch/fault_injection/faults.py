@@ -82,6 +82,7 @@ class Place:
 
     @property
     def saved(self) -> list[int]:
+        """Steps of the stage's checkpoints."""
         return saved_steps(self._stage_dir)
 
     @property

@@ -40,6 +40,7 @@ class Roofline:
 
     @property
     def steps_a_day(self) -> float:
+        """As many as fit, if nothing comes between."""
         return DAY / self.seconds
 
 

@@ -37,6 +37,7 @@ class Job:
 
     @property
     def num_shards(self) -> int:
+        """Files that the source is written into."""
         return -(-len(self.source) // self.shard_size)
 
     def file(self, number: int) -> str:

@@ -64,6 +64,7 @@ class TarIndex:
         return TarIndex, (self.rows, self.left_out)
 
     def key(self, index: int) -> str:
+        """The key of a sample, as its members' names begin."""
         return self.rows["key"][index].decode("utf-8", "surrogateescape")
 
     def has_everywhere(self, part: str) -> bool:

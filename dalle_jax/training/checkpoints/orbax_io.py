@@ -104,6 +104,7 @@ def metadata_of(directory: epath.Path, name: str) -> Any:
 
 
 def placed(tree: Any, sharding: jax.sharding.Sharding | None) -> Any:
+    """Shapes and dtypes of a tree, all with one sharding; None: arrays on the host."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
@@ -160,4 +161,5 @@ def _of_damage(error: Exception) -> str:
 
 
 def one_line(error: Exception) -> str:
+    """An exception of any length as the end of a line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

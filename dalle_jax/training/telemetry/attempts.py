@@ -69,6 +69,7 @@ class Start:
 
     @property
     def steps_per_second(self) -> float | None:
+        """Of the steps of this start; None before the first."""
         made = self.step - self.first_step
         return made / self.stepping if made > 0 and self.stepping > 0 else None
 

@@ -75,6 +75,7 @@ class Clock:
 
     @contextlib.contextmanager
     def measure(self, kind: Kind) -> Generator[None, None, None]:
+        """Counts the block's time as of a kind, and then goes back to the kind before."""
         before = self.enter(kind)
         try:
             yield
