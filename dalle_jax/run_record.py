@@ -9,7 +9,7 @@ from etils import epath
 from dalle_jax.config import from_config_dict
 from dalle_jax.data.config import DataConfig
 from dalle_jax.errors import UserError
-from dalle_jax.storage import as_path
+from dalle_jax.storage import as_path, path_text
 from dalle_jax.training.checkpoints.workdir import read_record
 from dalle_jax.training.config import MeshConfig
 
@@ -75,7 +75,7 @@ def read_run(workdir: epath.PathLike) -> RunRecord:
     Raises:
       UserError: the directory is missing, broken, or of a format that this version does not know.
     """
-    workdir = as_path(workdir)
+    workdir = as_path(path_text(workdir))
     record = read_record(workdir)
     config = record["config"]
     return RunRecord(

@@ -34,9 +34,9 @@ def is_remote(path: epath.PathLike) -> bool:
     """Whether a path is in a bucket.
 
     Raises:
-      UserError: it is a URL of another kind, which nothing here reads or writes, or no path at all.
+      UserError: it is a URL of another kind, which nothing here reads or writes.
     """
-    text = path_text(path)
+    text = os.fspath(path)
     scheme, mark, rest = text.partition("://")
     if mark and scheme != "gs":
         advice = f"write the path alone, '{rest}'" if scheme == "file" else "copy the files to a disk or to gs:// first"

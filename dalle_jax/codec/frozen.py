@@ -22,7 +22,7 @@ from dalle_jax.config import write_json
 from dalle_jax.data.records import Encoding
 from dalle_jax.errors import UserError
 from dalle_jax.run_record import RunRecord, read_run
-from dalle_jax.storage import as_path, is_remote
+from dalle_jax.storage import as_path, is_remote, path_text
 from dalle_jax.training.checkpoints.reader import load_params
 from dalle_jax.training.trees import named_leaves
 from dalle_jax.weights import read_settings
@@ -139,7 +139,7 @@ def load_codec(
       UserError: the path is missing, of another format version, or has no codec; or a file of weights is damaged, has
         tensors that a call would make that is not run, or lacks parameters, and the message names them.
     """
-    path = as_path(path)
+    path = as_path(path_text(path))
     file = _vqgan_file(path)
     if file is None and (key, prefix) != (None, None):
         raise UserError(f"{path} is no VQGAN's checkpoint: key= and prefix= are for those alone")

@@ -134,10 +134,27 @@ def test_downloaded_images_of_a_table_with_tabs(put):
     assert left_out(source) == {f"rows of tables whose images are not in {root}": (1, "2")}
     named = Folder(str(root / "Train_GCC-training.tsv"), image_field="file")
     assert everything(named) == everything(source)
-    (root / "Train_GCC-training.tsv").write_text("a cat\thttp://x/1\na dog\thttp://x/2\n")
-    with pytest.raises(UserError, match="no picture is named"):
-        Folder(str(root / "Train_GCC-training.tsv"))
-    assert left_out(Folder(str(root)))["tables that are not read"] == (1, "Train_GCC-training.tsv")
+
+
+def test_downloaded_images_of_a_table_of_urls(put):
+    """CC3M's: two columns without a header. An image is found where it is called as its URL ends."""
+    text = "a cat, asleep\thttp://x/a/cat%201.jpg?w=640\na dog\thttps://y/dog\na cow\thttp://x/cow.jpg\n"
+    root = put({"images/cat 1.jpg": None, "images/dog.png": None, "Train_GCC-training.tsv": text})
+    source = Folder(str(root))
+    assert everything(source) == {"images/cat 1.jpg": ("a cat, asleep",), "images/dog.png": ("a dog",)}
+    assert left_out(source) == {f"rows of tables whose images are not in {root}": (1, "cow.jpg")}
+    (root / "Train_GCC-training.tsv").write_text(text + "an ox\thttp://z/dog\n")
+    source = Folder(str(root))
+    assert list(everything(source)) == ["images/cat 1.jpg"], "two URLs end in dog, and nothing says whose the file is"
+    assert left_out(source)["file names in which several URLs of Train_GCC-training.tsv end"] == (1, "dog")
+
+
+def test_downloaded_images_that_are_called_otherwise(put):
+    """By number, say: whether these count from 0 or from 1 nothing says, and one that matches does so by chance."""
+    text = "".join(f"caption {i}\thttp://x/{name}.jpg\n" for i, name in enumerate(["one", "two", "2", "four", "five"]))
+    root = put({**{f"images/{i}.jpg": None for i in range(5)}, "captions.tsv": text})
+    with pytest.raises(UserError, match="only 1 of 5 images are called as one of them ends: add a field"):
+        Folder(str(root))
 
 
 def test_caption_files(put):

@@ -13,14 +13,13 @@ from dalle_jax.data.readers.webdataset_index import IMAGE_SUFFIXES
 from dalle_jax.errors import UserError
 
 _DELIMITERS = (",", "\t", ";", "|")
-_HEADERLESS = ("file_name", "caption")
 
 
 def rows(path: str, text: str, image_fields: Collection[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """The rows below the header, each with the number of its first line.
 
-    Two columns without a header, a file name and a caption in either order, are read as `file_name` and `caption`. A
-    row of fewer fields than the header lacks the last of them.
+    Two columns without a header, a file name and a caption in either order, are read as `file_name` and `caption`, and
+    a URL and a caption as `url` and `caption`. A row of fewer fields than the header lacks the last of them.
 
     Args:
       path: of the table, for messages.
@@ -35,10 +34,11 @@ def rows(path: str, text: str, image_fields: Collection[str]) -> Iterator[tuple[
     for line, cells, lines in _records(path, text, delimiter):
         if not header:
             header = [cell.strip() for cell in cells]
-            names = [_looks_like_image(cell) for cell in header]
-            if sum(names) != 1 or len(header) != 2:
+            found = next((like for like in (_looks_like_image, is_url) if sum(map(like, header)) == 1), None)
+            if found is None or len(header) != 2:
                 continue
-            header = list(_HEADERLESS if names[0] else reversed(_HEADERLESS))
+            name = "url" if found is is_url else "file_name"
+            header = [name, "caption"] if found(header[0]) else ["caption", name]
         if any(cell.strip() for cell in cells[len(header) :]):
             raise UserError(
                 f"{path}, line {line} has {len(cells)} fields, and the header has {len(header)}: put a text that holds "
@@ -55,7 +55,7 @@ def _delimiter(text: str, image_fields: Collection[str]) -> str:
 
     def score(delimiter: str) -> tuple[bool, int]:
         cells = [cell.strip().strip('"').lower() for cell in header.split(delimiter)]
-        return any(cell in image_fields or _looks_like_image(cell) for cell in cells), len(cells)
+        return any(cell in image_fields or _looks_like_image(cell) or is_url(cell) for cell in cells), len(cells)
 
     return max(_DELIMITERS, key=score)
 
@@ -113,6 +113,11 @@ def _is_named_alike(found: Sequence[str], own: str) -> bool:
     form = re.sub(r"\d+", "0", own.strip())
     alike = "0" in form and [re.sub(r"\d+", "0", name.strip()) for name in found] == [form]
     return alike or any(map(_looks_like_image, found))
+
+
+def is_url(text: str) -> bool:
+    """Whether a field is a URL and nothing else."""
+    return re.fullmatch(r"\w+://\S+", text.strip()) is not None
 
 
 def _looks_like_image(text: str) -> bool:

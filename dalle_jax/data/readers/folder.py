@@ -109,10 +109,10 @@ def _other_source(files: Sequence[str]) -> str:
 def _root(path: str) -> tuple[str, str]:
     """The folder that a path names, and the table in it that it names; empty where it names none."""
     root = storage.expanduser(path)
-    place = storage.as_path(root)
-    if path and place.is_dir():
+    place = storage.as_path(root) if path else None
+    if place is not None and place.is_dir():
         return root, ""
-    if not path or not (is_table_name(path) and place.is_file()):
+    if place is None or not (is_table_name(path) and place.is_file()):
         raise UserError(f"config.data.path='{path}' is not a folder: name the folder with the pictures")
     folder, _, table = (root if storage.is_remote(root) else os.path.abspath(root)).rpartition("/")
     if any(map(is_image, storage.walk(folder))):

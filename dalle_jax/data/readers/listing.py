@@ -4,7 +4,7 @@ import dataclasses
 import os
 import posixpath
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from dalle_jax import storage
 from dalle_jax.data.captions import Captions
@@ -77,6 +77,7 @@ def list_tables(
             f"looked for in {root} and every folder below it; bring them there, or write the way from {root} to them "
             "into the table"
         )
+    _check_urls(read, rows.captions, sum(map(is_image, files)))
     images, fields = list(rows.captions), sorted({field for table in read.values() for field in table.caption_fields})
     if fields:
         captions, found = list(rows.captions.values()), [""] * len(images)
@@ -108,6 +109,16 @@ def caption_files(files: Sequence[str]) -> dict[str, str]:
 def is_image(file: str) -> bool:
     """Whether a file is read as an image where no table says so."""
     return not posixpath.basename(file).startswith(".") and _ending(file)[1:].lower() in IMAGE_SUFFIXES
+
+
+def _check_urls(tables: Mapping[str, Table], found: Collection[str], images: int) -> None:
+    """Refuses a table of URLs whose ends are not what most files are called: the few that match would be chance."""
+    for file, table in tables.items():
+        if table.by_url and 2 * len(found) < min(len(table.captions), images):
+            raise UserError(
+                f"{file} names its images by URLs, and only {len(found)} of {images} images are called as one of them "
+                "ends: add a field with the names of the downloaded files (file)"
+            )
 
 
 class _Rows:

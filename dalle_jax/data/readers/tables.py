@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import itertools
 import os
+import posixpath
+import urllib.parse
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,6 +20,9 @@ IMAGE_FIELDS = (
     "file_name", "image", "file", "filename", "filepath", "path", "image_name", "image_path", "image_file", "file_path",
 )  # fmt: skip
 """Where the name of an image is looked for when the config names no field, in this order and in any case."""
+
+URL_FIELDS = ("url", "image_url", "img_url")
+"""Where its address is looked for, when nothing names the file: downloads are often called by the end of it."""
 
 TABLE_CAPTION_FIELDS = (*CAPTION_FIELDS, "comment")
 """The same for captions; `comment` is Flickr30k's."""
@@ -37,6 +42,24 @@ class Table:
     caption_fields: tuple[str, ...]
     """Those of them that hold captions."""
     left_out: tuple[LeftOut, ...] = ()
+    by_url: bool = False
+    """Whether names are the ends of URLs, which downloaded files may have or not."""
+
+
+class _Urls:
+    """The addresses of images, by the names that they end in."""
+
+    def __init__(self):
+        self.seen: dict[str, str] = {}
+        self.alike: set[str] = set()
+        """Ends of more than one."""
+
+    def end_of(self, url: str) -> str:
+        """`photo 1.jpg` of `http://host/a/photo%201.jpg?w=640`; empty where its path names nothing."""
+        name = posixpath.basename(urllib.parse.unquote(urllib.parse.urlsplit(url).path))
+        if self.seen.setdefault(name, url) != url:
+            self.alike.add(name)
+        return name
 
 
 def read_table(path: str, caption_field: str = "", image_field: str = "") -> Table:
@@ -53,6 +76,7 @@ def read_table(path: str, caption_field: str = "", image_field: str = "") -> Tab
     captions: dict[str, Captions] = {}
     fields: tuple[str, ...] = ()
     short, example = 0, ""
+    urls = _Urls()
     for place, row in rows(path, image_field):
         keys = tuple(map(str, row))
         if len(keys) < len(fields) and not path.lower().endswith(_OBJECTS):  # objects leave out what they like
@@ -63,14 +87,20 @@ def read_table(path: str, caption_field: str = "", image_field: str = "") -> Tab
                 near = closest(caption_field, keys)
                 raise UserError(f"{path}, {place}: no field '{caption_field}'{near} (config.data.caption_field)")
         name = _image_name(path, place, row, image_field)
+        if delimited.is_url(name):
+            name = urls.end_of(name)
         texts, fault = _captions(row, caption_field)
         before, fault_before = captions.get(name, ((), None))
         # A readable caption is worth more than the fault of another row.
         merged = before + texts
         captions[name] = (merged, None if merged else fault or fault_before)
+    for name in urls.alike:
+        captions.pop(name, None)  # from which of the URLs a file of that name came, nothing says
     left_out = (LeftOut(f"rows of {os.path.basename(path)} with fewer fields than its header", short, example),)
     held = (caption_field,) if caption_field else _keys(fields, TABLE_CAPTION_FIELDS)
-    return Table(captions, fields, held, left_out if short else ())
+    alike = f"file names in which several URLs of {os.path.basename(path)} end"
+    left_out = (left_out if short else ()) + ((LeftOut(alike, len(urls.alike), min(urls.alike)),) if urls.alike else ())
+    return Table(captions, fields, held, left_out, by_url=bool(urls.seen))
 
 
 def is_table_name(path: str) -> bool:
@@ -84,7 +114,7 @@ def names_images(path: str) -> bool:
         _, row = next(rows(path))
     except (StopIteration, UserError):
         return False
-    return len(row) > 1 and bool(_keys(tuple(map(str, row)), IMAGE_FIELDS))
+    return len(row) > 1 and bool(_keys(tuple(map(str, row)), (*IMAGE_FIELDS, *URL_FIELDS)))
 
 
 def rows(path: str, image_field: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -133,16 +163,13 @@ def read_text(path: str) -> str:
 def _image_name(path: str, place: str, row: Mapping[str, Any], image_field: str) -> str:
     fields = tuple(map(str, row))
     keys = (image_field,) if image_field else _keys(fields, IMAGE_FIELDS)
+    if not keys:
+        keys = _keys(fields, URL_FIELDS)
     name = next((row[key] for key in keys if row.get(key)), None)
     if not isinstance(name, str):
         raise UserError(
             f"{path}, {place}: no picture is named by {image_field or ' or '.join(IMAGE_FIELDS)} (its fields: "
             f"{', '.join(fields)[:200]}); set config.data.image_field{closest(image_field, fields)}"
-        )
-    if "://" in name:
-        raise UserError(
-            f"{path}, {place} names its image by a URL ({name[:80]}), and nothing is downloaded here: add a field with "
-            "the names of the downloaded files"
         )
     return name
 
