@@ -1,5 +1,6 @@
 """A script that is told to stop, or whose command was, ends there: nothing that comes after is begun."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -31,8 +32,10 @@ class Started:
         environment = os.environ | {"FOLDER": str(folder), "DALLE_JAX_VENV": str(folder / "venv"), "WAITS": waits}
         environment |= {"WORKDIR": str(folder / "W"), "ENDS": str(ends)}
         self._folder = folder
+        # What a shell starts in the background ignores Ctrl-C, and hands that on to what it starts.
+        heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         self.process = subprocess.Popen(["bash", f"launch/{name}"], cwd=ROOT, env=environment, text=True,
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed)  # fmt: skip
         for _ in range(1000):
             if (folder / "pid").exists():
                 break

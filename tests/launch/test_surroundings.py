@@ -16,7 +16,7 @@ from tests.launch.starters import assert_refused
 
 pytestmark = pytest.mark.entry
 
-PRINTS = "import launch.cli as flags; cli.start_command(lambda rest: print('one' + '\\n' * {lines}) or {code})"
+PRINTS = "from launch import cli; cli.start_command(lambda rest: print('one' + '\\n' * {lines}) or {code})"
 
 
 def into_closed(command: list[str], both: bool = False, **variables: str) -> subprocess.CompletedProcess:

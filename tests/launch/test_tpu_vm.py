@@ -42,7 +42,8 @@ print("dalle-jax saved:", saved.read_text() if saved.exists() else "nothing")
 def clone(tmp_path_factory) -> Path:
     """A clone of the starters alone, with one commit, whose progress is what a test writes down."""
     folder = tmp_path_factory.mktemp("clone")
-    names = ["pyproject.toml", "constraints.txt", *(f"dalle_jax/{name}.py" for name in ("__init__", "errors")),
+    names = ["pyproject.toml", "constraints.txt",
+             *(f"dalle_jax/{name}.py" for name in ("__init__", "errors", "moved_modules")),
              *(f"launch/{name}.py" for name in ("__init__", "run/__init__", "run/allocator", "cluster/__init__",
                                                 "cluster/accelerators", "cluster/command_checks"))]  # fmt: skip
     for file in [*(ROOT / "launch").rglob("*.sh"), *(ROOT / name for name in names)]:
