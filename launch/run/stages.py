@@ -7,25 +7,22 @@ from etils import epath
 
 from clip_jax import ClipTask
 from dalle_jax.codec import CodecTask, FrozenCodec, load_codec
-from dalle_jax.codec.compatibility import check_pinned, pin_codec
+from dalle_jax.codec.compatibility import check_pinned
 from dalle_jax.data.batches import Batches
 from dalle_jax.data.config import Augment, Resizing, TextConfig
 from dalle_jax.data.prefetch import process_rows
 from dalle_jax.data.records import Source
-from dalle_jax.data.sources import EVAL, TRAIN, open_source, splits_of
+from dalle_jax.data.sources import TRAIN, open_source
 from dalle_jax.data.tokenizer import RowTokenizer
 from dalle_jax.decoder.task import DecoderTask
 from dalle_jax.errors import UserError
 from dalle_jax.run_record import read_run
 from dalle_jax.training.checkpoints.workdir import saved_steps
 from dalle_jax.training.config import TrainConfig
-from dalle_jax.training.loop import train
 from dalle_jax.training.parallel.mesh import make_mesh
-from dalle_jax.training.parallel.processes import is_primary
 from dalle_jax.training.parallel.sharding import ShardingRules, batch_sharding
 from dalle_jax.training.task import Task
 from launch.run.config import RunConfig
-from launch.run.initialization import initial_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +38,6 @@ class StagePlan:
     """What makes its tokens, where it learns from tokens; None: it learns from pictures."""
     resizing: Resizing = Resizing()
     """What CLIP's `augment` leaves open."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Watch:
-    """What else a person may ask for while a run trains."""
-
-    profile_steps: tuple[int, int] | None = None
-    wandb: str = ""
 
 
 def plan_codec(run: RunConfig, workdir: epath.Path, trained: bool = True) -> StagePlan:
@@ -134,33 +123,6 @@ def choose_stages(run: RunConfig, names: Sequence[str]) -> list[str]:
     if unknown:
         raise UserError(f"--stages: the config has no stage '{unknown[0]}' (it has {', '.join(stages)})")
     return [name for name in stages if not names or name in names]
-
-
-def train_stage(
-    name: str,
-    run: RunConfig,
-    workdir: epath.Path,
-    tokenizer: RowTokenizer | None,
-    watch: Watch,
-    began: float | None = None,
-) -> None:
-    """Trains a stage to its end, or goes on where it was stopped; `began` as in `train`."""
-    plan = PLANS[name](run, workdir, True)
-    if plan.codec is not None and is_primary():
-        pin_codec(plan.codec, workdir / name)
-    train(
-        plan.task,
-        plan.train,
-        mesh_config=run.mesh,
-        batches=make_batches(run, plan, tokenizer, TRAIN),
-        eval_batches=make_batches(run, plan, tokenizer, EVAL) if EVAL in splits_of(run.data) else None,
-        workdir=workdir / name,
-        seed=run.seed,
-        init_from=initial_params(run, name),
-        profile_steps=watch.profile_steps,
-        wandb=watch.wandb,
-        began=began,
-    )
 
 
 def check_source(source: Source, plan: StagePlan) -> None:
