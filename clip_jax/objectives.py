@@ -74,12 +74,12 @@ class CaptionModel(nn.Module):
         self.norm_final = layer_norm(sizes.norm_epsilon)
         self.head = Dense(text.vocab_size, ("embed", "vocab"), normal(sizes.embed_dim**-0.5))
 
-    def prefix(self, pixels: Float[Array, "B height width 3"], train: bool = False) -> Float[Array, "B P D"]:
+    def prefix(self, pixels: Float[Array, "B height width 3"], train: bool = False) -> Float[Array, "B prefix D"]:
         """What stands for the picture before the caption."""
         return self.to_prefix(self.vision(pixels, train=train)).reshape(len(pixels), PREFIX_LENGTH, -1)
 
     def token_log_likelihoods(
-        self, prefix: Float[Array, "B P D"], ids: Int[Array, "B T"], train: bool = False
+        self, prefix: Float[Array, "B prefix D"], ids: Int[Array, "B T"], train: bool = False
     ) -> tuple[Float[Array, "B T-1"], Float[Array, "B T-1"]]:
         """Log-likelihoods of all tokens but the first, and 1 for those up to the end, 0 for pads."""
         x = jnp.concatenate([prefix, self.token_embedding(ids[:, :-1])], axis=1)

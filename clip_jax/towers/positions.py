@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 _TOWER, _NAME = "vision", "position_embedding"
 
 
-def resize_positions(positions: Float[Array, "T D"], side: int, others: int) -> Float[Array, "N D"]:
+def resize_positions(positions: Float[Array, "T D"], side: int, others: int) -> Float[Array, "T_new D"]:
     """Bicubic interpolation of positions on a square, as open_clip's with its antialiasing.
 
     Args:

@@ -19,7 +19,7 @@ def normalize_pixels(images: Real[Array, "B height width 3"], config: VisionConf
     return (images.astype(jnp.float32) / 255 - mean) / std
 
 
-def patches(images: Float[Array, "B height width 3"], size: int) -> Float[Array, "B T P"]:
+def patches(images: Float[Array, "B height width 3"], size: int) -> Float[Array, "B T values"]:
     """Cuts pictures into squares, row by row, each flattened as (row, column, channel).
 
     What is left over at the bottom and at the right is not read, as a convolution without padding leaves it.
@@ -42,8 +42,8 @@ def draw_patches(key: jax.Array, shape: tuple[int, int], count: int) -> Int[Arra
 
 
 def drop_patches(
-    module: nn.Module, x: Float[Array, "B T P"], config: VisionConfig
-) -> tuple[Float[Array, "B N P"], Int[Array, "B N"]]:
+    module: nn.Module, x: Float[Array, "B T values"], config: VisionConfig
+) -> tuple[Float[Array, "B kept values"], Int[Array, "B kept"]]:
     """The patches that a tower reads in training, drawn by its stream `dropout`, and which they are."""
     kept = draw_patches(module.make_rng("dropout"), (x.shape[0], x.shape[1]), config.kept_patches)
     return jnp.take_along_axis(x, kept[..., None], axis=1), kept
