@@ -8,7 +8,7 @@ import jax
 from etils import epath
 
 from clip_jax.clip import Clip
-from clip_jax.config import ClipConfig, TextTower, VisionConfig, VisionTower
+from clip_jax.config import ClipConfig, Loss, TextTower, VisionConfig, VisionTower
 from clip_jax.preprocessing.hf import CLIP, PREPROCESSOR, PROCESSOR, SIGLIP, preprocessor_to_hf, processor_to_hf
 from clip_jax.tokenizers.added_tokens import LEGACY
 from clip_jax.tokenizers.cleaning import Cleaning
@@ -50,6 +50,9 @@ def save(clip: Clip, path: epath.PathLike, *, format: str = "hf") -> None:
         raise UserError(f"format '{format}' is none{closest(format, writers)} (known: {', '.join(writers)})")
     if isinstance(clip, OneTower):
         raise UserError(f"{clip.path} holds the {clip.side.word} tower alone: a whole CLIP is saved, or none")
+    if clip.config.loss not in list(Loss):
+        known = " and ".join(Loss)
+        raise UserError(f"the others' files know the losses {known}: a model of '{clip.config.loss}' is not saved so")
     if "://" in path_text(path):
         raise UserError(f"{path}: weights are written to local folders alone; save here and copy them there")
     folder = epath.Path(path)

@@ -16,10 +16,10 @@ from dalle_jax.data.images.grid import picture_grid, save_png
 from dalle_jax.data.shapes.judge import ATTRIBUTES, CHANCE, accuracy
 from dalle_jax.data.shapes.scenes import Scene, captions, draw, random_scene
 from dalle_jax.pipeline import Dalle
+from dalle_jax.run_record import STAGES
 from dalle_jax.training.parallel.processes import is_primary
 from dalle_jax.training.telemetry.attempts import account, read_starts
 from dalle_jax.training.telemetry.clock import process_began
-from launch.monitoring.run_health import STAGES
 
 NUM_CAPTIONS = 200
 CANDIDATES = 8

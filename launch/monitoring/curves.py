@@ -9,6 +9,7 @@ from PIL import Image
 
 from dalle_jax.config import read_json
 from dalle_jax.errors import UserError
+from dalle_jax.run_record import STAGES
 from dalle_jax.training.telemetry.attempts import read_starts
 from dalle_jax.training.telemetry.writers import read_rows
 from launch.monitoring.line_plot import Line, Point, draw_lines
@@ -131,7 +132,7 @@ def names(runs: Sequence[str]) -> list[str]:
 
 def order(stage: str) -> tuple[int, str]:
     """A key that sorts stages as they are trained."""
-    known = ("codec", "decoder", "clip")
+    known = list(STAGES)
     return (known.index(stage) if stage in known else len(known)), stage
 
 

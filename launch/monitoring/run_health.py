@@ -6,13 +6,11 @@ from etils import epath
 
 from clip_jax.objectives import Objective
 from dalle_jax.errors import UserError
+from dalle_jax.run_record import STAGES
 from dalle_jax.training.checkpoints.workdir import read_workdir
 from dalle_jax.training.telemetry.attempts import duration
 from launch.monitoring.health import DEAD_AFTER, Health, Verdict, look
 from launch.run.startup import Starting, read_starting
-
-STAGES = ("codec", "decoder", "clip")
-"""Sections of a config that are trained, in order."""
 
 BETWEEN = 10 * DEAD_AFTER
 """Seconds that a run may take from the end of a stage to the first sign of life of the next."""

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import clip_jax
 from clip_jax import ClipStage, ClipTask
 from clip_jax.losses import OBJECTIVES, ContrastiveLoss, ContrastiveObjective
 from clip_jax.losses.base import normalize
 from dalle_jax.config import from_config_dict, to_config_dict
 from dalle_jax.errors import UserError
 from dalle_jax.training.config import OptimizerConfig, TrainConfig
-from tests.clip.small_clip import CONFIG
+from tests.clip.small_clip import CONFIG, tokenize
 
 
 class Hinge(ContrastiveObjective):
@@ -60,6 +61,13 @@ def test_it_is_trained_evaluated_and_written_down(stage):
 def test_a_config_names_it(stage):
     again = from_config_dict(ClipStage, to_config_dict(stage), "config.clip")
     assert again.model.objective is OBJECTIVES["hinge"]
+
+
+@pytest.mark.parametrize("format", ["hf", "open_clip"])
+def test_others_files_have_no_place_for_it(stage, tmp_path, format):
+    params = nn.unbox(ClipTask(stage).init(jax.random.key(0))[0])
+    with pytest.raises(UserError, match="know the losses softmax and sigmoid: a model of 'hinge' is not saved so"):
+        clip_jax.save(clip_jax.Clip(stage.model, params, tokenize), tmp_path, format=format)
 
 
 def test_one_that_is_not_there_is_named():

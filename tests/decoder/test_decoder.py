@@ -46,6 +46,11 @@ class FakeCodec:
         return jnp.repeat(jnp.repeat(cells, 4, 1), 4, 2)[..., None].repeat(3, -1)
 
 
+def test_every_pattern_is_among_the_layers():
+    """So that whoever adds one sees its cache compared with the full pass here."""
+    assert set(CONFIG.schedule) == set(Pattern)
+
+
 @pytest.fixture(scope="module")
 def params():
     """Weights large enough that every path through the model moves the logits."""

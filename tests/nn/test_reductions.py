@@ -51,7 +51,7 @@ def published(module, arg, stage):
 
 def decoder_of_all_patterns():
     run = from_config_dict(RunConfig, decoder_1b.get_config(""))
-    model = dataclasses.replace(run.decoder.model, num_layers=4, patterns=tuple(Pattern))
+    model = dataclasses.replace(run.decoder.model, num_layers=len(Pattern), patterns=tuple(Pattern))
     assert model.dtype == "bfloat16"
     return traced_stage(dataclasses.replace(run, decoder=dataclasses.replace(run.decoder, model=model)), "decoder")
 

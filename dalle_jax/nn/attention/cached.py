@@ -52,7 +52,7 @@ class CacheLayout:
     @property
     def slots(self) -> int:
         """Image positions that the cache holds."""
-        if self.pattern in (Pattern.ROW, Pattern.CONV):
+        if self.pattern.is_band:
             return min(max(self._offsets), self.height * self.width)
         return self.height * self.width
 
@@ -67,7 +67,7 @@ class CacheLayout:
 
     def slot(self, position: Int[Array, ""]) -> Int[Array, ""]:
         """The slot that image position `position` is written to."""
-        if self.pattern in (Pattern.ROW, Pattern.CONV):
+        if self.pattern.is_band:
             return position % self.slots
         if self.pattern is Pattern.COLUMN:
             return position % self.width * self.height + position // self.width

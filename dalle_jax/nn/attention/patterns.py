@@ -21,6 +21,11 @@ class Pattern(enum.Enum):
     COLUMN = "column"  # its own column, upwards
     CONV = "conv"  # a causal window that wraps around the grid's sides
 
+    @property
+    def is_band(self) -> bool:
+        """Whether the same raster offsets are allowed at every position (`band_offsets`)."""
+        return self not in (Pattern.FULL, Pattern.COLUMN)
+
     @classmethod
     def of(cls, pattern: "Pattern | str") -> "Pattern":
         """The member of that name; a `UserError` names the nearest one where there is none."""
@@ -52,7 +57,7 @@ def conv_offsets(width: int, kernel: int = 11) -> tuple[int, ...]:
 
 
 def band_offsets(pattern: Pattern, width: int, kernel: int = 11) -> tuple[int, ...]:
-    """Allowed raster offsets of the two patterns that are bands: `row` (0 to `width`) and `conv`."""
+    """Allowed raster offsets of a pattern that is a band: of `row` 0 to `width`."""
     if pattern is Pattern.ROW:
         return tuple(range(width + 1))
     if pattern is Pattern.CONV:
