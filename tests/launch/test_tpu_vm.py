@@ -127,14 +127,14 @@ def test_an_old_system_python_is_passed_over(clone, tmp_path):
     script(tmp_path / "python3", "#!/bin/sh\nexit 1\n")
     python_that_installs_nothing(tmp_path / "python3.13", tmp_path / "pip")
     start = ["start", *WHERE, "--dry-run", "--", "python", "--out=runs/x"]
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    assert_refused(tpu_vm(clone, *start, PATH=path), "--out=runs/x", "gs://")
-    assert tpu_vm(clone, "create", *TPU, "--dry-run", PATH=path).returncode == 0
+    path, none = f"{tmp_path}:{os.environ['PATH']}", str(tmp_path / "no environment")
+    assert_refused(tpu_vm(clone, *start, PATH=path, DALLE_JAX_VENV=none), "--out=runs/x", "gs://")
+    assert tpu_vm(clone, "create", *TPU, "--dry-run", PATH=path, DALLE_JAX_VENV=none).returncode == 0
     path = str(tmp_path)
     for name in ("bash", "dirname"):
         (tmp_path / name).symlink_to(shutil.which(name))
     (tmp_path / "python3.13").unlink()
-    assert_refused(tpu_vm(clone, *start, PATH=path), "Python 3.11 or newer is needed")
+    assert_refused(tpu_vm(clone, *start, PATH=path, DALLE_JAX_VENV=none), "Python 3.11 or newer is needed")
 
 
 def test_help(clone):
