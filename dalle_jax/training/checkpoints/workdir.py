@@ -71,7 +71,7 @@ def open_workdir(path: epath.PathLike, config: Any) -> Workdir:
     plain = _plain(config)
     record = {"format_version": FORMAT_VERSION, "commit": code_version(), "config": plain}
     if not file.exists():
-        if path.exists() and any((stage / "checkpoints").exists() for stage in path.iterdir()):
+        if path.is_dir() and any((stage / "checkpoints").exists() for stage in path.iterdir()):
             raise UserError(f"{path} holds checkpoints but no config.json: choose another --workdir")
         if jax.process_index() == 0:
             try:
