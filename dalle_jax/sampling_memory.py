@@ -81,10 +81,7 @@ def images_at_once(image_size: int, mesh: Mesh) -> int:
 
 def sequence_bytes(config: DecoderConfig, image_size: int) -> int:
     """Memory that sampling one sequence takes: its caches, its logits and its image with the codec's activations."""
-    slots = sum(
-        CacheLayout(pattern, config.grid_size, config.grid_size, config.conv_kernel).slots
-        for pattern in config.schedule
-    )
+    slots = sum(CacheLayout(pattern, config.grid).slots for pattern in config.schedule)
     width = config.num_heads * config.head_dim
     caches = 2 * slots * width * jnp.dtype(config.dtype).itemsize
     return caches + 16 * config.codebook_size + image_bytes(image_size)

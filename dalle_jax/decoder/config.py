@@ -5,7 +5,7 @@ import enum
 
 from dalle_jax.config import check_at_least, check_share
 from dalle_jax.data.config import Augment
-from dalle_jax.nn.attention import Pattern, published_schedule
+from dalle_jax.nn.attention import Grid, find_pattern, published_schedule
 from dalle_jax.nn.layers import Activation
 from dalle_jax.nn.remat import Remat
 from dalle_jax.nn.transformer import TransformerConfig
@@ -40,8 +40,8 @@ class DecoderConfig:
     codebook_size: int = 8192
     grid_size: int = 32
     """Side of the token grid: `grid_size ** 2` image positions, start-of-image among them."""
-    patterns: tuple[Pattern, ...] = ()
-    """One per layer; empty: the published schedule for `num_layers`."""
+    patterns: tuple[str, ...] = ()
+    """A name of `dalle_jax.nn.attention.PATTERNS` per layer; empty: the published schedule for `num_layers`."""
     conv_kernel: int = 11
     attention: AttentionForm = AttentionForm.STRUCTURED
     activation: Activation = Activation.GELU
@@ -63,12 +63,19 @@ class DecoderConfig:
         check_at_least(1, self, "text_vocab_size", "text_length", "codebook_size", "grid_size")
         if self.patterns and len(self.patterns) != self.num_layers:
             raise ValueError(f"patterns holds {len(self.patterns)} entries for num_layers={self.num_layers}")
+        for pattern in set(self.schedule):
+            find_pattern(pattern).slots(self.grid)  # which refuses a grid that the pattern is not made for
         check_share(self, "text_loss_weight", "caption_dropout")
 
     @property
-    def schedule(self) -> tuple[Pattern, ...]:
+    def schedule(self) -> tuple[str, ...]:
         """The pattern of each layer, first to last."""
         return self.patterns or published_schedule(self.num_layers)
+
+    @property
+    def grid(self) -> Grid:
+        """Of the image tokens, with the settings of the patterns."""
+        return Grid(self.grid_size, self.grid_size, self.conv_kernel)
 
     @property
     def image_length(self) -> int:

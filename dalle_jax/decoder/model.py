@@ -22,7 +22,6 @@ from dalle_jax.decoder.config import AttentionForm, DecoderConfig
 from dalle_jax.nn.attention import (
     CacheLayout,
     KeyValue,
-    Pattern,
     cached_attention,
     causal_attention,
     dense_attention,
@@ -63,22 +62,19 @@ class DecoderAttention:
 
     config: DecoderConfig
 
-    def layout(self, pattern: Pattern) -> CacheLayout:
+    def layout(self, pattern: str) -> CacheLayout:
         """Where a layer of this pattern keeps its image positions."""
-        return CacheLayout(pattern, self.config.grid_size, self.config.grid_size, self.config.conv_kernel)
+        return CacheLayout(pattern, self.config.grid)
 
     def __call__(self, kind, q, k, v, cache, context):
         if cache is not None:
             return self._step(kind, q, k, v, cache, context)
         if q.shape[1] == self.config.text_length:
             return causal_attention(q, k, v), KeyValue(*(jnp.swapaxes(x, 1, 2) for x in (k, v)))
-        sizes = (self.config.text_length, self.config.grid_size, self.config.grid_size, self.config.conv_kernel)
+        sizes = dataclasses.asdict(self.config.grid) | {"text_length": self.config.text_length}
         if self.config.attention is AttentionForm.DENSE:
-            return dense_attention(q, k, v, jnp.asarray(pattern_mask(kind, *sizes))), None
-        text_length, height, width, kernel = sizes
-        return structured_attention(
-            kind, q, k, v, text_length=text_length, height=height, width=width, kernel=kernel
-        ), None
+            return dense_attention(q, k, v, jnp.asarray(pattern_mask(kind, **sizes))), None
+        return structured_attention(kind, q, k, v, **sizes), None
 
     def _step(self, kind, q, k, v, cache, position):
         candidates, prompts = cache.image.k.shape[:2]

@@ -152,7 +152,7 @@ def make_caches(config: DecoderConfig, text_kv: Any, candidates: int) -> Any:
     plan = GroupPlan.of(config.schedule, stacked=bool(group_kv))
 
     def layer(pattern, text: KeyValue, leading):
-        layout = CacheLayout(pattern, config.grid_size, config.grid_size, config.conv_kernel)
+        layout = CacheLayout(pattern, config.grid)
         prompts = text.k.shape[-4]
         image = layout.empty(candidates, prompts, config.num_heads, config.head_dim, text.k.dtype)
         if leading:
@@ -169,7 +169,7 @@ def store(config: DecoderConfig, caches: Any, new: Any, position: Int[Array, ""]
     plan = GroupPlan.of(config.schedule, stacked=bool(caches[0]))
 
     def write(pattern, cache: LayerCache, entry: KeyValue) -> LayerCache:
-        layout = CacheLayout(pattern, config.grid_size, config.grid_size, config.conv_kernel)
+        layout = CacheLayout(pattern, config.grid)
         return LayerCache(cache.text, layout.write(cache.image, entry, position))
 
     return tuple(

@@ -1,5 +1,6 @@
 """The decoder's task: maximum likelihood of caption and picture tokens (DALL·E Eq. 1, stage two)."""
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
@@ -193,8 +194,7 @@ def training_flops(config: DecoderConfig, batch_size: int) -> float:
     products = config.num_layers * layer * positions
     products += config.embed_dim * config.text_vocab_size * (config.text_length - 1)
     products += config.embed_dim * config.codebook_size * config.image_length
-    sizes = (config.text_length, config.grid_size, config.grid_size, config.conv_kernel)
-    pairs = attended_pairs(config.schedule, *sizes)
+    pairs = attended_pairs(config.schedule, config.text_length, **dataclasses.asdict(config.grid))
     return float(batch_size) * (6.0 * products + 12.0 * width * pairs)
 
 

@@ -122,8 +122,7 @@ def sampling_bytes(config: DecoderConfig, candidates: int) -> float:
 
 def sampling_pairs(config: DecoderConfig) -> int:
     """(query, key) pairs between the image positions of one picture, over all layers."""
-    sizes = (config.grid_size, config.grid_size, config.conv_kernel)
-    return attended_pairs(config.schedule, 0, *sizes)
+    return attended_pairs(config.schedule, text_length=0, **dataclasses.asdict(config.grid))
 
 
 def _peer(attn_types: tuple[str, ...]) -> Any:

@@ -130,10 +130,10 @@ def cache_rows(config: DecoderConfig) -> tuple[CacheRow, ...]:
     position = 2 * config.num_heads * config.head_dim * jnp.dtype(config.dtype).itemsize
     for pattern in set(config.schedule):
         layers = config.schedule.count(pattern)
-        layout = CacheLayout(pattern, config.grid_size, config.grid_size, config.conv_kernel)
+        layout = CacheLayout(pattern, config.grid)
         rows.append(
             CacheRow(
-                pattern.value,
+                pattern,
                 layers,
                 layout.slots,
                 layers * layout.slots * position,

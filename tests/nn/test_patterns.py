@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from dalle_jax.errors import UserError
-from dalle_jax.nn.attention import Pattern, attended_pairs, conv_offsets, pattern_mask, published_schedule
+from dalle_jax.nn.attention import Pattern, attended_pairs, band_offsets, conv_offsets, pattern_mask, published_schedule
 
 FIGURE = {"row": {0, 1, 2, 3, 4}, "column": {0, 4, 8, 12}, "conv": {0, 1, 3, 4, 5, 7}}
 """Offsets query - key in the 4x4 image part of the paper's Fig. 11 (conv: 3x3 kernel)."""
@@ -38,12 +37,12 @@ def test_published_conv_kernel_has_66_offsets():
 
 @pytest.mark.parametrize("kernel", [0, 1, 2, 10, -3])
 def test_conv_refuses_a_kernel_without_a_centre(kernel):
-    with pytest.raises(UserError, match="odd kernel"):
+    with pytest.raises(ValueError, match="odd kernel"):
         pattern_mask("conv", 2, 4, 4, kernel)
 
 
 def test_unknown_pattern_names_the_nearest():
-    with pytest.raises(UserError, match="did you mean 'column'"):
+    with pytest.raises(ValueError, match="did you mean 'column'"):
         pattern_mask("colum", 2, 4, 4)
 
 
@@ -68,3 +67,8 @@ def test_attended_pairs_counts_the_masks():
     patterns = (Pattern.ROW, Pattern.COLUMN, Pattern.ROW)
     expected = sum(pattern_mask(p, 3, 4, 4).sum() for p in patterns)
     assert attended_pairs(patterns, 3, 4, 4) == expected
+
+
+def test_the_former_name_of_offsets_still_answers():
+    with pytest.warns(FutureWarning, match="offsets"):
+        assert band_offsets(Pattern.CONV, 32) == conv_offsets(32)

@@ -3,11 +3,7 @@
 The caches of one layer, for P prompts and C candidates of each:
 
     text:  k and v [P, N, text_length, H], one copy for all candidates of a prompt
-    image: k and v [C, P, N, slots, H], where `slots` is what the pattern reaches behind the current position:
-           row     width            a ring
-           conv    largest offset   a ring
-           column  height * width   column by column, so that one column is one slice
-           full    height * width   in raster order
+    image: k and v [C, P, N, slots, H], where `slots`, and what lies in which, is the pattern's choice
 
 Candidates come first, so that flattening (C, P) keeps a mesh axis over the candidates in one piece. The current
 position's own key and value are not in the cache while it attends: a step returns them, and `write` stores those of
@@ -19,18 +15,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
-from dalle_jax.nn.attention.patterns import Pattern, band_offsets
+from dalle_jax.nn.attention.base import Grid, KeyValue
+from dalle_jax.nn.attention.patterns import find_pattern
 from dalle_jax.nn.precision import einsum
-
-
-class KeyValue(NamedTuple):
-    """Keys and values of the same positions."""
-
-    k: Array
-    v: Array
 
 
 class LayerCache(NamedTuple):
@@ -42,50 +31,20 @@ class LayerCache(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class CacheLayout:
-    """Where a pattern keeps image position p, and which slots the next position reads."""
+    """The image cache of a layer."""
 
-    pattern: Pattern
-    height: int
-    width: int
-    kernel: int = 11
+    pattern: str
+    grid: Grid
 
     @property
     def slots(self) -> int:
         """Image positions that the cache holds."""
-        if self.pattern.is_band:
-            return min(max(self._offsets), self.height * self.width)
-        return self.height * self.width
+        return find_pattern(self.pattern).slots(self.grid)
 
     @property
     def slots_read(self) -> int:
         """Of them, those that one position reads."""
-        return self.height if self.pattern is Pattern.COLUMN else self.slots
-
-    @property
-    def _offsets(self) -> tuple[int, ...]:
-        return band_offsets(self.pattern, self.width, self.kernel)
-
-    def slot(self, position: Int[Array, ""]) -> Int[Array, ""]:
-        """The slot that image position `position` is written to."""
-        if self.pattern.is_band:
-            return position % self.slots
-        if self.pattern is Pattern.COLUMN:
-            return position % self.width * self.height + position // self.width
-        return position
-
-    def read(self, image: KeyValue, position: Int[Array, ""]) -> tuple[KeyValue, Array]:
-        """The keys and values behind `position`, [C, P, N, K, H], and a bool [K] of those it sees."""
-        if self.pattern is Pattern.COLUMN:
-            start = position % self.width * self.height
-            column = KeyValue(*(jax.lax.dynamic_slice_in_dim(x, start, self.height, axis=3) for x in image))
-            return column, jnp.arange(self.height) < position // self.width
-        slot = jnp.arange(self.slots)
-        if self.pattern is Pattern.FULL:
-            return image, slot < position
-        # Slot s holds the last position before this one that is congruent to s: 1 to `slots` positions back.
-        offset = (position - 1 - slot) % self.slots + 1
-        allowed = np.isin(np.arange(self.slots + 1), self._offsets)
-        return image, jnp.asarray(allowed)[offset] & (offset <= position)
+        return find_pattern(self.pattern).slots_read(self.grid)
 
     def empty(self, candidates: int, prompts: int, num_heads: int, head_dim: int, dtype) -> KeyValue:
         """A cache before the first image position."""
@@ -95,10 +54,11 @@ class CacheLayout:
     def write(self, image: KeyValue, new: KeyValue, position: Int[Array, ""]) -> KeyValue:
         """Stores a position's key and value [..., C, P, N, H]; any number of leading axes (layers)."""
 
+        slot = find_pattern(self.pattern).slot(position, self.grid)
+
         def store(cache, entry):
-            return jax.lax.dynamic_update_slice_in_dim(
-                cache, entry[..., None, :].astype(cache.dtype), self.slot(position), axis=cache.ndim - 2
-            )
+            entry = entry[..., None, :].astype(cache.dtype)
+            return jax.lax.dynamic_update_slice_in_dim(cache, entry, slot, axis=cache.ndim - 2)
 
         return KeyValue(*map(store, image, new))
 
@@ -119,7 +79,7 @@ def cached_attention(
       cache: of the positions before it.
       position: image position, 0 to height * width - 1.
     """
-    past, seen = layout.read(cache.image, position)
+    past, seen = find_pattern(layout.pattern).read(cache.image, position, layout.grid)
     q = q_CPNH * q_CPNH.shape[-1] ** -0.5
     text = einsum("cpnh,pnsh->cpns", q, cache.text.k, preferred_element_type=jnp.float32)
     image = einsum("cpnh,cpnkh->cpnk", q, past.k, preferred_element_type=jnp.float32)
