@@ -16,7 +16,7 @@ from dalle_jax.training.config import MeshConfig
 T = TypeVar("T")
 
 STAGES = {"codec": "codec", "decoder": "decoder", "clip": "CLIP"}
-"""Stages that a run may train, in this order, with what messages call their models."""
+"""Stages that come with this project, in the order of training, with what messages call their models."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +36,13 @@ class RunRecord:
     @property
     def stages(self) -> tuple[str, ...]:
         """Those that it trains."""
-        return tuple(name for name in STAGES if self.config.get(name))
+        return stages_in(self.config)
 
     def stage(self, name: str, kind: type[T]) -> T:
         """The config of a stage.
 
         Args:
-          name: of `STAGES`.
+          name: of the stage.
           kind: its dataclass: `CodecStage`, `DecoderStage`, `ClipStage`.
 
         Raises:
@@ -50,8 +50,8 @@ class RunRecord:
         """
         if name not in self.stages:
             raise UserError(
-                f"{self.workdir} has no {STAGES[name]}: train one with a config that has a `{name}` section, or name "
-                "another work directory"
+                f"{self.workdir} has no {STAGES.get(name, name)}: train one with a config that has a `{name}` section, "
+                "or name another work directory"
             )
         return from_config_dict(kind, self.config[name], f"config.{name}")
 
@@ -67,6 +67,12 @@ class RunRecord:
         if "codec" in self.stages or not self.init_from:
             return self.workdir
         return read_run(self.init_from).codec_workdir()
+
+
+def stages_in(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The stages that a run's config has sections for, in order; those of other projects have `train` in them too."""
+    others = (name for name, section in config.items() if isinstance(section, Mapping) and "train" in section)
+    return tuple(dict.fromkeys([*(name for name in STAGES if config.get(name)), *others]))
 
 
 def read_run(workdir: epath.PathLike) -> RunRecord:

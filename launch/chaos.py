@@ -24,7 +24,7 @@ from pathlib import Path
 
 from absl import flags
 
-from dalle_jax.config import from_config_dict, write_json
+from dalle_jax.config import write_json
 from dalle_jax.errors import UserError
 from dalle_jax.storage import local_folder
 from dalle_jax.training.checkpoints.reader import load_item
@@ -34,7 +34,7 @@ from launch.cli import define_config, start
 from launch.fault_injection.faults import Kind, Place, make_faults, small_disk
 from launch.fault_injection.runner import Storm, table, too_few_in_saves
 from launch.fault_injection.testbed import STAGE, Bench, prepare
-from launch.run.config import RunConfig
+from launch.run.stages import read_run_config
 
 CONFIG = define_config()
 OUT = flags.DEFINE_string("out", "runs/chaos", "folder of the runs; made anew")
@@ -54,7 +54,7 @@ def main() -> int:
     began = time.monotonic()
     overrides = [argument for argument in sys.argv[1:] if argument.lstrip("-").startswith("config")]
     out = Path(local_folder(OUT.value, "--out")).absolute()
-    bench = prepare(from_config_dict(RunConfig, CONFIG()), out, overrides, HEARTBEAT.value)
+    bench = prepare(read_run_config(CONFIG()), out, overrides, HEARTBEAT.value)
     hosts = _hosts()
     calm = bench.out / "calm"
     bench.run(calm, PROCESSES.value, DEVICES.value)

@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 from dalle_jax import storage
 from dalle_jax.codec import FrozenCodec
-from dalle_jax.config import from_config_dict
 from dalle_jax.data.account import in_lines
 from dalle_jax.data.encoded.folder import (
     SETTINGS,
@@ -51,7 +50,7 @@ from dalle_jax.training.parallel.sharding import ShardingRules, batch_sharding
 from launch.cli import define_config, start
 from launch.run.config import RunConfig, check_data_options
 from launch.run.coordination import check_processes, require_shared
-from launch.run.stages import find_codec
+from launch.run.stages import find_codec, read_run_config
 
 CONFIG = define_config(optional=["init_from"])
 WORKDIR = flags.DEFINE_string("workdir", None, "of a run whose codec makes the tokens")
@@ -74,7 +73,7 @@ def main() -> None:
     if VERIFY.value:
         verify(out)
         return
-    run = from_config_dict(RunConfig, CONFIG())
+    run = read_run_config(CONFIG())
     check_processes(config=run)
     codec = _codec(run)
     jobs = make_jobs(run, codec)

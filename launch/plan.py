@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from dalle_jax.config import from_config_dict, to_json
+from dalle_jax.config import to_json
 from dalle_jax.errors import UserError
 from launch.cli import config_name, define_config, overridden, start
 from launch.planning.plans import plan_sampling, plan_training
@@ -19,13 +19,13 @@ from launch.planning.record import Plan, plan_dict
 from launch.planning.report import table
 from launch.planning.topologies import find_topology, require_compiler
 from launch.run.config import RunConfig
-from launch.run.stages import choose_stages
+from launch.run.stages import choose_stages, read_run_config
 
 CONFIG = define_config(optional=["init_from"])
 TOPOLOGY = flags.DEFINE_string("topology", None, "chips to plan for: v5e-256, v4-256, v5p-128, 2xv5e-256, ...")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "generate"], "plan training, or drawing pictures")
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 512, "with --mode=generate: pictures of one caption drawn at once")
-STAGES = flags.DEFINE_list("stages", [], "plan only these of the config's stages: codec, decoder, clip")
+STAGES = flags.DEFINE_list("stages", [], "plan only these of the config's stages: codec, decoder, clip, say")
 JSON = flags.DEFINE_bool("json", False, "print JSON instead of a table")
 ALL = flags.DEFINE_bool("all", False, "make the page of the published configs (--out)")
 OUT = flags.DEFINE_string("out", "docs/plans.md", "with --all: the page; plans that the JSON beside it holds are kept")
@@ -40,7 +40,7 @@ def main() -> None:
         require_compiler()
         write_page(Path(OUT.value))
         return
-    plans = _plans(from_config_dict(RunConfig, CONFIG()))
+    plans = _plans(read_run_config(CONFIG()))
     print(to_json(list(map(plan_dict, plans))) if JSON.value else "\n\n".join(map(table, plans)))
 
 

@@ -11,7 +11,7 @@ import jax
 from absl import flags
 from etils import epath
 
-from dalle_jax.config import from_config_dict, to_json
+from dalle_jax.config import to_json
 from dalle_jax.data.account import in_lines
 from dalle_jax.data.sources import TRAIN
 from dalle_jax.errors import UserError
@@ -29,7 +29,7 @@ from launch.run.config import RunConfig, held_out_as_begun, with_absolute_paths
 from launch.run.coordination import begin, check_processes
 from launch.run.preparation import PreparedRun, prepare_run
 from launch.run.process_settings import set_deterministic
-from launch.run.stages import StagePlan, choose_stages, make_batches
+from launch.run.stages import StagePlan, choose_stages, make_batches, read_run_config
 from launch.run.startup import starting
 from launch.run.training import Watch, train_stage
 
@@ -37,14 +37,14 @@ CONFIG = define_config(optional=["init_from"])
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; made where it does not exist")
 PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "print the resolved config as JSON and stop")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "check everything up to the first step and stop")
-STAGES = flags.DEFINE_list("stages", [], "train only these of the config's stages: codec, decoder, clip")
+STAGES = flags.DEFINE_list("stages", [], "train only these of the config's stages: codec, decoder, clip, say")
 PROFILE = flags.DEFINE_list("profile_steps", [], "FIRST,LAST step of a profiler trace in W/STAGE/profile")
 WANDB = flags.DEFINE_string("wandb", "", "project of Weights & Biases to log to as well (needs the wandb package)")
 
 
 def main() -> None:
     """Reads the config, checks it, opens the work directory and trains stage after stage."""
-    run = from_config_dict(RunConfig, CONFIG())
+    run = read_run_config(CONFIG())
     if PRINT_CONFIG.value:
         print(to_json(run))
         return

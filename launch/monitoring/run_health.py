@@ -6,7 +6,7 @@ from etils import epath
 
 from clip_jax.objectives import Objective
 from dalle_jax.errors import UserError
-from dalle_jax.run_record import STAGES
+from dalle_jax.run_record import stages_in
 from dalle_jax.training.checkpoints.workdir import read_workdir
 from dalle_jax.training.telemetry.attempts import duration
 from launch.monitoring.health import DEAD_AFTER, Health, Verdict, look
@@ -31,8 +31,7 @@ def find(workdir: epath.Path, now: float) -> tuple[list[Health], list[str], Star
     config = read_workdir(workdir)
     if runs := sorted(path.parent for objective in Objective for path in workdir.glob(f"{objective.value}/*/starts")):
         raise UserError(f"{workdir} is of launch.efficiency: name one of its {len(runs)} runs ({runs[0]}, say)")
-    wanted = [name for name in STAGES if config.get(name)]
-    looked = {name: look(workdir / name, now) for name in wanted}
+    looked = {name: look(workdir / name, now) for name in stages_in(config)}
     stages = [health for health in looked.values() if health is not None]
     # A decoder on a named codec does not wait for that of its config, which `--stages` may have left out.
     named = (config.get("decoder") or {}).get("codec_from")

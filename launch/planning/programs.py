@@ -33,7 +33,7 @@ from dalle_jax.training.trees import unbox
 from launch.planning.flops import FlopCount, count_flops
 from launch.planning.topologies import Topology
 from launch.run.config import RunConfig
-from launch.run.stages import PLANS
+from launch.run.stages import STAGES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ def training_target(
 
     Args:
       run: the config.
-      stage: `codec`, `decoder` or `clip`.
+      stage: a name of `launch.run.stages.STAGES`.
       mesh_config: arrangement of `devices`.
       topology: what `devices` are.
       devices: of the topology, or others to compile for.
@@ -119,7 +119,7 @@ def _stage(run: RunConfig, stage: str) -> tuple[Task, TrainConfig, Mapping[str, 
         codec = FrozenCodec(CodecConfig(codebook_size=model.codebook_size), {}, {}, 8 * model.grid_size)
         shapes = {"text": (model.text_length,), "image_tokens": (model.image_length,)}
         return DecoderTask(model, codec), config, _ints(config.batch_size, shapes)
-    plan = PLANS[stage](run, epath.Path(), False)
+    plan = STAGES[stage].plan(run, epath.Path(), False)
     images = (plan.train.batch_size, plan.image_size, plan.image_size, 3)
     batch = {"image": jax.ShapeDtypeStruct(images, jnp.uint8)}
     if plan.text is not None:

@@ -40,7 +40,7 @@ class RunConfig:
     def __post_init__(self):
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be from 0 to 2**32 - 1, not {self.seed}")
-        if not (self.codec or self.decoder or self.clip):
+        if not any(hasattr(getattr(self, field.name), "train") for field in dataclasses.fields(self)):
             raise UserError("the config trains nothing: give it a section 'codec', 'decoder' or 'clip'")
         if (self.decoder or self.clip) and self.tokenizer is None:
             raise UserError("config.tokenizer is missing: the decoder and CLIP read captions")

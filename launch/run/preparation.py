@@ -17,7 +17,7 @@ from dalle_jax.training.parallel.sharding import ShardingRules, check_batch
 from launch.run.config import RunConfig, check_data_options
 from launch.run.coordination import AnyTokenizer
 from launch.run.initialization import check_base, check_base_run, find_tokenizer
-from launch.run.stages import PLANS, StagePlan, check_source
+from launch.run.stages import STAGES, StagePlan, check_source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class PreparedRun:
         """The plan of a stage that is about to be trained, which nothing holds on to afterwards."""
         plan = self.plans.pop(name)
         # Its codec has been trained since.
-        return PLANS[name](self.run, self.workdir, True) if name == "decoder" and "codec" in self.stages else plan
+        return STAGES[name].plan(self.run, self.workdir, True) if name == "decoder" and "codec" in self.stages else plan
 
 
 def prepare_run(run: RunConfig, workdir: epath.Path, stages: list[str]) -> PreparedRun:
@@ -65,7 +65,7 @@ def prepare_run(run: RunConfig, workdir: epath.Path, stages: list[str]) -> Prepa
         check_data_options(run.data)
     sources = open_splits(run.data)
     check_base(run, workdir, stages)
-    plans = {name: PLANS[name](run, workdir, "codec" not in stages) for name in stages}
+    plans = {name: STAGES[name].plan(run, workdir, "codec" not in stages) for name in stages}
     for source in sources.values():
         for plan in plans.values():
             check_source(source, plan)

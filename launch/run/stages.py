@@ -1,19 +1,22 @@
-"""What each stage of a run is made of: codec, decoder, CLIP."""
+"""What each stage of a run is made of: codec, decoder, CLIP, and what else is entered in `STAGES`."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from etils import epath
 
-from clip_jax import ClipTask
-from dalle_jax.codec import CodecTask, FrozenCodec, load_codec
+from clip_jax import ClipStage, ClipTask
+from dalle_jax.codec import CodecStage, CodecTask, FrozenCodec, load_codec
 from dalle_jax.codec.compatibility import check_pinned
+from dalle_jax.config import from_config_dict
 from dalle_jax.data.batches import Batches
 from dalle_jax.data.config import Augment, Resizing, TextConfig
 from dalle_jax.data.prefetch import process_rows
 from dalle_jax.data.records import Source
 from dalle_jax.data.sources import TRAIN, open_source
 from dalle_jax.data.tokenizer import RowTokenizer
+from dalle_jax.decoder.config import DecoderStage
 from dalle_jax.decoder.task import DecoderTask
 from dalle_jax.errors import UserError
 from dalle_jax.run_record import read_run
@@ -98,18 +101,40 @@ def plan_clip(run: RunConfig, workdir: epath.Path, trained: bool = True) -> Stag
     )
 
 
-PLANS: dict[str, Callable[[RunConfig, epath.Path, bool], StagePlan]] = {
-    "codec": plan_codec,
-    "decoder": plan_decoder,
-    "clip": plan_clip,
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A kind of stage."""
+
+    config: type
+    """The dataclass of its section, with `train`, a `TrainConfig`, among its fields."""
+    plan: Callable[[RunConfig, epath.Path, bool], StagePlan]
+    """Of a run and its work directory. The last argument: whether what the stage stands on, as the decoder does on its
+    codec, must be trained, or sizes alone are asked for."""
+
+
+STAGES: dict[str, Stage] = {
+    "codec": Stage(CodecStage, plan_codec),
+    "decoder": Stage(DecoderStage, plan_decoder),
+    "clip": Stage(ClipStage, plan_clip),
 }
-"""By section of the config, in the order of training. The last argument: whether the codec that the decoder stands on
-must be trained, or sizes alone are asked for."""
+"""By section of the config, in the order of training; another one is added here, or by the config file that has it."""
+
+
+def read_run_config(config: Mapping[str, Any]) -> RunConfig:
+    """The config of a run, with a section for each of `STAGES`.
+
+    Raises:
+      UserError: as `from_config_dict`.
+    """
+    fields = {field.name for field in dataclasses.fields(RunConfig)}
+    added = [(name, stage.config | None, None) for name, stage in STAGES.items() if name not in fields]
+    kind = dataclasses.make_dataclass("RunConfig", added, bases=(RunConfig,), frozen=True) if added else RunConfig
+    return from_config_dict(kind, config)
 
 
 def stages_of(run: RunConfig) -> list[str]:
     """The stages that a config trains, in order."""
-    return [name for name in PLANS if getattr(run, name) is not None]
+    return [name for name in STAGES if getattr(run, name, None) is not None]
 
 
 def choose_stages(run: RunConfig, names: Sequence[str]) -> list[str]:
