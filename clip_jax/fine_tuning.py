@@ -13,10 +13,10 @@ from etils import epath
 from clip_jax.config import ClipConfig, ClipStage, VisionConfig
 from clip_jax.towers.positions import as_for, can_resize, fit_positions
 from clip_jax.weights.opening import Published, open_published
-from dalle_jax.config import from_config_dict
+from dalle_jax.config import differing_keys, from_config_dict
 from dalle_jax.errors import UserError
 from dalle_jax.training.checkpoints.reader import LoadedParams, load_params
-from dalle_jax.training.checkpoints.workdir import differing_keys, read_workdir
+from dalle_jax.training.checkpoints.workdir import read_workdir
 from dalle_jax.training.state import TrainState
 from dalle_jax.training.task import Params
 

@@ -111,6 +111,18 @@ def config_hash(value: Any) -> str:
     return hashlib.sha256(to_json(value).encode()).hexdigest()[:12]
 
 
+def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ, or that only one of two nested dicts has."""
+    keys = []
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            keys += differing_keys(a, b, f"{prefix}{key}.")
+        elif a != b or (key in old) != (key in new):
+            keys.append(prefix + key)
+    return keys
+
+
 def write_json(path: epath.PathLike, value: Any) -> None:
     """Writes JSON so that a reader sees either the old file or the whole new one."""
     write_whole(path, (to_json(value) + "\n").encode())

@@ -26,6 +26,7 @@ from jaxtyping import Int
 
 from clip_jax.evaluation.prompts import published_prompts
 from clip_jax.objectives import TASKS, Objective
+from dalle_jax.code_version import code_version
 from dalle_jax.config import from_config_dict, write_json
 from dalle_jax.data.account import in_lines
 from dalle_jax.data.class_captions import ClassCaptions, fill
@@ -35,7 +36,7 @@ from dalle_jax.data.sources import EVAL, TRAIN, open_source, open_splits
 from dalle_jax.data.tokenizer import RowTokenizer
 from dalle_jax.errors import UserError
 from dalle_jax.storage import as_path
-from dalle_jax.training.checkpoints.workdir import code_version, read_workdir
+from dalle_jax.training.checkpoints.workdir import read_workdir
 from dalle_jax.training.loop import train
 from dalle_jax.training.parallel.processes import from_primary, is_primary
 from dalle_jax.training.telemetry.rows import NotFinite

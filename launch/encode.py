@@ -23,6 +23,7 @@ from etils import epath
 from tqdm import tqdm
 
 from dalle_jax import storage
+from dalle_jax.code_version import code_version
 from dalle_jax.codec import FrozenCodec
 from dalle_jax.data.account import in_lines
 from dalle_jax.data.encoded.folder import (
@@ -41,7 +42,6 @@ from dalle_jax.data.encoded.writer import Writer
 from dalle_jax.data.sources import TRAIN, open_splits
 from dalle_jax.errors import UserError
 from dalle_jax.run_record import read_run
-from dalle_jax.training.checkpoints.workdir import code_version
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.parallel.consistency import check_agreement
 from dalle_jax.training.parallel.mesh import make_mesh

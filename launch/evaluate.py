@@ -25,12 +25,12 @@ from etils import epath
 import clip_jax
 import dalle_jax
 from clip_jax.weights.opening import is_published
+from dalle_jax.code_version import code_version
 from dalle_jax.config import write_json
 from dalle_jax.data.config import SourceKind, TarKey
 from dalle_jax.errors import UserError, closest
 from dalle_jax.run_record import read_run
 from dalle_jax.storage import as_path
-from dalle_jax.training.checkpoints.workdir import code_version
 from dalle_jax.training.parallel.processes import is_primary
 from launch.cli import start
 from launch.evaluation import linear_probe, retrieval, shapes, zero_shot

@@ -21,7 +21,7 @@ from absl import flags
 from dalle_jax.errors import PREEMPTED, PREEMPTED_VARIABLE, UserError
 from dalle_jax.training.parallel.processes import HEARTBEAT, preempted_code
 from launch.cli import start_command
-from launch.cluster.processes import Group, forwarded
+from launch.cluster.local_group import Group, forwarded
 from launch.cluster.supervise import Policy, progress_of, supervise
 
 USUAL_RESTARTS = 3

@@ -22,7 +22,7 @@ from dalle_jax.training.parallel.mesh import make_mesh
 from dalle_jax.training.parallel.processes import is_primary
 from dalle_jax.training.parallel.sharding import ShardingRules
 from dalle_jax.training.program import build_step
-from dalle_jax.training.telemetry.attempts import read_starts
+from dalle_jax.training.telemetry.attempts import read_attempts
 from dalle_jax.training.telemetry.clock import process_began
 from launch.cli import define_config, start
 from launch.run.config import RunConfig, held_out_as_begun, with_absolute_paths
@@ -72,7 +72,7 @@ def main() -> None:
         began = process_began()
         for name in stages:
             train_stage(name, prepared, watch, began)
-            began = max([began, *(start.beat for start in read_starts(workdir / name))])
+            began = max([began, *(start.beat for start in read_attempts(workdir / name))])
 
 
 def _is_unfinished(run: RunConfig, workdir: epath.Path, stage: str) -> bool:

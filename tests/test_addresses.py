@@ -15,7 +15,7 @@ from dalle_jax.data.sources import open_source, splits_of
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.errors import UserError
 from dalle_jax.training.checkpoints.workdir import open_workdir, read_workdir, saved_steps
-from launch.evaluation.source_kind import guess_source
+from launch.run.source_kind import guess_source
 
 ADDRESSES = ["s3://bucket/x", "https://example.org/x", "hf://datasets/a/b", "file:///tmp/x", "gcs://b/x", "az://b/x"]
 

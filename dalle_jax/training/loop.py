@@ -25,7 +25,7 @@ from dalle_jax.training.step import TrainStep
 from dalle_jax.training.task import Batch, Metrics, Task
 from dalle_jax.training.telemetry.attempts import broke_off
 from dalle_jax.training.telemetry.clock import Clock, Kind
-from dalle_jax.training.telemetry.heartbeat import Ledger
+from dalle_jax.training.telemetry.heartbeat import Heartbeat
 from dalle_jax.training.telemetry.profiler import profiler
 from dalle_jax.training.telemetry.rows import Reporter
 from dalle_jax.training.telemetry.speed import memory_row, speed_row, time_row
@@ -124,7 +124,7 @@ def train(
         stack.enter_context(rules.context())
         stop = stack.enter_context(StopSignal())
         clock = stack.enter_context(Clock(began))
-        ledger = stack.enter_context(Ledger(workdir, task, config, clock, list(mesh.devices.flat)))
+        heartbeat = stack.enter_context(Heartbeat(workdir, task, config, clock, list(mesh.devices.flat)))
         watchdog = stack.enter_context(Watchdog(task.name, config.watchdog_seconds))
         program = build_step(task, config, mesh, rules)
         checkpoints = stack.enter_context(
@@ -132,11 +132,11 @@ def train(
         )
         newest = checkpoints.steps[-1] if checkpoints.steps else 0
         if newest < config.num_steps or broke_off(workdir):
-            ledger.open(newest)
+            heartbeat.open(newest)
         state, progress = _first_state(program, checkpoints, init_from, seed)
         if int(state.step) >= config.num_steps:
             return state  # finished before: its files stay as they are
-        ledger.open(int(state.step))
+        heartbeat.open(int(state.step))
         writers: list[Writer] = []
         if jax.process_index() == 0:
             step, evaluates = int(state.step), bool(progress.get(_POSTPONED))
@@ -156,7 +156,7 @@ def train(
             on_row=on_row,
             progress=progress,
             clock=clock,
-            ledger=ledger,
+            heartbeat=heartbeat,
         )
         with profiler(epath.Path(workdir) / "profile", profile_steps) as profile:
             return _Loop(context).run(state, profile)
@@ -213,7 +213,7 @@ class LoopContext:
     progress: dict[str, Any]
     """Of the row of metrics that the run is in, from the checkpoint that it goes on from."""
     clock: Clock
-    ledger: Ledger
+    heartbeat: Heartbeat
 
 
 class _Loop:
@@ -241,7 +241,7 @@ class _Loop:
                 with self.context.clock.measure(Kind.INPUT):
                     batch = next(stream)
                 state, metrics = self._step(state, batch)
-                self.context.ledger.moved_to(done)
+                self.context.heartbeat.moved_to(done)
                 self.reporter.add(done, metrics)
                 self.context.watchdog.sign(patiently=True)
                 self._look_and_save(done, state, batch)
@@ -296,7 +296,7 @@ class _Loop:
         with self.context.clock.measure(Kind.CHECKPOINT):
             progress = self.reporter.progress() | {_POSTPONED: postponed}
             self.context.checkpoints.save(done, state, progress, evaluated)
-        self.context.ledger.saved(done, self.context.checkpoints.steps)
+        self.context.heartbeat.saved(done, self.context.checkpoints.steps)
 
     def _evaluate(self, done: int, state: TrainState) -> dict[str, float]:
         self.reporter.flush()
@@ -325,7 +325,7 @@ class _Loop:
 
     def _write_row(self, step: int, metrics: Mapping[str, float], steps: int, seconds: Mapping[str, float]) -> None:
         """Adds to a row what the host knows: speed, where the time went, memory, bad samples."""
-        row = dict(metrics) | speed_row(self.context.ledger.now(), steps, seconds) | memory_row()
+        row = dict(metrics) | speed_row(self.context.heartbeat.now(), steps, seconds) | memory_row()
         bad = dict(self.context.batches.bad_counts)
         row["bad_samples"] = float(sum(bad.values()))
         row |= {f"bad_samples/{reason}": float(count) for reason, count in bad.items() if count}
@@ -335,7 +335,7 @@ class _Loop:
 
     def _write(self, step: int, row: Mapping[str, float]) -> None:
         with self.context.clock.measure(Kind.OTHER):
-            row = dict(row) | time_row(self.context.ledger.times())
+            row = dict(row) | time_row(self.context.heartbeat.times())
             for writer in self.context.writers:
                 writer.scalars(step, row)
             if self.context.on_row is not None:

@@ -21,7 +21,7 @@ from dalle_jax.data.sources import EVAL, TRAIN, open_source, warn_of_left_out
 from dalle_jax.errors import UserError
 from dalle_jax.run_record import read_run
 from dalle_jax.training.parallel.processes import is_primary
-from launch.evaluation.source_kind import guess_source
+from launch.run.source_kind import guess_source
 
 RUN = "run"
 """`--data=run`: what the model was trained on, and what it held out of that."""

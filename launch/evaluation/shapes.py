@@ -18,7 +18,7 @@ from dalle_jax.data.shapes.scenes import Scene, captions, draw, random_scene
 from dalle_jax.pipeline import Dalle
 from dalle_jax.run_record import read_run
 from dalle_jax.training.parallel.processes import is_primary
-from dalle_jax.training.telemetry.attempts import account, read_starts
+from dalle_jax.training.telemetry.attempts import account, read_attempts
 from dalle_jax.training.telemetry.clock import process_began
 
 NUM_CAPTIONS = 200
@@ -99,7 +99,7 @@ def _summary(results: np.ndarray) -> dict[str, Any]:
 
 def seconds_until_now(workdir: epath.PathLike) -> float:
     """What a run took: the wall time of its stages, restarts included, and of this process, which evaluates it."""
-    stages = [account(read_starts(epath.Path(workdir) / name)) for name in read_run(workdir).stages]
+    stages = [account(read_attempts(epath.Path(workdir) / name)) for name in read_run(workdir).stages]
     return sum(sum(spent.values()) for spent in stages) + time.time() - process_began()
 
 

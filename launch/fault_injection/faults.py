@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from dalle_jax.training.checkpoints.workdir import saved_steps
-from launch.cluster.processes import Group
+from launch.cluster.local_group import Group
 
 DISK_BYTES = 64 << 20
 """Of the small disk that work directories lie on."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dalle_jax.errors import PREEMPTED
-from launch.cluster.processes import Group
+from launch.cluster.local_group import Group
 from launch.cluster.supervise import Policy, supervise
 from launch.fault_injection.faults import Fault, Kind, Place
 from launch.fault_injection.testbed import Listen, step_in

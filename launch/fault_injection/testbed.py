@@ -20,7 +20,7 @@ from dalle_jax.data.sources import TRAIN, open_source
 from dalle_jax.data.tokenizer import train_tokenizer
 from dalle_jax.errors import PREEMPTED, PREEMPTED_VARIABLE, UserError
 from dalle_jax.training.parallel.processes import HEARTBEAT
-from launch.cluster.processes import Group
+from launch.cluster.local_group import Group
 from launch.run.config import RunConfig
 
 STAGE = "decoder"

@@ -10,7 +10,7 @@ from PIL import Image
 from dalle_jax.config import read_json
 from dalle_jax.errors import UserError
 from dalle_jax.run_record import STAGES
-from dalle_jax.training.telemetry.attempts import read_starts
+from dalle_jax.training.telemetry.attempts import read_attempts
 from dalle_jax.training.telemetry.writers import read_rows
 from launch.monitoring.line_plot import Line, Point, draw_lines
 from launch.monitoring.plot_axes import Axis, plain, seconds
@@ -72,7 +72,7 @@ def batch_size(path: epath.Path) -> int:
     Raises:
       UserError: neither is there.
     """
-    starts = read_starts(path.parent)
+    starts = read_attempts(path.parent)
     if starts:
         return starts[-1].batch_size
     try:

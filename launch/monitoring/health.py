@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from dalle_jax.training.checkpoints.workdir import saved_steps
-from dalle_jax.training.telemetry.attempts import FAILED, FINISHED, STOPPED, Start, account, duration, read_starts
+from dalle_jax.training.telemetry.attempts import FAILED, FINISHED, STOPPED, Attempt, account, duration, read_attempts
 from dalle_jax.training.telemetry.clock import Kind
 from dalle_jax.training.telemetry.writers import SLOW_INPUT, read_rows
 
@@ -86,7 +86,7 @@ class Health:
 def look(stage_dir: epath.PathLike, now: float) -> Health | None:
     """How a stage fares at Unix time `now`; None where it has not begun."""
     stage_dir = epath.Path(stage_dir)
-    starts = read_starts(stage_dir)
+    starts = read_attempts(stage_dir)
     if not starts:
         return None
     start, logged = starts[-1], read_rows(stage_dir / "metrics.jsonl")
@@ -139,7 +139,7 @@ def _warning(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def judge(
-    start: Start,
+    start: Attempt,
     losses: Sequence[float | None],
     time_in_data: float | None,
     steps_per_second: float | None,

@@ -11,7 +11,7 @@ from dalle_jax.data.readers.tables import is_table_name, names_images, read_text
 from dalle_jax.data.sources import TRAIN, open_splits
 from dalle_jax.errors import UserError
 from dalle_jax.storage import as_path
-from launch.evaluation.source_kind import guess_source
+from launch.run.source_kind import guess_source
 
 
 def texts(data: str, *, split: str = TRAIN, caption_field: str = "", key: TarKey = TarKey.FIRST_DOT) -> Iterator[str]:

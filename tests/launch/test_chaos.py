@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dalle_jax.errors import PREEMPTED
-from launch.cluster.processes import Group
+from launch.cluster.local_group import Group
 from launch.fault_injection.faults import Fault, Kind, Place, make_faults
 from launch.fault_injection.runner import Record, Storm, table, too_few_in_saves
 

@@ -87,7 +87,7 @@ def test_what_is_no_text(tmp_path):
 
 
 def test_what_data_means(tmp_path):
-    from launch.evaluation.source_kind import guess_source
+    from launch.run.source_kind import guess_source
 
     (tmp_path / "tars").mkdir()
     (tmp_path / "tars" / "0.tar").touch()

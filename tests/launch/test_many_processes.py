@@ -12,7 +12,7 @@ import pytest
 
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.parallel.processes import HEARTBEAT
-from launch.cluster.processes import Group
+from launch.cluster.local_group import Group
 from tests.launch import many
 from tests.launch.conftest import environment
 

@@ -10,7 +10,7 @@ import pytest
 
 from dalle_jax.errors import PREEMPTED, UserError
 from launch.cluster import processes
-from launch.cluster.processes import Group, forwarded
+from launch.cluster.local_group import Group, forwarded
 from launch.cluster.supervise import Policy, progress_of, supervise
 from launch.cluster.supervise import main as print_progress
 

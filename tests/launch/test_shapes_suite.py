@@ -13,7 +13,7 @@ import dalle_jax
 from dalle_jax.config import write_json
 from dalle_jax.data.shapes.judge import ATTRIBUTES, CHANCE
 from dalle_jax.data.shapes.scenes import captions, random_scene
-from dalle_jax.training.telemetry.attempts import Start
+from dalle_jax.training.telemetry.attempts import Attempt
 from dalle_jax.training.telemetry.clock import Kind
 from launch.evaluation import shapes
 
@@ -61,7 +61,7 @@ def test_seconds_are_those_of_the_stages_and_of_the_evaluation(tmp_path, monkeyp
         began = 1_000.0
         for number, seconds in enumerate(spent, 1):
             kinds = dict.fromkeys([kind.value for kind in Kind], 0.0) | {"step": seconds}
-            found = Start(number=number, stage=stage, began=began, beat=began + seconds, moved=began, doing="step",
+            found = Attempt(number=number, stage=stage, began=began, beat=began + seconds, moved=began, doing="step",
                           first_step=100 * (number - 1), step=100 * number, num_steps=200, batch_size=8,
                           seconds=kinds)  # fmt: skip
             write_json(tmp_path / stage / "starts" / f"{number:04d}.json", dataclasses.asdict(found))

@@ -15,7 +15,7 @@ import launch.run.startup
 from clip_jax.objectives import Objective
 from dalle_jax.config import FORMAT_VERSION, write_json
 from dalle_jax.errors import UserError
-from dalle_jax.training.telemetry.attempts import FAILED, FINISHED, STOPPED, Save, Start
+from dalle_jax.training.telemetry.attempts import FAILED, FINISHED, STOPPED, Attempt, Save
 from dalle_jax.training.telemetry.clock import Kind
 from launch.monitoring import run_health
 from launch.monitoring.health import Verdict, diverging, judge, look
@@ -31,7 +31,7 @@ def start(**changes):
     fields = dict(number=1, stage="decoder", began=NOW - 263, beat=NOW - 3, moved=NOW - 4, doing="step", first_step=0,
                   step=500, num_steps=1000, batch_size=8, seconds=seconds,
                   saves=[Save(400, NOW - 60, seconds | {"step": 200.0})])  # fmt: skip
-    return Start(**(fields | changes))
+    return Attempt(**(fields | changes))
 
 
 FALLING = [7.0 - 0.1 * i for i in range(40)]

@@ -20,7 +20,7 @@ from dalle_jax.training.checkpoints.workdir import saved_steps
 from dalle_jax.training.config import MeshConfig
 from dalle_jax.training.loop import train
 from dalle_jax.training.parallel.preemption import Preempted
-from dalle_jax.training.telemetry.attempts import account, read_starts
+from dalle_jax.training.telemetry.attempts import account, read_attempts
 from dalle_jax.training.telemetry.clock import Kind
 from dalle_jax.training.telemetry.profiler import profiler
 from dalle_jax.training.trees import named_leaves
@@ -152,7 +152,7 @@ SAVES = (0, 5, 8, 10, 15, 16)  # every 5 steps, and those whose evaluation (ever
 def check_account(workdir, killed_at):
     """Both starts are on record, and their time sums to all that passed."""
     killed = killed_at is not None
-    first, second = read_starts(workdir)
+    first, second = read_attempts(workdir)
     times = account([first, second])
     assert sum(times.values()) == pytest.approx(second.beat - first.began)
     assert (first.state, second.state) == ("running" if killed else "stopped", "finished")
@@ -222,7 +222,7 @@ def test_sigterm_at_the_last_step_leaves_nothing_out(tmp_path, uninterrupted):
     with pytest.raises(Preempted):  # a stage may come after this one, and is not to begin
         tiny_train(tmp_path, batches=TinyBatches(at=at))
     assert rows(tmp_path) == rows(uninterrupted[0])
-    assert [start.state for start in read_starts(tmp_path)] == ["finished"], "no later start would say so"
+    assert [start.state for start in read_attempts(tmp_path)] == ["finished"], "no later start would say so"
     assert_same_bits(tiny_train(tmp_path), uninterrupted[1])
 
 
@@ -239,7 +239,7 @@ def test_killed_behind_its_last_checkpoint_it_is_finished_by_the_next_start(tmp_
     file.write_text(json.dumps(json.loads(file.read_text()) | {"state": "running"}))
     for _ in range(2):
         tiny_train(tmp_path, tiny_config(4))
-        assert [start.state for start in read_starts(tmp_path)] == ["running", "finished"]
+        assert [start.state for start in read_attempts(tmp_path)] == ["running", "finished"]
     assert rows(tmp_path) == before
     assert json.loads((tmp_path / "summary.json").read_text())["step"] == 4
 

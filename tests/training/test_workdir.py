@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from dalle_jax.config import FORMAT_VERSION, to_config_dict
+from dalle_jax.config import FORMAT_VERSION, differing_keys, to_config_dict
 from dalle_jax.errors import UserError
-from dalle_jax.training.checkpoints.workdir import check_workdir, differing_keys, open_workdir, read_workdir
+from dalle_jax.training.checkpoints.workdir import check_workdir, open_workdir, read_workdir
 from dalle_jax.training.config import OptimizerConfig, TrainConfig
 
 

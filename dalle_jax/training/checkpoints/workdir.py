@@ -2,15 +2,14 @@
 
 import dataclasses
 import json
-import subprocess
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any
 
 import jax
 from etils import epath
 
-from dalle_jax.config import FORMAT_VERSION, read_json, to_json, write_json
+from dalle_jax.code_version import code_version
+from dalle_jax.config import FORMAT_VERSION, differing_keys, read_json, to_json, write_json
 from dalle_jax.errors import UserError
 from dalle_jax.storage import as_path, is_remote
 
@@ -149,18 +148,6 @@ def _completed(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"data": data}
 
 
-def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ, or that only one of two nested dicts has."""
-    keys = []
-    for key in sorted(set(old) | set(new)):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            keys += differing_keys(a, b, f"{prefix}{key}.")
-        elif a != b or (key in old) != (key in new):
-            keys.append(prefix + key)
-    return keys
-
-
 def saved_steps(stage_dir: epath.PathLike) -> list[int]:
     """The steps of a stage's checkpoints, oldest first; empty where there are none."""
     directory = as_path(stage_dir) / "checkpoints"
@@ -172,22 +159,6 @@ def saved_steps(stage_dir: epath.PathLike) -> list[int]:
 def _is_whole(checkpoint: epath.Path) -> bool:
     """On a disk, saving ends with a rename; in a bucket, where that copies everything, with a file that says so."""
     return not is_remote(checkpoint) or (checkpoint / "commit_success.txt").exists()
-
-
-def code_version() -> str:
-    """The commit of the code, `-dirty` where files differ from it; the package's version outside a clone."""
-    here = epath.Path(__file__).parent
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=here, capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-        return done.stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        try:
-            return metadata.version("dalle-jax")
-        except metadata.PackageNotFoundError:
-            return "unknown"
 
 
 def _plain(config: Any) -> Any:

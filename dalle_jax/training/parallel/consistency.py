@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 
-from dalle_jax.config import to_json
+from dalle_jax.code_version import code_version
+from dalle_jax.config import differing_keys, to_json
 from dalle_jax.errors import UserError
-from dalle_jax.training.checkpoints.workdir import code_version, differing_keys
 from dalle_jax.training.parallel.processes import gather
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "sentencepiece", "pillow")

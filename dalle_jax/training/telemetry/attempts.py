@@ -1,6 +1,6 @@
-"""What the starts of one stage left on record, and where its wall time went, restarts included.
+"""What the attempts at one stage left on record, and where its wall time went, restarts included.
 
-Every start of a stage keeps one file, `starts/0001.json`, `starts/0002.json` and so on, which is written anew every few
+Every attempt keeps one file, `starts/0001.json`, `starts/0002.json` and so on, which is written anew every few
 seconds. The time of a whole run is a function of these files alone.
 """
 
@@ -11,25 +11,26 @@ from typing import Any
 
 from etils import epath
 
+from dalle_jax.training.telemetry.chips import utilisation
 from dalle_jax.training.telemetry.clock import Kind
 
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
-"""States of a start. One that was killed says `running` for ever: how old its last sign of life is tells."""
+"""States of an attempt. One that was killed says `running` for ever: how old its last sign of life is tells."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Save:
-    """A checkpoint that a start began to write."""
+    """A checkpoint that an attempt began to write."""
 
     step: int
     time: float
     """Unix time."""
     seconds: Mapping[str, float]
-    """By kind, from the beginning of the start to this save."""
+    """By kind, from the beginning of the attempt to this save."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
+class Attempt:
     """One process after another works on a stage; this is what one of them says. Times are Unix times in seconds."""
 
     number: int
@@ -42,7 +43,7 @@ class Start:
     doing: str
     """The `Kind` of work at `beat`."""
     first_step: int
-    """Updates made before this start."""
+    """Updates made before this attempt."""
     step: int
     """Updates made by now, as far as the host has handed them to the devices."""
     num_steps: int
@@ -69,7 +70,7 @@ class Start:
 
     @property
     def steps_per_second(self) -> float | None:
-        """Of the steps of this start; None before the first."""
+        """Of the steps of this attempt; None before the first."""
         made = self.step - self.first_step
         return made / self.stepping if made > 0 and self.stepping > 0 else None
 
@@ -79,76 +80,65 @@ class Start:
         return utilisation(self.step_flops, self.steps_per_second, self.peak_flops)
 
 
-def utilisation(step_flops: float, steps_per_second: float | None, peak_flops: float | None) -> float | None:
-    """Useful operations of a step x steps a second / operations a second that all devices could do.
-
-    Useful: forward and backward by formula, a multiply-add being two; recomputation does not count. None where
-    operations are not counted or the devices' peak is not known.
-    """
-    if not step_flops or steps_per_second is None or not peak_flops:
-        return None
-    return step_flops * steps_per_second / peak_flops
-
-
-def read_starts(stage_dir: epath.PathLike) -> list[Start]:
-    """The starts of a stage, oldest first; a file that cannot be read as one is passed over."""
+def read_attempts(stage_dir: epath.PathLike) -> list[Attempt]:
+    """The attempts at a stage, oldest first; a file that cannot be read as one is passed over."""
     directory = epath.Path(stage_dir) / "starts"
     if not directory.exists():
         return []
     names = sorted(path.name for path in directory.iterdir() if path.suffix == ".json")
-    starts = [_read(directory / name) for name in names]
-    return [start for start in starts if start is not None]
+    attempts = [_read(directory / name) for name in names]
+    return [attempt for attempt in attempts if attempt is not None]
 
 
-def _read(path: epath.Path) -> Start | None:
-    known = {field.name for field in dataclasses.fields(Start)}
+def _read(path: epath.Path) -> Attempt | None:
+    known = {field.name for field in dataclasses.fields(Attempt)}
     try:
         record: dict[str, Any] = json.loads(path.read_text())
         saves = tuple(Save(**save) for save in record.pop("saves"))
-        return Start(**{name: value for name, value in record.items() if name in known}, saves=saves)
+        return Attempt(**{name: value for name, value in record.items() if name in known}, saves=saves)
     except (json.JSONDecodeError, KeyError, TypeError, FileNotFoundError):
         return None
 
 
 def broke_off(stage_dir: epath.PathLike) -> bool:
-    """Whether the last start on record did not finish: killed behind its last checkpoint, it needs one that says so."""
-    starts = read_starts(stage_dir)
-    return bool(starts) and starts[-1].state != FINISHED
+    """Whether the last attempt did not finish: one that was killed behind its last checkpoint needs another to say so."""
+    attempts = read_attempts(stage_dir)
+    return bool(attempts) and attempts[-1].state != FINISHED
 
 
-def account(starts: Sequence[Start]) -> dict[str, float]:
+def account(attempts: Sequence[Attempt]) -> dict[str, float]:
     """Seconds by kind from the first beginning to the last sign of life; their sum is that time.
 
-    What a start did after the checkpoint that a later one went on from is `lost`, whatever its kind; all of it where no
-    step of it was kept. Time between two starts is `down`, except after a finished one: nothing was to run then.
+    What an attempt did after the checkpoint that a later one went on from is `lost`, whatever its kind; all of it where
+    no step of it was kept. Time between two attempts is `down`, except after a finished one: nothing was to run then.
     """
     spent: dict[str, float] = dict.fromkeys(Kind, 0.0)
-    for i, start in enumerate(starts):
-        later = starts[i + 1 :]
-        kept = _kept(start, min((other.first_step for other in later), default=None))
+    for i, attempt in enumerate(attempts):
+        later = attempts[i + 1 :]
+        kept = _kept(attempt, min((other.first_step for other in later), default=None))
         for kind in Kind:
             spent[kind] += kept.get(kind, 0.0)
-        spent[Kind.LOST] += max(0.0, sum(start.seconds.values()) - sum(kept.values()))
-        if later and start.state != FINISHED:
-            spent[Kind.DOWN] += max(0.0, later[0].began - start.beat)
+        spent[Kind.LOST] += max(0.0, sum(attempt.seconds.values()) - sum(kept.values()))
+        if later and attempt.state != FINISHED:
+            spent[Kind.DOWN] += max(0.0, later[0].began - attempt.beat)
     return spent
 
 
-def _kept(start: Start, went_on_from: int | None) -> Mapping[str, float]:
-    """Seconds by kind of what later starts did not have to do again."""
+def _kept(attempt: Attempt, went_on_from: int | None) -> Mapping[str, float]:
+    """Seconds by kind of what later attempts did not have to do again."""
     if went_on_from is None:
-        return start.seconds
-    if went_on_from <= start.first_step:
+        return attempt.seconds
+    if went_on_from <= attempt.first_step:
         return {}
-    if went_on_from >= start.step:
-        return start.seconds
-    saves = [save for save in start.saves if save.step <= went_on_from]
+    if went_on_from >= attempt.step:
+        return attempt.seconds
+    saves = [save for save in attempt.saves if save.step <= went_on_from]
     return max(saves, key=lambda save: save.step).seconds if saves else {}
 
 
-def summary(starts: Sequence[Start]) -> dict[str, Any]:
+def summary(attempts: Sequence[Attempt]) -> dict[str, Any]:
     """A stage in figures, as its `summary.json` holds them."""
-    last, seconds = starts[-1], account(starts)
+    last, seconds = attempts[-1], account(attempts)
     wall = sum(seconds.values())
     return {
         "stage": last.stage,
@@ -157,7 +147,7 @@ def summary(starts: Sequence[Start]) -> dict[str, Any]:
         "step": last.step,
         "num_steps": last.num_steps,
         "samples": last.step * last.batch_size,
-        "starts": len(starts),
+        "starts": len(attempts),
         "wall_seconds": wall,
         "seconds": {kind.value: seconds[kind] for kind in Kind},
         "goodput": seconds[Kind.STEP] / wall if wall else 0.0,
@@ -168,20 +158,20 @@ def summary(starts: Sequence[Start]) -> dict[str, Any]:
         "formulas": {
             "wall_seconds": "sum of seconds, from the first beginning to the last sign of life",
             "goodput": "seconds.step / wall_seconds",
-            "mfu": "useful FLOP of a step x steps_per_second / (devices x peak FLOP/s), of the last start",
-            "steps_per_second": "steps / seconds of step, input and other, of the last start",
+            "mfu": "useful FLOP of a step x steps_per_second / (devices x peak FLOP/s), of the last attempt",
+            "steps_per_second": "steps / seconds of step, input and other, of the last attempt",
         },
     }
 
 
-def in_words(starts: Sequence[Start]) -> str:
+def in_words(attempts: Sequence[Attempt]) -> str:
     """One line: where the time of a stage went."""
-    found = summary(starts)
+    found = summary(attempts)
     wall, seconds = found["wall_seconds"] or 1.0, found["seconds"]
     shares = [(kind, seconds[kind]) for kind in Kind if seconds[kind] / wall >= 0.005]
     shares.sort(key=lambda share: -share[1])
     parts = ", ".join(f"{_NAMES.get(kind, kind)} {100 * spent / wall:.0f}%" for kind, spent in shares)
-    restarts = f", {found['starts']} starts" if found["starts"] > 1 else ""
+    restarts = f", {found['starts']} attempts" if found["starts"] > 1 else ""
     mfu = f"MFU {found['mfu']:.3f}" if found["mfu"] is not None else "MFU n/a"
     return (
         f"{found['stage']}: step {found['step']:,} of {found['num_steps']:,} after {duration(found['wall_seconds'])}"

@@ -56,3 +56,14 @@ def peak_flops(device_kinds: list[str]) -> float | None:
     """Operations a second of devices together; None where one of them is not in the table."""
     chips = [chip_of(kind) for kind in device_kinds]
     return sum(chip.flops for chip in chips if chip is not None) if chips and all(chips) else None
+
+
+def utilisation(step_flops: float, steps_per_second: float | None, peak_flops: float | None) -> float | None:
+    """Useful operations of a step x steps a second / operations a second that all devices could do.
+
+    Useful: forward and backward by formula, a multiply-add being two; recomputation does not count. None where
+    operations are not counted or the devices' peak is not known.
+    """
+    if not step_flops or steps_per_second is None or not peak_flops:
+        return None
+    return step_flops * steps_per_second / peak_flops

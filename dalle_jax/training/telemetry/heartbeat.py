@@ -1,4 +1,4 @@
-"""A start's own record, kept while it runs: so that whoever looks, or restarts the run, knows what it did."""
+"""The record of an attempt, rewritten every few seconds while it trains: for `launch.status`, and the next attempt."""
 
 import dataclasses
 import logging
@@ -19,11 +19,11 @@ from dalle_jax.training.telemetry.attempts import (
     FAILED,
     FINISHED,
     STOPPED,
+    Attempt,
     Save,
-    Start,
     account,
     in_words,
-    read_starts,
+    read_attempts,
     summary,
 )
 from dalle_jax.training.telemetry.chips import peak_flops
@@ -32,28 +32,28 @@ from dalle_jax.training.telemetry.clock import Clock
 _log = logging.getLogger(__name__)
 
 BEAT_EVERY = 10.0
-"""Seconds between two signs of life."""
+"""Seconds between two heartbeats."""
 
 MAX_SAVES = 20
 """Checkpoints on record, where more are kept on disk."""
 
 
-class Ledger:
+class Heartbeat:
     """Writes `starts/NNNN.json` of a stage's folder every few seconds, and `summary.json` at the end.
 
-    A thread of its own writes, so that a start that compiles for minutes, or hangs, still says so; only a process that
-    is dead or halted says nothing. Process 0 alone writes, and knows of earlier starts; the others know their own.
+    A thread of its own writes, so that an attempt that compiles for minutes, or hangs, still says so; only a process
+    that is dead or halted says nothing. Process 0 alone writes, and knows of earlier attempts; the others know their own.
     """
 
     def __init__(self, stage_dir: epath.PathLike, task: Task, config: TrainConfig, clock: Clock, devices: list[Any]):
         self._directory, self._clock = epath.Path(stage_dir), clock
-        self._earlier: list[Start] = []
+        self._earlier: list[Attempt] = []
         self._path: epath.Path | None = None
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         kinds = [device.device_kind for device in devices]
-        self._start = Start(
+        self._attempt = Attempt(
             number=1,
             stage=task.name,
             began=clock.began,
@@ -73,12 +73,12 @@ class Ledger:
         )
 
     def open(self, step: int) -> None:
-        """Begins the record; `step` is where this start goes on from, as far as is known. May be called again."""
+        """Begins the record; `step` is where this attempt goes on from, as far as is known. May be called again."""
         self._change(first_step=step, step=step, moved=time.time())
         if self._path is not None or jax.process_index() != 0:
             return
-        self._earlier = read_starts(self._directory)
-        number = max((start.number for start in self._earlier), default=0) + 1
+        self._earlier = read_attempts(self._directory)
+        number = max((attempt.number for attempt in self._earlier), default=0) + 1
         self._change(number=number)
         self._path = self._directory / "starts" / f"{number:04d}.json"
         self._write()
@@ -92,26 +92,26 @@ class Ledger:
         """The checkpoint of `step` is under way; `on_disk` are the steps that can be gone back to."""
         seconds = self._clock.totals()
         with self._lock:
-            kept = [save for save in self._start.saves if save.step in on_disk and save.step != step]
-            self._start = dataclasses.replace(
-                self._start, saves=(*kept, Save(step, time.time(), seconds))[-MAX_SAVES:], moved=time.time()
+            kept = [save for save in self._attempt.saves if save.step in on_disk and save.step != step]
+            self._attempt = dataclasses.replace(
+                self._attempt, saves=(*kept, Save(step, time.time(), seconds))[-MAX_SAVES:], moved=time.time()
             )
 
     def times(self) -> dict[str, float]:
-        """Seconds by kind of the whole run until now, earlier starts included."""
+        """Seconds by kind of the whole run until now, earlier attempts included."""
         return account([*self._earlier, self.now()])
 
-    def now(self) -> Start:
+    def now(self) -> Attempt:
         """The record at this moment."""
         with self._lock:
             seconds, doing = self._clock.totals(), self._clock.kind
-            if doing != self._start.doing:
-                self._start = dataclasses.replace(self._start, doing=doing, moved=time.time())
-            beat = self._start.began + sum(seconds.values())
-            self._start = dataclasses.replace(self._start, seconds=seconds, beat=beat)
-            return self._start
+            if doing != self._attempt.doing:
+                self._attempt = dataclasses.replace(self._attempt, doing=doing, moved=time.time())
+            beat = self._attempt.began + sum(seconds.values())
+            self._attempt = dataclasses.replace(self._attempt, seconds=seconds, beat=beat)
+            return self._attempt
 
-    def __enter__(self) -> "Ledger":
+    def __enter__(self) -> "Heartbeat":
         return self
 
     def __exit__(
@@ -121,7 +121,7 @@ class Ledger:
             return
         self._ended.set()
         self._thread.join(timeout=60)
-        state, reason = _ending(error, done=self._start.step >= self._start.num_steps)
+        state, reason = _ending(error, done=self._attempt.step >= self._attempt.num_steps)
         self._change(state=state, reason=reason)
         try:
             self._write()
@@ -132,13 +132,13 @@ class Ledger:
         if state != FAILED:
             _log.info(in_words(self.all()))
 
-    def all(self) -> list[Start]:
-        """Earlier starts, and this one."""
+    def all(self) -> list[Attempt]:
+        """Earlier attempts, and this one."""
         return [*self._earlier, self.now()]
 
     def _change(self, **fields: Any) -> None:
         with self._lock:
-            self._start = dataclasses.replace(self._start, **fields)
+            self._attempt = dataclasses.replace(self._attempt, **fields)
 
     def _write(self) -> None:
         assert self._path is not None
@@ -153,7 +153,7 @@ class Ledger:
 
 
 def _ending(error: BaseException | None, done: bool) -> tuple[str, str]:
-    """The state that a start ends in, and why; `done`: whether it has made the last step."""
+    """The state that an attempt ends in, and why; `done`: whether it has made the last step."""
     if error is None or (isinstance(error, Preempted) and done):
         return FINISHED, ""
     if isinstance(error, Preempted):

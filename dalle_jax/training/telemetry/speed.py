@@ -4,12 +4,13 @@ from collections.abc import Mapping
 
 import jax
 
-from dalle_jax.training.telemetry.attempts import Start, utilisation
+from dalle_jax.training.telemetry.attempts import Attempt
+from dalle_jax.training.telemetry.chips import utilisation
 from dalle_jax.training.telemetry.clock import Kind
 from dalle_jax.training.telemetry.memory import resident_bytes
 
 
-def speed_row(start: Start, steps: int, seconds: Mapping[str, float]) -> dict[str, float]:
+def speed_row(start: Attempt, steps: int, seconds: Mapping[str, float]) -> dict[str, float]:
     """Columns about the steps since the last row.
 
     Args:

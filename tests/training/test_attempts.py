@@ -9,23 +9,23 @@ import pytest
 
 from dalle_jax.errors import UserError
 from dalle_jax.training.parallel.preemption import Preempted
-from dalle_jax.training.telemetry import heartbeat as ledger_module
+from dalle_jax.training.telemetry import heartbeat as heartbeat_module
 from dalle_jax.training.telemetry.attempts import (
     FAILED,
     FINISHED,
     STOPPED,
+    Attempt,
     Save,
-    Start,
     account,
     duration,
     in_words,
-    read_starts,
+    read_attempts,
     summary,
     utilisation,
 )
 from dalle_jax.training.telemetry.chips import chip_of, peak_flops
 from dalle_jax.training.telemetry.clock import Clock, Kind
-from dalle_jax.training.telemetry.heartbeat import Ledger
+from dalle_jax.training.telemetry.heartbeat import Heartbeat
 from tests.training.tiny_run import TinyTask, tiny_config
 
 NONE = dict.fromkeys([kind.value for kind in Kind], 0.0)
@@ -41,7 +41,7 @@ def start(began, first_step, step, saves=(), **changes):
     fields = dict(number=1, stage="tiny", began=began, beat=began + 10.0 + done, moved=began, doing="step",
                   first_step=first_step, step=step, num_steps=100, batch_size=4, seconds=spent(done),
                   saves=[Save(at, began + 10.0 + at - first_step, spent(at - first_step)) for at in saves])  # fmt: skip
-    return Start(**(fields | changes))
+    return Attempt(**(fields | changes))
 
 
 def test_an_uninterrupted_start_is_all_kept():
@@ -121,30 +121,30 @@ class Device:
     device_kind = "TPU v4"
 
 
-def open_ledger(folder, clock, step=0):
-    ledger = Ledger(folder, TinyTask(), tiny_config(), clock, [Device()] * 2)
-    ledger.open(step)
-    return ledger
+def open_heartbeat(folder, clock, step=0):
+    heartbeat = Heartbeat(folder, TinyTask(), tiny_config(), clock, [Device()] * 2)
+    heartbeat.open(step)
+    return heartbeat
 
 
 def test_a_start_writes_signs_of_life_and_how_it_ended(tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "dalle_jax")
-    monkeypatch.setattr(ledger_module, "BEAT_EVERY", 0.01)
-    with Clock() as clock, open_ledger(tmp_path, clock) as ledger:
-        first = read_starts(tmp_path)[0]
+    monkeypatch.setattr(heartbeat_module, "BEAT_EVERY", 0.01)
+    with Clock() as clock, open_heartbeat(tmp_path, clock) as heartbeat:
+        first = read_attempts(tmp_path)[0]
         assert (first.state, first.step, first.devices, first.peak_flops) == ("running", 0, 2, 2 * 275e12)
         clock.enter(Kind.STEP)
-        ledger.moved_to(3)
-        ledger.saved(2, [2])
-        ledger.saved(3, [2, 3])
-        ledger.saved(4, [3, 4])
+        heartbeat.moved_to(3)
+        heartbeat.saved(2, [2])
+        heartbeat.saved(3, [2, 3])
+        heartbeat.saved(4, [3, 4])
         for _ in range(200):
-            (seen,) = read_starts(tmp_path)
+            (seen,) = read_attempts(tmp_path)
             if seen.step == 3 and seen.beat > first.beat and seen.saves:
                 break
             time.sleep(0.02)
         assert (seen.doing, seen.state, [save.step for save in seen.saves]) == ("step", "running", [3, 4])
-    (ended,) = read_starts(tmp_path)
+    (ended,) = read_attempts(tmp_path)
     assert ended.state == FINISHED and sum(ended.seconds.values()) == pytest.approx(
         ended.beat - ended.began, abs=1e-6
     )  # Unix times have no finer steps
@@ -163,9 +163,9 @@ def test_a_start_writes_signs_of_life_and_how_it_ended(tmp_path, monkeypatch, ca
 )
 def test_how_a_start_ended(tmp_path, error, state, reason, caplog):
     caplog.set_level("INFO", "dalle_jax")
-    with pytest.raises(type(error)), Clock() as clock, open_ledger(tmp_path, clock):
+    with pytest.raises(type(error)), Clock() as clock, open_heartbeat(tmp_path, clock):
         raise error
-    (ended,) = read_starts(tmp_path)
+    (ended,) = read_attempts(tmp_path)
     assert (ended.state, ended.reason) == (state, reason)
     assert bool(caplog.messages) == (state == STOPPED)  # an error has a line of its own
 
@@ -175,18 +175,18 @@ def test_a_later_start_counts_the_earlier_ones(tmp_path):
     earlier = start(time.time() - 1000.0, 0, 37, saves=[30])
     (tmp_path / "starts" / "0001.json").write_text(json.dumps(dataclasses.asdict(earlier)))
     (tmp_path / "starts" / "0002.json").write_text('{"cut')
-    with Clock() as clock, open_ledger(tmp_path, clock, 30) as ledger:
-        times = ledger.times()
+    with Clock() as clock, open_heartbeat(tmp_path, clock, 30) as heartbeat:
+        times = heartbeat.times()
     assert times[Kind.LOST] == pytest.approx(7.0) and times[Kind.DOWN] == pytest.approx(953.0, abs=1.0)
-    assert [found.number for found in read_starts(tmp_path)] == [1, 2]  # the broken file was no start
-    assert summary(read_starts(tmp_path))["starts"] == 2
+    assert [found.number for found in read_attempts(tmp_path)] == [1, 2]  # the broken file was no start
+    assert summary(read_attempts(tmp_path))["starts"] == 2
 
 
 @pytest.mark.parametrize("fault", [OSError(28, "full"), RuntimeError("503")], ids=["disk", "bucket"])
 def test_a_run_goes_on_without_its_heartbeat(tmp_path, monkeypatch, fault):
-    monkeypatch.setattr(ledger_module, "BEAT_EVERY", 0.01)
-    with pytest.raises(UserError, match="other"), Clock() as clock, open_ledger(tmp_path, clock) as ledger:
-        monkeypatch.setattr(ledger_module, "write_json", lambda *_: (_ for _ in ()).throw(fault))
+    monkeypatch.setattr(heartbeat_module, "BEAT_EVERY", 0.01)
+    with pytest.raises(UserError, match="other"), Clock() as clock, open_heartbeat(tmp_path, clock) as heartbeat:
+        monkeypatch.setattr(heartbeat_module, "write_json", lambda *_: (_ for _ in ()).throw(fault))
         time.sleep(0.1)
-        assert ledger._thread.is_alive()
+        assert heartbeat._thread.is_alive()
         raise UserError("the other reason goes before the disk's")
