@@ -101,7 +101,7 @@ def _read(path: epath.Path) -> Attempt | None:
 
 
 def broke_off(stage_dir: epath.PathLike) -> bool:
-    """Whether the last attempt did not finish: one that was killed behind its last checkpoint needs another to say so."""
+    """Whether the last attempt was cut short: killed behind its last checkpoint, it needs another that says so."""
     attempts = read_attempts(stage_dir)
     return bool(attempts) and attempts[-1].state != FINISHED
 

@@ -42,7 +42,7 @@ class Heartbeat:
     """Writes `starts/NNNN.json` of a stage's folder every few seconds, and `summary.json` at the end.
 
     A thread of its own writes, so that an attempt that compiles for minutes, or hangs, still says so; only a process
-    that is dead or halted says nothing. Process 0 alone writes, and knows of earlier attempts; the others know their own.
+    that is dead or halted says nothing. Process 0 alone writes, and knows of earlier attempts; others know their own.
     """
 
     def __init__(self, stage_dir: epath.PathLike, task: Task, config: TrainConfig, clock: Clock, devices: list[Any]):
