@@ -9,7 +9,7 @@ import time
 import pytest
 
 from dalle_jax.errors import PREEMPTED, UserError
-from launch.cluster import processes
+from launch.cluster import local_group
 from launch.cluster.local_group import Group, forwarded
 from launch.cluster.supervise import Policy, progress_of, supervise
 from launch.cluster.supervise import main as print_progress
@@ -107,7 +107,7 @@ def test_signals_are_passed_on_and_the_second_kills():
 
 
 def test_systems_without_prctl(monkeypatch):
-    monkeypatch.setattr(processes, "_libc", object())
+    monkeypatch.setattr(local_group, "_libc", object())
     assert Group(["true"], count=2, listen=lambda index, line: None).wait() == 0
 
 
