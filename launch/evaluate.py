@@ -157,7 +157,7 @@ def run_suite(name: str, out: epath.Path) -> Results:
 def run_shapes(workdir: str, out: epath.Path) -> dict:
     """The suite of drawn scenes on a run's codec, decoder and CLIP."""
     data = read_run(workdir).data
-    if data.source is not SourceKind.SHAPES:
+    if data.source != SourceKind.SHAPES:
         raise UserError(f"--suite=shapes measures runs on the drawn scenes; {workdir} was trained on other data")
     dalle, clip = dalle_jax.load(workdir), load_clip()
     report = shapes.evaluate(dalle, clip, out, data.shapes.max_objects)

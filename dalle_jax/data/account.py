@@ -7,6 +7,7 @@ from dalle_jax.data.config import DataConfig, HeldOutBy, SourceConfig, SourceKin
 from dalle_jax.data.left_out import in_words
 from dalle_jax.data.mixture import parts_of
 from dalle_jax.data.records import LeftOut, Source
+from dalle_jax.data.source_types import source_type
 from dalle_jax.data.sources import EVAL, whole_of
 
 
@@ -81,7 +82,7 @@ def _account(part: str, config: SourceConfig, splits: Mapping[str, Source]) -> A
 def _rule(config: SourceConfig) -> str:
     if config.eval_split:
         return f"eval_split={config.eval_split}"
-    if config.source in (SourceKind.SHAPES, SourceKind.ENCODED):
+    if source_type(config.source).splits is not None:
         return "a split of its own"
-    by_key = config.source is SourceKind.WEBDATASET and config.held_out_by is HeldOutBy.KEY
+    by_key = config.source == SourceKind.WEBDATASET and config.held_out_by is HeldOutBy.KEY
     return f"eval_fraction={config.eval_fraction:g}" + (", by the key alone" if by_key else "")

@@ -10,8 +10,8 @@ MAX_PIXELS = 178_956_970
 """Pillow opens no picture of more, whatever is asked for: its guard is one for the whole process, and stays."""
 
 
-class SourceKind(enum.Enum):
-    """Where pictures and captions come from."""
+class SourceKind(enum.StrEnum):
+    """Where images and captions come from: the names in `dalle_jax.data.source_types.SOURCES` from the start."""
 
     SHAPES = "shapes"  # drawn scenes, built on first use
     WEBDATASET = "webdataset"  # tars as img2dataset writes them
@@ -104,7 +104,8 @@ class ShapesConfig:
 class SourceConfig:
     """A data set and how it is split."""
 
-    source: SourceKind = SourceKind.SHAPES
+    source: str = SourceKind.SHAPES.value
+    """A name of `dalle_jax.data.source_types.SOURCES`."""
     path: str = ""
     """webdataset: glob or brace range of tars (`data/{00000..00099}.tar`, `data/*.tar`), several separated by commas;
     parquet: the same of Parquet files; folder: the folder, or a table in it; tfds: a name (`coco_captions`) or a
@@ -135,8 +136,8 @@ class SourceConfig:
     def __post_init__(self):
         if not 0.0 <= self.eval_fraction <= 1.0:
             raise ValueError(f"eval_fraction must be between 0 and 1, not {self.eval_fraction}")
-        if self.key is not TarKey.FIRST_DOT and self.source is not SourceKind.WEBDATASET:
-            raise ValueError(f"key='{self.key.value}' is for tars, and source is '{self.source.value}'")
+        if self.key is not TarKey.FIRST_DOT and self.source != SourceKind.WEBDATASET:
+            raise ValueError(f"key='{self.key.value}' is for tars, and source is '{self.source}'")
 
 
 @dataclasses.dataclass(frozen=True)

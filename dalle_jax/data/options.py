@@ -3,19 +3,9 @@
 import dataclasses
 from collections.abc import Collection
 
-from dalle_jax.data.config import DataConfig, SourceConfig, SourceKind
+from dalle_jax.data.config import DataConfig, SourceConfig
+from dalle_jax.data.source_types import SOURCES, source_type
 from dalle_jax.errors import UserError
-
-IDLE = {
-    SourceKind.SHAPES: ("path", "caption_field", "image_field", "label_field", "caption_templates"),
-    SourceKind.WEBDATASET: ("image_field", "label_field", "caption_templates"),
-    SourceKind.FOLDER: ("label_field",),
-}
-"""Options that a kind of data has no use for. Those that are not here may stand in the file of a config whose data the
-command line replaces: `shapes`, `eval_fraction`, and all that said how the pictures of encoded data were read."""
-
-SPLITS_BY_NAME = (SourceKind.SHAPES, SourceKind.ENCODED, SourceKind.TFDS)
-"""Kinds of data that have splits of their own; others have them where `{split}` stands in their path."""
 
 
 def check_options(config: SourceConfig, chosen: Collection[str] | None = None) -> None:
@@ -38,11 +28,12 @@ def check_options(config: SourceConfig, chosen: Collection[str] | None = None) -
         for part in config.mixture:
             check_options(part)
         return
-    for name in IDLE.get(config.source, ()):
+    kind = source_type(config.source)
+    for name in kind.unused:
         if _is_set(config, name) and (chosen is None or name in chosen):
-            others = ", ".join(kind.value for kind in SourceKind if name not in IDLE.get(kind, ()))
-            _refuse(name, config, f"config.data.source is '{config.source.value}', and it is for others ({others})")
-    if _is_set(config, "split") and config.source not in SPLITS_BY_NAME and "{split}" not in config.path:
+            others = ", ".join(other for other in SOURCES if name not in SOURCES[other].unused)
+            _refuse(name, config, f"config.data.source is '{config.source}', and it is for others ({others})")
+    if _is_set(config, "split") and not kind.named_splits and "{split}" not in config.path:
         _refuse("split", config, "{split} does not stand in config.data.path, where the split's name would go")
 
 

@@ -5,22 +5,17 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dalle_jax import storage
-from dalle_jax.data import paths
 from dalle_jax.data.class_captions import ClassCaptions
-from dalle_jax.data.config import DataConfig, SourceConfig, SourceKind
+from dalle_jax.data.config import DataConfig, SourceConfig
 from dalle_jax.data.left_out import in_words
 from dalle_jax.data.mixture import Mixture, parts_of
-from dalle_jax.data.options import IDLE
 from dalle_jax.data.records import LeftOut, Rest, Source, Subset
+from dalle_jax.data.source_types import EVAL, TRAIN, source_type
 from dalle_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-TRAIN, EVAL = "train", "eval"
-
-_SPLIT_ALREADY = (SourceKind.SHAPES, SourceKind.ENCODED)
-
+__all__ = ["EVAL", "TRAIN", "hold_out", "open_source", "open_splits", "splits_of", "warn_of_left_out", "whole_of"]
 
 _told: set[tuple[str, tuple[LeftOut, ...]]] = set()
 """Sources whose left-out things have been told of in this process, which opens its data several times."""
@@ -91,7 +86,7 @@ def _open(config: SourceConfig, split: str) -> Source:
         return _open_named(config, split)
     if config.eval_split:
         return _open_named(config, config.split if split == TRAIN else config.eval_split)
-    if config.source in _SPLIT_ALREADY:
+    if source_type(config.source).splits is not None:
         return _open_named(config, split)
     whole = _open_named(config, config.split)
     if config.eval_fraction == 0.0:
@@ -111,19 +106,19 @@ def _mix(config: DataConfig, parts: Mapping[str, Source]) -> Mixture:
 
 
 def _is_held_out_by_share(config: SourceConfig) -> bool:
-    return config.eval_fraction > 0.0 and not config.eval_split and config.source not in _SPLIT_ALREADY
+    return config.eval_fraction > 0.0 and not config.eval_split and source_type(config.source).splits is None
 
 
 def splits_of(config: SourceConfig) -> list[str]:
     """`train`, and `eval` where the config, or the data set itself, holds something out."""
     if isinstance(config, DataConfig) and config.mixture:
         return [TRAIN, EVAL] if any(EVAL in splits_of(part) for part in config.mixture) else [TRAIN]
-    if config.source is SourceKind.ENCODED and not config.eval_split:
-        from dalle_jax.data.encoded.source import read_manifest
-
-        return [TRAIN, EVAL] if EVAL in read_manifest(storage.expanduser(config.path)).splits else [TRAIN]
-    whole = config.eval_fraction == 0.0 and not config.eval_split and config.source is not SourceKind.SHAPES
-    return [TRAIN] if whole else [TRAIN, EVAL]
+    if config.eval_split:
+        return [TRAIN, EVAL]
+    splits = source_type(config.source).splits
+    if splits is not None:
+        return splits(config)
+    return [TRAIN, EVAL] if config.eval_fraction else [TRAIN]
 
 
 def hold_out(source: Source, fraction: float, split: str) -> Source:
@@ -149,8 +144,9 @@ def hold_out(source: Source, fraction: float, split: str) -> Source:
 
 def _open_named(config: SourceConfig, split: str) -> Source:
     """Opens a split under the data set's own name, with captions made where the config makes them."""
-    source = _open_stored(config, split)
-    if not config.caption_templates or "caption_templates" in IDLE.get(config.source, ()):
+    kind = source_type(config.source)
+    source = kind.open(config, split)
+    if not config.caption_templates or "caption_templates" in kind.unused:
         return source  # `check_options` has refused them where a person set them for these data
     if not source.class_names:
         raise UserError(
@@ -158,54 +154,3 @@ def _open_named(config: SourceConfig, split: str) -> Source:
             "--config.data.caption_templates='()'"
         )
     return ClassCaptions(source, config.caption_templates)
-
-
-def _open_stored(config: SourceConfig, split: str) -> Source:
-    """Opens a split as it is stored. Each kind of source is imported when it is asked for."""
-    if config.source is SourceKind.SHAPES:
-        from dalle_jax.data import shapes
-
-        return shapes.source(config.shapes, split)
-    if config.source is SourceKind.ENCODED:
-        from dalle_jax.data.encoded.source import Encoded
-
-        return Encoded(config.path, split)
-    if config.source is SourceKind.TFDS:
-        from dalle_jax.data.readers import tfds
-
-        return tfds.Tfds(
-            tfds.open_builder(config.path),
-            split,
-            caption_field=config.caption_field,
-            image_field=config.image_field,
-            label_field=config.label_field,
-        )
-    if split != config.split and "{split}" not in config.path:
-        raise UserError(
-            f"config.data.path='{config.path}' has no split '{split}': write {{split}} in the path where "
-            "the split's name stands"
-        )
-    path = config.path.replace("{split}", split)
-    if config.source is SourceKind.FOLDER:
-        from dalle_jax.data.readers.class_folder import ClassFolder
-        from dalle_jax.data.readers.folder import Folder
-
-        kind = ClassFolder if config.caption_templates else Folder
-        return kind(path, caption_field=config.caption_field, image_field=config.image_field)
-    if config.source is SourceKind.PARQUET:
-        from dalle_jax.data.readers.parquet import Parquet
-
-        return Parquet(
-            paths.expand(path, ".parquet"),
-            caption_field=config.caption_field,
-            image_field=config.image_field,
-            label_field=config.label_field,
-        )
-    from dalle_jax.data.readers.webdataset import WebDataset
-
-    return WebDataset(
-        paths.expand(path, ".tar"),
-        caption_field=config.caption_field,
-        key=config.key,
-        held_out_by=config.held_out_by,
-    )

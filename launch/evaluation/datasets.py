@@ -13,10 +13,10 @@ from dalle_jax import storage
 from dalle_jax.config import read_json
 from dalle_jax.data import paths
 from dalle_jax.data.config import DataConfig, SourceKind, TarKey
-from dalle_jax.data.options import IDLE, SPLITS_BY_NAME
 from dalle_jax.data.readers.class_folder import ClassFolder
 from dalle_jax.data.readers.webdataset import WebDataset
 from dalle_jax.data.records import Source
+from dalle_jax.data.source_types import source_type
 from dalle_jax.data.sources import EVAL, TRAIN, open_source, warn_of_left_out
 from dalle_jax.errors import UserError
 from dalle_jax.run_record import read_run
@@ -82,11 +82,11 @@ def open_split(data: str, split: str, flags: DataFlags, *, labelled: bool) -> So
             return ClassFolder(path)
     kind = guess_source(path)
     # What is said of all data sets may be of use to some of them alone.
-    fields = [name for name in ("caption_field", "image_field", "label_field") if name not in IDLE.get(kind, ())]
+    fields = [name for name in ("caption_field", "image_field", "label_field") if name not in source_type(kind).unused]
     config = DataConfig(
         source=kind,
         path="" if kind is SourceKind.SHAPES else path,
-        split=split if kind in SPLITS_BY_NAME else TRAIN,  # of others it stood in the path, if anywhere
+        split=split if source_type(kind).named_splits else TRAIN,  # of others it stood in the path, if anywhere
         eval_fraction=0.0,
         key=flags.key if kind is SourceKind.WEBDATASET else TarKey.FIRST_DOT,
         **{name: getattr(flags, name) for name in fields},
