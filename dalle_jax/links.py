@@ -4,47 +4,53 @@ A file comes under its own path where it lies in the folder itself, else under t
 in the order of their names: the same on every machine.
 """
 
+import dataclasses
 import fnmatch
 import glob
 import os
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from dalle_jax.errors import UserError
 
 _Identity = tuple[int, int] | str
 
 
-def walk(folder: str) -> tuple[list[str], list[str]]:
-    """The files in a folder and below it. Links to folders are followed; one may lead back to the folder itself.
+class Walked(NamedTuple):
+    """What is in a folder and below it: paths relative to it, with forward slashes."""
 
-    Returns:
-      Paths of the files, relative to the folder and with forward slashes, in no order; those of the links that lead to
-      a file which comes under another path, in order. A link to nothing counts as a file, for whoever reads it to say.
+    files: list[str]
+    """In no order. A link to nothing counts as a file, for whoever reads it to say."""
+    repeated: list[str]
+    """Links to files that come under another path, in order."""
+    special: list[str]
+    """Pipes, sockets and devices, and links to them, in order: whoever opened one might wait for ever."""
+
+
+def walk(folder: str) -> Walked:
+    """The files in a folder and below it. Links to folders are followed; one may lead back to the folder itself.
 
     Raises:
       UserError: a folder cannot be read.
     """
-    files: list[str] = []
-    file_links: list[str] = []
-    folder_links: list[str] = []
+    found = _Found([], [], [], [])
     seen: set[_Identity] = set()
-    _walk(folder, "", seen=seen, follows=False, files=files, file_links=file_links, folder_links=folder_links)
-    while folder_links:  # they wait until what lies in the folder itself is known
-        waiting, folder_links = sorted(folder_links), []
+    _walk(folder, "", seen=seen, follows=False, found=found)
+    while found.folder_links:  # they wait until what lies in the folder itself is known
+        waiting, found.folder_links = sorted(found.folder_links), []
         for link in waiting:
-            _walk(folder, link, seen=seen, follows=True, files=files, file_links=file_links, folder_links=folder_links)
-    if not file_links:
-        return files, []
-    there = {_identity(os.path.join(folder, file)) for file in files}
+            _walk(folder, link, seen=seen, follows=True, found=found)
     repeated = []
-    for link in sorted(file_links):
-        identity = _identity(os.path.join(folder, link))
-        if identity in there:
-            repeated.append(link)
-        else:
-            there.add(identity)
-            files.append(link)
-    return files, repeated
+    if found.file_links:
+        there = {_identity(os.path.join(folder, file)) for file in found.files}
+        for link in sorted(found.file_links):
+            identity = _identity(os.path.join(folder, link))
+            if identity in there:
+                repeated.append(link)
+            else:
+                there.add(identity)
+                found.files.append(link)
+    return Walked(found.files, repeated, sorted(found.special))
 
 
 def once(paths: Iterable[str]) -> list[str]:
@@ -63,7 +69,7 @@ def glob_below(pattern: str) -> list[str]:
     folders = sorted(glob.glob(head.rstrip("/"))) if head.rstrip("/") else [head or "."]
     found = []
     for folder in folders:
-        below = [file for file in walk(folder)[0] if _matches(file.split("/"), ["**", *tail.strip("/").split("/")])]
+        below = [file for file in walk(folder).files if _matches(file.split("/"), ["**", *tail.strip("/").split("/")])]
         found += [f"{folder.rstrip('/')}/{file}" if head else file for file in below]
     return found
 
@@ -80,23 +86,25 @@ def _matches(names: list[str], patterns: list[str]) -> bool:
     return fits and _matches(rest, patterns[1:])
 
 
-def _walk(
-    folder: str,
-    start: str,
-    seen: set[_Identity],
-    follows: bool,
-    files: list[str],
-    file_links: list[str],
-    folder_links: list[str],
-) -> None:
-    """Adds what lies below `start` to the lists.
+@dataclasses.dataclass
+class _Found:
+    """What a walk has met so far."""
+
+    files: list[str]
+    file_links: list[str]
+    folder_links: list[str]
+    special: list[str]
+
+
+def _walk(folder: str, start: str, seen: set[_Identity], follows: bool, found: _Found) -> None:
+    """Adds what lies below `start` to what was found.
 
     Args:
       folder: to which paths are relative.
       start: relative to it.
       seen: folders, which are added to.
       follows: whether `start` is behind a link, so that what is in `seen` may come up again and is passed over.
-      files, file_links, folder_links: the lists.
+      found: which is added to.
     """
     waiting = [start]
     while waiting:
@@ -109,11 +117,15 @@ def _walk(
         try:
             with os.scandir(path) as entries:
                 for entry in entries:
-                    name = f"{inner}/{entry.name}" if inner else entry.name
-                    if not entry.is_symlink():
-                        (waiting if entry.is_dir() else files).append(name)
+                    link, name = entry.is_symlink(), f"{inner}/{entry.name}" if inner else entry.name
+                    if os.path.isdir(entry.path) if link else entry.is_dir():
+                        (found.folder_links if link else waiting).append(name)
+                    elif link and os.path.exists(entry.path) and not os.path.isfile(entry.path):
+                        found.special.append(name)
+                    elif link or entry.is_file():
+                        (found.file_links if link else found.files).append(name)
                     else:
-                        (folder_links if os.path.isdir(entry.path) else file_links).append(name)
+                        found.special.append(name)
         except OSError as error:
             raise UserError(
                 f"cannot read the folder {path}: {error.strerror}; make it readable or take it away"

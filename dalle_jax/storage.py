@@ -237,21 +237,21 @@ def walk(folder: str) -> list[str]:
     Raises:
       UserError: see `walk_links`.
     """
-    return walk_links(folder)[0]
+    return walk_links(folder).files
 
 
-def walk_links(folder: str) -> tuple[list[str], list[str]]:
-    """As `walk`; and links to files that it leaves out, because their files are there under another path.
+def walk_links(folder: str) -> links.Walked:
+    """As `walk`, with what it leaves out: links to files that are there under another path, and what is no file.
 
     Every file comes once, however many links lead to it or to a folder around it; see `dalle_jax.links`. A bucket has
-    no links.
+    neither.
 
     Raises:
       UserError: a folder cannot be read.
     """
     if is_remote(folder):
         start = len(str(_system(folder)._strip_protocol(folder)).rstrip("/")) + 1
-        return [str(path)[start:] for path in _system(folder).find(folder)], []
+        return links.Walked([str(path)[start:] for path in _system(folder).find(folder)], [], [])
     return links.walk(folder)
 
 

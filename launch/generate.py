@@ -29,6 +29,7 @@ from dalle_jax.pipeline import Dalle
 from dalle_jax.ranking import Samples
 from dalle_jax.sample_store import FolderStore
 from dalle_jax.storage import as_path
+from dalle_jax.text_files import decode_text, split_lines
 from dalle_jax.training.checkpoints.checksums import fingerprint
 from dalle_jax.training.checkpoints.workdir import saved_steps
 from dalle_jax.training.parallel.processes import is_primary
@@ -117,7 +118,7 @@ def read_prompts() -> list[str]:
     prompts = list(PROMPT.value)
     if PROMPTS.value:
         try:
-            lines = as_path(PROMPTS.value).read_text(encoding="utf-8").splitlines()
+            lines = split_lines(decode_text(as_path(PROMPTS.value).read_bytes()))
         except (OSError, UnicodeError) as error:
             raise UserError(f"--prompts={PROMPTS.value} cannot be read as UTF-8 text: {error}") from None
         prompts += [line for line in lines if line.strip()]

@@ -62,6 +62,7 @@ INSIDE = {
         "dalle_jax.data.captions",
         "dalle_jax.data.config",
         "dalle_jax.data.left_out",
+        "dalle_jax.data.paths",
         "dalle_jax.data.records",
     },
     "dalle_jax/data/shapes": {"dalle_jax.data.config", "dalle_jax.data.records"},
@@ -86,7 +87,7 @@ INSIDE = {
     "launch/planning": {"launch.cluster", "launch.run"},
     "launch/run": {"launch.cli"},
 }
-EVERYWHERE = {"dalle_jax.code_version", "dalle_jax.config", "dalle_jax.errors", "dalle_jax.storage"}
+EVERYWHERE = {f"dalle_jax.{name}" for name in ("code_version", "config", "errors", "fetched", "storage", "text_files")}
 OURS = ("dalle_jax", "clip_jax", "launch", "configs")
 NOT_IN_THE_CORE = ("torch", "tensorflow", "torchvision", "open_clip", "transformers")
 

@@ -12,7 +12,7 @@ import regex
 from etils import epath
 
 from dalle_jax.errors import UserError
-from dalle_jax.weights.foreign import check_fetched
+from dalle_jax.fetched import check_fetched
 
 SETTINGS = "tokenizer_config.json"
 """Beside every tokenizer of transformers; `added_tokens_decoder` in it has added tokens by their ids."""

@@ -37,8 +37,8 @@ from clip_jax.tokenizers.cleaning import clean as clean
 from dalle_jax.data.captions import caption_list
 from dalle_jax.data.config import TextConfig
 from dalle_jax.errors import UserError
+from dalle_jax.fetched import check_fetched
 from dalle_jax.storage import as_path
-from dalle_jax.weights.foreign import check_fetched
 
 _SPECIAL = (("<|startoftext|>", "<|endoftext|>"), OPEN_CLIP_SPECIAL)
 """Start and end as OpenAI's and transformers' vocabularies name them, and as open_clip's does."""

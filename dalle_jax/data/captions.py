@@ -8,6 +8,7 @@ from typing import Any
 from dalle_jax.config import parse_json
 from dalle_jax.data.records import BadReason, BadSample, Source
 from dalle_jax.errors import UserError
+from dalle_jax.text_files import decode_text, split_lines
 
 CAPTION_FIELDS = ("caption", "captions", "text")
 """Where a caption is looked for when the config names no field, in this order."""
@@ -22,19 +23,19 @@ Captions = tuple[tuple[str, ...], BadReason | None]
 def captions_from_text(data: bytes) -> Captions:
     """Reads a `.txt` file: every line that is not blank is one caption."""
     try:
-        return clean(data.decode("utf-8-sig").splitlines())
+        return clean(split_lines(decode_text(data)))
     except UnicodeDecodeError:
         return (), BadReason.CAPTION_ENCODING
 
 
 def captions_from_json(data: bytes, field: str = "") -> Captions:
-    """Reads the captions in a JSON object; see `captions_from_mapping`. Anything else has none."""
+    """Reads the captions in a JSON object; see `captions_from_mapping`. Other JSON has none."""
     try:
-        value = parse_json(data.decode("utf-8-sig"))
+        value = parse_json(decode_text(data))
     except UnicodeDecodeError:
         return (), BadReason.CAPTION_ENCODING
     except ValueError:
-        return (), None
+        return (), BadReason.CAPTION_JSON if data else None
     return captions_from_mapping(value, field) if isinstance(value, dict) else ((), None)
 
 

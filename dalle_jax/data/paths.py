@@ -5,6 +5,8 @@ import glob
 import logging
 import os
 import re
+import stat
+from collections.abc import Sequence
 
 from dalle_jax import storage
 from dalle_jax.errors import UserError
@@ -39,7 +41,7 @@ def expand(pattern: str, suffix: str) -> list[str]:
         elif inside := sorted(name for name in (*listed(path), *_links_to_nothing(path)) if name.endswith(suffix)):
             files += [storage.join(path, name) for name in inside]
         elif glob.has_magic(path):
-            files += storage.glob_files(path)
+            files += _only_files(path, storage.glob_files(path))
         elif storage.is_remote(path) or not os.path.isdir(path):
             missing.append(path)
     missing += [path for path in files if not storage.is_remote(path) and not os.path.exists(path)]
@@ -59,11 +61,34 @@ def expand(pattern: str, suffix: str) -> list[str]:
     return once
 
 
+def _only_files(pattern: str, found: list[str]) -> list[str]:
+    """Refuses what a pattern matches beside files: a pipe would be waited for, and what is in a folder missed."""
+    for path in found:
+        if os.path.isdir(path):
+            raise UserError(
+                f"'{pattern}' matches {path}, which is a folder: write a pattern that matches files alone, or ** for "
+                "all folders below one"
+            )
+        if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
+            raise UserError(f"'{pattern}' matches {path}, which is a pipe, socket or device: name files alone")
+    return found
+
+
 def _links_to_nothing(folder: str) -> list[str]:
     """Names of the links in a local folder that lead nowhere; whoever lists its files passes over them."""
     if storage.is_remote(folder) or not os.path.isdir(folder):
         return []
     return [name for name in os.listdir(folder) if not os.path.exists(os.path.join(folder, name))]
+
+
+def distinct_names(paths: Sequence[str]) -> list[str]:
+    """Names of files for keys: without folders, so that keys do not depend on where the data lie, or with the fewest
+    folders that tell the files apart."""
+    for depth in (1, 2):
+        names = ["/".join(path.split("/")[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [os.path.relpath(path, os.path.commonpath(paths)) for path in paths]
 
 
 def expand_braces(pattern: str) -> list[str]:

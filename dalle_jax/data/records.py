@@ -18,7 +18,9 @@ class BadReason(enum.Enum):
     NOT_A_PICTURE = "not_a_picture"  # bytes in no format that is read
     TOO_LARGE = "too_large"  # over the pixel limit: decompression bombs
     NO_CAPTION = "no_caption"
-    CAPTION_ENCODING = "caption_encoding"  # the caption is not UTF-8
+    CAPTION_ENCODING = "caption_encoding"  # the caption is not UTF-8, nor UTF-16 with its mark
+    NO_LABEL = "no_label"  # a class file that holds no number, where others do
+    CAPTION_JSON = "caption_json"  # what should hold the caption is not JSON
 
 
 class BadSample(Exception):

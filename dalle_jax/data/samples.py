@@ -61,9 +61,10 @@ class SampleReader:
             else:
                 part = np.int32(self.source.part_of(index))
                 return sample | {"bad": bad, "bad_index": np.int64(bad_index), "part": part}
+        reasons = describe(dict(zip(REASONS, bad.tolist(), strict=True)))
         raise UserError(
-            f"{_ATTEMPTS} samples of {self.source.name} in a row cannot be used "
-            f"({describe(dict(zip(REASONS, bad.tolist(), strict=True)))}): check the data"
+            f"{_ATTEMPTS} samples of {self.source.name} in a row cannot be used ({reasons}; for example "
+            f"{self.source.key(bad_index)}): check the data"
         )
 
     def _sample(self, record: Record, rng: np.random.Generator) -> dict[str, Any]:

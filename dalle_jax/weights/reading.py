@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dalle_jax.errors import UserError
-from dalle_jax.weights.foreign import check_fetched
+from dalle_jax.fetched import check_fetched
 from dalle_jax.weights.msgpack_files import is_msgpack, read_msgpack
 from dalle_jax.weights.npz_files import is_npz, read_npz
 from dalle_jax.weights.paths import local_path

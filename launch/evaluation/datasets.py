@@ -20,6 +20,7 @@ from dalle_jax.data.source_types import source_type
 from dalle_jax.data.sources import EVAL, TRAIN, open_source, warn_of_left_out
 from dalle_jax.errors import UserError
 from dalle_jax.run_record import read_run
+from dalle_jax.text_files import decode_text, split_lines
 from dalle_jax.training.parallel.processes import is_primary
 from launch.run.source_kind import guess_source
 
@@ -198,10 +199,12 @@ def _stored(folder: str, with_templates: bool) -> Prompts:
 def _lines(path: epath.Path) -> list[str]:
     """The lines of a file up to the last that is not blank. Line i names class i, a blank one too."""
     try:
-        text = path.read_text(encoding="utf-8").rstrip()
-        return [line.strip() for line in text.split("\n")] if text else []
+        text = decode_text(path.read_bytes()).rstrip()
+        return [line.strip() for line in split_lines(text)] if text else []
     except FileNotFoundError:
         raise UserError(f"{path} is missing: classification needs it, or --prompts=NAME") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error.reason}): write it as UTF-8") from error
 
 
 def named_prompts(name: str) -> Prompts:

@@ -11,6 +11,7 @@ from dalle_jax.data.readers.tables import is_table_name, names_images, read_text
 from dalle_jax.data.sources import TRAIN, open_splits
 from dalle_jax.errors import UserError
 from dalle_jax.storage import as_path
+from dalle_jax.text_files import split_lines
 from launch.run.source_kind import guess_source
 
 
@@ -59,7 +60,7 @@ def lines(path: str) -> list[str]:
       UserError: it is no text in UTF-8.
     """
     text = read_text(path)
-    found = [line.strip() for line in text.split("\n")]
+    found = [line.strip() for line in split_lines(text)]
     for number, line in enumerate(found, 1):
         try:
             line.encode()

@@ -59,7 +59,7 @@ def test_links_to_other_folders_are_followed_once(folder, tmp_path):
     (folder / "a-link.png").symlink_to(tmp_path / "store" / "a.png")
     (folder / "only.png").symlink_to(tmp_path / "other.png")
     (tmp_path / "other.png").write_bytes(b"y")
-    files, repeated = storage.walk_links(str(folder))
+    files, repeated, _ = storage.walk_links(str(folder))
     assert sorted(files) == sorted([*FILES, "k/a.png", "k/deeper/b.png", "only.png"])
     assert repeated == ["a-link.png"]
 
@@ -106,3 +106,34 @@ def test_a_folder_that_cannot_be_read_is_named(folder, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(UserError, match=r"cannot read the folder .*/inner: Permission denied"):
         storage.walk(str(folder))
+
+
+# Pipes, sockets, devices and folders
+
+
+def test_a_pipe_that_is_called_as_an_image_is_counted_and_never_opened(tmp_path, png):
+    (tmp_path / "a.png").write_bytes(png())
+    os.mkfifo(tmp_path / "b.png")
+    (tmp_path / "c.png").symlink_to(tmp_path / "b.png")
+    os.mkfifo(tmp_path / "metadata.csv")
+    folder = Folder(str(tmp_path))
+    assert [folder.key(i) for i in range(len(folder))] == ["a.png"]
+    assert [(found.reason, found.count, found.example) for found in folder.left_out] == [
+        ("pipes, sockets and devices", 3, "b.png")
+    ]
+
+
+@pytest.mark.parametrize("pattern", ["*.tar", "**/*.tar", "[ab].tar"])
+def test_a_pattern_reads_files_alone(tmp_path, write_tar, png, pattern):
+    good = write_tar("a.tar", {"a.png": png()})
+    os.mkfifo(tmp_path / "b.tar")
+    if pattern == "**/*.tar":
+        assert paths.expand(str(tmp_path / pattern), ".tar") == [good]
+    else:
+        with pytest.raises(UserError, match=r"matches .*b\.tar, which is a pipe, socket or device"):
+            paths.expand(str(tmp_path / pattern), ".tar")
+    os.unlink(tmp_path / "b.tar")
+    (tmp_path / "b.tar").mkdir()
+    if pattern != "**/*.tar":
+        with pytest.raises(UserError, match=r"matches .*b\.tar, which is a folder: .* \*\*"):
+            paths.expand(str(tmp_path / pattern), ".tar")

@@ -13,6 +13,7 @@ from dalle_jax import storage
 from dalle_jax.data.captions import all_captions
 from dalle_jax.data.config import DataConfig, SourceKind
 from dalle_jax.data.readers.parquet import Parquet
+from dalle_jax.data.readers.tables import read_table
 from dalle_jax.data.records import BadReason, BadSample
 from dalle_jax.data.sources import open_source
 from dalle_jax.errors import UserError
@@ -149,3 +150,25 @@ def _invalid(texts):
     """Bytes that a careless writer called a text."""
     array = pa.array(texts, pa.binary())
     return pa.Array.from_buffers(pa.string(), len(array), array.buffers())
+
+
+@pytest.mark.parametrize("kind", ["binary", "large_binary", "binary_view"])
+def test_every_type_of_bytes(write, png, kind):
+    images = pa.array([png(i) for i in range(4)], getattr(pa, kind)())
+    views = pa.array([f"image {i}" for i in range(4)], pa.string_view() if kind == "binary_view" else pa.large_string())
+    source = Parquet([write(count=4, jpg=images, text=views)], image_field="jpg")
+    assert source[2].image == png(2) and source[2].captions == ("image 2",)
+
+
+def test_columns_of_one_name(tmp_path, png):
+    images, texts = pa.array([png(0)]), pa.array(["one"])
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_arrays([images, texts, texts], ["image", "text", "text"]), path)
+    with pytest.raises(UserError, match=r"a.parquet has two columns 'text': give one another name"):
+        Parquet([str(path)])
+    pq.write_table(pa.Table.from_arrays([images, texts, texts, texts], ["image", "text", "x", "x"]), path)
+    assert Parquet([str(path)])[0].captions == ("one",)
+    named = pa.array(["a.jpg"])
+    pq.write_table(pa.Table.from_arrays([named, named, texts], ["file_name", "file_name", "text"]), path)
+    with pytest.raises(UserError, match=r"a.parquet has two columns 'file_name'"):
+        read_table(str(path))

@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
+from dalle_jax.data.batches import Batches
 from dalle_jax.data.config import (
     Augment,
     DataConfig,
@@ -185,3 +186,24 @@ def test_a_lookup_in_the_rest_converts_no_table(list_source, monkeypatch):
 def test_hold_out_extremes(list_source):
     assert len(hold_out(list_source(50), 1.0, "eval")) == 50
     assert np.all(hold_out(list_source(9), 0.3, "eval").key_hashes() < 0.3 * 2**64)
+
+
+def test_tars_of_one_name_in_many_folders_are_told_apart(tmp_path, write_tar, png):
+    """The same keys under the same name would all be held out together, or not at all."""
+    for i in range(12):
+        (tmp_path / f"part{i}").mkdir()
+        write_tar(f"part{i}/0.tar", {f"{j:03}.png": png(j, 1, 1) for j in range(20)})
+    config = DataConfig(source="webdataset", path=str(tmp_path / "*" / "0.tar"), eval_fraction=0.1)
+    sources = open_splits(config)
+    assert 10 <= len(sources["eval"]) <= 40  # 24 and four standard deviations
+    assert len({sources["eval"].key(i) for i in range(len(sources["eval"]))}) == len(sources["eval"])
+    assert sources["train"].key(0).startswith("part0/0/")
+
+
+def test_bad_samples_without_end_show_one(tmp_path):
+    for i in range(5):
+        (tmp_path / f"{i}.png").write_bytes(b"no image")
+    source = open_source(DataConfig(source="folder", path=str(tmp_path), eval_fraction=0.0))
+    batches = Batches(source, batch_size=2, image_size=8, augment=Augment.NONE, seed=0)
+    with pytest.raises(UserError, match=r"100 samples .* cannot be used \(not_a_picture 100; .*[0-4]\.png"):
+        batches[0]

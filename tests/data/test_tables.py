@@ -215,3 +215,39 @@ def test_an_image_that_goes_away_is_a_bad_sample(folder):
     with pytest.raises(BadSample) as error:
         source[0]
     assert error.value.reason is BadReason.MISSING
+
+
+# Columns of one name, and tables without rows
+
+
+def test_several_columns_of_captions_are_several_captions(tmp_path):
+    path = table(tmp_path, "captions.csv", "file_name,caption,caption,caption\na.jpg,one,two,\nb.jpg,three\n")
+    assert plain(path) == {"a.jpg": ("one", "two"), "b.jpg": ("three",)}
+    path = table(tmp_path, "other.tsv", "file_name\ttitle\ttitle\na.jpg\tone\ttwo\n")
+    assert plain(path, caption_field="title") == {"a.jpg": ("one", "two")}
+
+
+def test_two_columns_that_name_images_are_refused(tmp_path):
+    path = table(tmp_path, "captions.csv", "file_name,file_name,caption\na.jpg,b.jpg,one\n")
+    with pytest.raises(UserError, match=r"captions.csv has two columns 'file_name': .*give one another name"):
+        read_table(path)
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "file_name,caption\n", "file_name,caption\n\n"])
+def test_a_table_without_rows_says_so(tmp_path, text):
+    (tmp_path / "a.jpg").touch()
+    table(tmp_path, "metadata.csv", text)
+    with pytest.raises(UserError, match=r"metadata.csv has no rows.* write a row an image"):
+        Folder(str(tmp_path))
+
+
+def test_a_split_without_rows_is_counted(tmp_path):
+    for split, text in (("train", '{"file_name": "a.jpg", "text": "a cat"}\n'), ("test", "")):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "a.jpg").touch()
+        table(tmp_path / split, "metadata.jsonl", text)
+    folder = Folder(str(tmp_path))
+    assert len(folder) == 1
+    assert ("tables without rows", 1, "test/metadata.jsonl") in [
+        (f.reason, f.count, f.example) for f in folder.left_out
+    ]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dalle_jax.data.left_out import Tally
 from dalle_jax.data.readers import tar
+from dalle_jax.data.readers.tables import read_table
 from dalle_jax.errors import UserError
 
 NAMES = st.one_of(
@@ -227,3 +228,45 @@ def test_a_tail_of_part_of_a_block(tmp_path):
     path = tmp_path / "x.tar"
     path.write_bytes(ONE[:3072] + bytes(100))
     assert len(list(tar.scan(str(path)))) == 2
+
+
+def test_checksums_of_signed_bytes_are_read(tmp_path):
+    """As old writers made them, where `char` has a sign; `tarfile` reads both."""
+    data = bytearray(archive([("näme.jpg", tarfile.REGTYPE, 20, "")], tarfile.GNU_FORMAT))
+    header = data[:148] + b" " * 8 + data[156:512]
+    signed = sum(byte - 256 if byte > 127 else byte for byte in header)
+    assert signed != sum(header)
+    data[148:156] = b"%06o\0 " % signed
+    path = tmp_path / "old.tar"
+    path.write_bytes(data)
+    assert scanned(path)[0] == by_tarfile(path)[0] == {"näme.jpg": b"\1" * 20}
+    data[0] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="damaged or no tar"):
+        scanned(path)
+
+
+IN_PLACE = {
+    "pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+        "pointer of Git LFS.*git lfs pull",
+    ),
+    "page": (b"<!DOCTYPE html>\n<html><body>404</body></html>" + b" " * 1000, "HTML page.*download it anew"),
+    "empty": (b"", "is empty: .*fetch it again|is empty: download it anew"),
+}
+
+
+@pytest.mark.parametrize(("content", "said"), IN_PLACE.values(), ids=IN_PLACE)
+def test_what_came_in_place_of_a_tar_is_called_so(tmp_path, content, said):
+    path = tmp_path / "x.tar"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"x\.tar .*({said})"):
+        scanned(path)
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "captions_train2017.json", "metadata.parquet"])
+@pytest.mark.parametrize(("content", "said"), list(IN_PLACE.values())[:2], ids=list(IN_PLACE)[:2])
+def test_what_came_in_place_of_a_table_is_called_so(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name} .*({said})"):
+        read_table(str(tmp_path / name))

@@ -131,8 +131,8 @@ def test_captions_that_are_not_text(write_tar, png):
     }  # fmt: skip
     source = WebDataset([write_tar("0.tar", members)])
     found = [(source[i].captions, source[i].captions_fault) for i in range(len(source))]
-    encoding = ((), BadReason.CAPTION_ENCODING)
-    assert found == [encoding, ((), None), encoding, ((), None), (("readable",), None), *[((), None)] * 4]
+    encoding, json, none = ((), BadReason.CAPTION_ENCODING), ((), BadReason.CAPTION_JSON), ((), None)
+    assert found == [encoding, none, encoding, json, (("readable",), None), none, json, json, none]
 
 
 def test_labels_and_what_is_no_sample(write_tar, png):
@@ -266,3 +266,22 @@ def test_the_real_sets_read(emoji_glob, cifar_glob):
     assert photographs.has_labels and photographs[17].label in range(10)
     for index in np.linspace(0, 3420, 20).astype(int):
         assert emoji[int(index)].captions and emoji[int(index)].image[:4] == b"\x89PNG"
+
+
+def test_a_json_that_is_none_is_a_reason_of_its_own(write_tar, png):
+    members = {"a.png": png(), "a.json": b'{"caption": "a ca', "b.png": png(), "b.json": b"{}"}
+    source = WebDataset([write_tar("x.tar", members)])
+    assert source[0].captions_fault is BadReason.CAPTION_JSON
+    assert source[1].captions_fault is None
+
+
+def test_class_files_with_names_are_no_labels(write_tar, png, caplog):
+    """Not -1 for all of them, as which they were evaluated."""
+    names = {"a.png": png(), "a.cls": b"cat", "b.png": png(), "b.cls": b"dog"}
+    source = WebDataset([write_tar("x.tar", names)])
+    assert not source.has_labels and source[0].label is None
+    assert "x.tar: .cls files hold b'cat', and not numbers: there are no labels" in caplog.text
+    mixed = WebDataset([write_tar("y.tar", names | {"a.cls": b"0"})])
+    assert mixed.has_labels and mixed[0].label == 0
+    with pytest.raises(BadSample, match="no_label: b.cls holds b'dog'"):
+        mixed[1]

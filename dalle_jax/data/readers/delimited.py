@@ -11,15 +11,21 @@ from collections.abc import Collection, Iterator, Sequence
 
 from dalle_jax.data.readers.webdataset_index import IMAGE_SUFFIXES
 from dalle_jax.errors import UserError
+from dalle_jax.text_files import split_lines
 
 _DELIMITERS = (",", "\t", ";", "|")
 
 
-def rows(path: str, text: str, image_fields: Collection[str]) -> Iterator[tuple[int, dict[str, str]]]:
+class Columns(list[str]):
+    """What a row has in several columns of one name."""
+
+
+def rows(path: str, text: str, image_fields: Collection[str]) -> Iterator[tuple[int, dict[str, str | Columns]]]:
     """The rows below the header, each with the number of its first line.
 
     Two columns without a header, a file name and a caption in either order, are read as `file_name` and `caption`, and
-    a URL and a caption as `url` and `caption`. A row of fewer fields than the header lacks the last of them.
+    a URL and a caption as `url` and `caption`. A row of fewer fields than the header lacks the last of them. Of columns
+    of one name a row has all, as `Columns`.
 
     Args:
       path: of the table, for messages.
@@ -46,7 +52,21 @@ def rows(path: str, text: str, image_fields: Collection[str]) -> Iterator[tuple[
             )
         if lines > 1:
             _check_inside(path, line, cells, header, delimiter, image_fields)
-        yield line, dict(zip(header, cells, strict=False))
+        distinct = len(set(header)) == len(header)
+        yield line, dict(zip(header, cells, strict=False)) if distinct else _joined(header, cells)
+
+
+def _joined(header: Sequence[str], cells: Sequence[str]) -> dict[str, str | Columns]:
+    """A row under a header in which names come again."""
+    row: dict[str, str | Columns] = {}
+    for name, cell in zip(header, cells, strict=False):
+        if header.count(name) == 1:
+            row[name] = cell
+        else:
+            there = row.setdefault(name, Columns())
+            assert isinstance(there, Columns)
+            there.append(cell)
+    return row
 
 
 def _delimiter(text: str, image_fields: Collection[str]) -> str:
@@ -99,7 +119,7 @@ def _check_inside(
     column = next((i for i, name in enumerate(header) if name.lower() in image_fields), len(cells))
     own = cells[column] if column < len(cells) else ""
     for cell in cells:
-        for inner in cell.splitlines() if "\n" in cell or "\r" in cell else ():
+        for inner in split_lines(cell) if "\n" in cell or "\r" in cell else ():
             parts = next(csv.reader([inner], delimiter=delimiter), [])
             if len(parts) == len(header) and _is_named_alike(parts[column : column + 1], own):
                 raise UserError(

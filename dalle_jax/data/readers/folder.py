@@ -39,7 +39,7 @@ class Folder(Source):
             there is no table.
         """
         self._root, table = _root(path)
-        files, again = storage.walk_links(self._root)
+        files, again, special = storage.walk_links(self._root)
         files.sort()
         endings = caption_files(files)
         first = table or first_of(files)
@@ -60,8 +60,11 @@ class Folder(Source):
             raise UserError(f"{self.name} holds no picture (.{', .'.join(IMAGE_SUFFIXES)}){_other_source(files)}")
         self._files, self._keys = listing.files, listing.keys
         self._captions, self._endings = listing.captions, listing.endings
-        repeated = (LeftOut("links to files that are there under another path", len(again), again[0]),) if again else ()
-        self.left_out, self.captions_from = listing.left_out + repeated, listing.captions_from
+        beside = {"links to files that are there under another path": again, "pipes, sockets and devices": special}
+        self.left_out = listing.left_out + tuple(
+            LeftOut(why, len(what), what[0]) for why, what in beside.items() if what
+        )
+        self.captions_from = listing.captions_from
 
     def __len__(self) -> int:
         return len(self._keys)

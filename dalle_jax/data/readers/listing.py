@@ -70,6 +70,9 @@ def list_tables(
       UserError: a table cannot be read, or none of the images is there.
     """
     read = {file: read_table(storage.join(root, file), caption_field, image_field) for file in tables}
+    without_rows = [file for file, table in read.items() if not table.captions]
+    if len(without_rows) == len(tables):
+        raise UserError(f"{storage.join(root, tables[0])} has no rows: write a row an image, or take it away")
     rows, missing = _find_images(read, Names(root, files))
     if missing and not rows.captions:
         raise UserError(
@@ -90,6 +93,7 @@ def list_tables(
         )
     left_out = (
         *(left_out for table in read.values() for left_out in table.left_out),
+        *_group("tables without rows", without_rows),
         *_group(f"rows of tables whose images are not in {root}", missing),
         *_left_over(files, images, found, tables),
     )

@@ -5,7 +5,6 @@ import collections
 import contextlib
 import json
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,8 +15,10 @@ import pyarrow.parquet as pq
 
 from dalle_jax import storage
 from dalle_jax.data.captions import CAPTION_FIELDS, captions_from_mapping
+from dalle_jax.data.paths import distinct_names
 from dalle_jax.data.records import BadReason, BadSample, Record, Source
 from dalle_jax.errors import UserError, closest
+from dalle_jax.fetched import check_fetched
 
 _log = logging.getLogger(__name__)
 
@@ -47,13 +48,14 @@ class Parquet(Source):
             no column of images, or no row.
         """
         self.name = f"parquet {paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
-        self._paths, self._names = list(paths), _distinct(paths)
+        self._paths, self._names = list(paths), distinct_names(paths)
         with _open(self._paths[0]) as file:
             schema = file.schema_arrow
         self._image = _image_column(self._paths[0], schema, image_field)
         self._caption = _column("caption_field", caption_field, schema, CAPTION_FIELDS)
         self._label = _column("label_field", label_field, schema, ("label",))
         wanted = [name for name in (self._image, self._caption, self._label) if name]
+        _check_names(self._paths[0], schema, wanted)
         self._firsts: list[int] = []  # index of each file's first row
         self._groups: list[tuple[int, int]] = []  # of each row group: its file, and its number there
         self._ends: list[int] = []  # of each row group: the index after its last row
@@ -158,6 +160,7 @@ def read_rows(path: str) -> Iterator[dict[str, Any]]:
       UserError: it is no Parquet file, or damaged.
     """
     with _open(path) as file:
+        _check_names(path, file.schema_arrow, file.schema_arrow.names)
         try:
             for batch in file.iter_batches(1024):
                 yield from batch.to_pylist()
@@ -175,6 +178,8 @@ def _open(path: str) -> Iterator[pq.ParquetFile]:
         except FileNotFoundError as error:
             raise UserError(f"{path} is missing") from error
         except pa.ArrowInvalid as error:
+            if not storage.is_remote(path):
+                check_fetched(storage.read_parts(path, [(0, 512)])[0], path)
             raise UserError(f"{path} is not a Parquet file, or cut short ({error})") from error
         yield file
 
@@ -183,6 +188,13 @@ def _warn_of_large_groups(size: int, path: str) -> None:
     if size > _LARGE:
         advice = "all of which are read for one sample: write the files with row_group_size=100"
         _log.warning("%s: a row group holds %d MB, %s", path, size >> 20, advice)
+
+
+def _check_names(path: str, schema: pa.Schema, names: Sequence[str]) -> None:
+    """Raises: UserError: a column that is read shares its name with another; rows would have the last alone."""
+    for name in names:
+        if schema.names.count(name) > 1:
+            raise UserError(f"{path} has two columns '{name}': give one another name")
 
 
 def _image_column(path: str, schema: pa.Schema, chosen: str) -> str:
@@ -205,7 +217,7 @@ def _image_column(path: str, schema: pa.Schema, chosen: str) -> str:
 def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return any(field.name == "bytes" and _holds_bytes(field.type) for field in kind)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
 def _column(option: str, chosen: str, schema: pa.Schema, usual: Sequence[str]) -> str:
@@ -225,12 +237,3 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
         return tuple(map(str, noted))
     except (KeyError, TypeError, ValueError):
         return ()
-
-
-def _distinct(paths: Sequence[str]) -> list[str]:
-    """Names of files for keys: without folders, so that keys do not depend on where the data lie."""
-    for depth in (1, 2):
-        names = ["/".join(path.split("/")[-depth:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    return [os.path.relpath(path, os.path.commonpath(paths)) for path in paths]

@@ -15,6 +15,8 @@ from dalle_jax.data.captions import CAPTION_FIELDS, Captions, captions_from_mapp
 from dalle_jax.data.readers import delimited
 from dalle_jax.data.records import LeftOut
 from dalle_jax.errors import UserError, closest
+from dalle_jax.fetched import check_fetched
+from dalle_jax.text_files import decode_text
 
 IMAGE_FIELDS = (
     "file_name", "image", "file", "filename", "filepath", "path", "image_name", "image_path", "image_file", "file_path",
@@ -150,14 +152,14 @@ def read_text(path: str) -> str:
       UserError: it holds zero bytes, which no text does.
     """
     data = storage.read(path)
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        try:
-            return data.decode("utf-16", "surrogatepass")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} begins as UTF-16 and breaks off inside a character") from error
-    if b"\0" in data:
-        raise UserError(f"{path} holds zero bytes, and so is no text: name another file, or write it as UTF-8")
-    return data.decode("utf-8-sig", "surrogateescape")
+    check_fetched(data, path)
+    try:
+        return decode_text(data, "surrogateescape")
+    except UnicodeDecodeError as error:
+        if error.reason == "zero byte":
+            what = "holds zero bytes, and so is no text: name another file, or write it as UTF-8"
+            raise UserError(f"{path} {what}") from error
+        raise UserError(f"{path} begins as UTF-16 and is damaged ({error.reason}): write it again, as UTF-8") from error
 
 
 def _image_name(path: str, place: str, row: Mapping[str, Any], image_field: str) -> str:
@@ -165,7 +167,9 @@ def _image_name(path: str, place: str, row: Mapping[str, Any], image_field: str)
     keys = (image_field,) if image_field else _keys(fields, IMAGE_FIELDS)
     if not keys:
         keys = _keys(fields, URL_FIELDS)
-    name = next((row[key] for key in keys if row.get(key)), None)
+    key, name = next(((key, row[key]) for key in keys if row.get(key)), ("", None))
+    if isinstance(name, delimited.Columns):
+        raise UserError(f"{path} has two columns '{key}': which of them names the images? give one another name")
     if not isinstance(name, str):
         raise UserError(
             f"{path}, {place}: no picture is named by {image_field or ' or '.join(IMAGE_FIELDS)} (its fields: "

@@ -14,6 +14,7 @@ from dalle_jax.data.left_out import Tally
 from dalle_jax.data.readers import tar_header
 from dalle_jax.data.readers.tar_header import BLOCK
 from dalle_jax.errors import UserError
+from dalle_jax.fetched import check_fetched
 
 _log = logging.getLogger(__name__)
 
@@ -107,6 +108,9 @@ def _end_of(place: str, links: dict[str, str]) -> str | None:
 def _entries(path: str, file: storage.Reader) -> Iterator[_Entry]:
     """The members of a tar, of whatever kind."""
     total, offset = file.size, 0
+    check_fetched(file.pread(BLOCK, 0), path)
+    if not total:
+        raise UserError(f"{path} is empty: fetch it again or leave it out")
     said: dict[str, str] = {}  # by extension headers, of the member after them
     closed = False
     while offset < total:

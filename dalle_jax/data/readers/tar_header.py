@@ -78,15 +78,19 @@ def extension(kind: bytes, data: bytes) -> dict[str, str]:
 
 
 def checksum_matches(header: bytes) -> bool:
-    """Whether the header's bytes, its checksum field read as spaces, add up to that field.
+    """Whether the header's bytes, its checksum field read as spaces, add up to that field, with a sign or without one.
 
     The low half of Adler-32 is 1 + the sum of the bytes modulo 65521, at a fortieth of the time of Python's `sum`.
     """
-    total = zlib.adler32(header[:148] + b" " * 8 + header[156:]) & 0xFFFF
+    summed = header[:148] + b" " * 8 + header[156:]
     try:
-        return total == (_number(header[148:156]) + 1) % 65521
+        stated = _number(header[148:156])
     except ValueError:
         return False
+    if zlib.adler32(summed) & 0xFFFF == (stated + 1) % 65521:
+        return True
+    # Old writers added up what `char` was on their machine.
+    return stated == sum(byte - 256 if byte > 127 else byte for byte in summed)
 
 
 def _text(data: bytes) -> str:

@@ -4,7 +4,7 @@ import bisect
 import functools
 import io
 import itertools
-import os
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,9 +14,12 @@ from dalle_jax import storage
 from dalle_jax.data.captions import Captions, captions_from_json, captions_from_text
 from dalle_jax.data.config import HeldOutBy, TarKey
 from dalle_jax.data.left_out import Tally, in_words
+from dalle_jax.data.paths import distinct_names
 from dalle_jax.data.readers.webdataset_index import DOTTED, IMAGE_SUFFIXES, PARTS, TarIndex, tar_index
 from dalle_jax.data.records import BadReason, BadSample, LeftOut, Record, Source, hash_key
 from dalle_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 _THREADS = 16  # that open tars: each waits most of its time for a bucket or a network file system
 
@@ -52,7 +55,7 @@ class WebDataset(Source):
         self.name = f"webdataset {paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
         self._paths = list(paths)
         self._caption_field = caption_field
-        self._tar_names = [os.path.basename(path).removesuffix(".tar") for path in paths]
+        self._tar_names = [name.removesuffix(".tar") for name in distinct_names(paths)]
         self._by_tar = held_out_by is HeldOutBy.TAR_AND_KEY
         with ThreadPoolExecutor(_THREADS) as pool:
             self._tars = list(pool.map(find_index or functools.partial(tar_index, key=key), self._paths))
@@ -60,7 +63,16 @@ class WebDataset(Source):
         self._ends = list(itertools.accumulate(map(len, self._tars)))
         if not len(self):
             raise UserError(self._without_pictures())
-        self.has_labels = all(index.has_everywhere("cls") for index in self._tars if len(index))
+        self.has_labels = (
+            all(index.has_everywhere("cls") for index in self._tars if len(index)) and self._numbers_classes()
+        )
+
+    def _numbers_classes(self) -> bool:
+        """Whether the `.cls` of the first sample is a number; names in them are no labels."""
+        (label,) = self._read(0, ("cls",))
+        if not label.strip().isdigit():
+            _log.warning("%s: .cls files hold %r, and not numbers: there are no labels", self.name, label[:40])
+        return label.strip().isdigit()
 
     def _merge_left_out(self) -> tuple[LeftOut, ...]:
         tally = Tally()
@@ -96,6 +108,8 @@ class WebDataset(Source):
         image, text, json, label, labels = self._read(index, PARTS)
         texts, fault = self._choose(text, json)
         one = int(label) if label.strip().isdigit() else None
+        if one is None and self.has_labels:
+            raise BadSample(BadReason.NO_LABEL, f"{self.key(index)}.cls holds {label[:40]!r}")
         return Record(image, texts, self.key(index), one, _classes(labels), fault)
 
     def captions(self, index: int) -> tuple[str, ...]:
