@@ -262,25 +262,27 @@ def bad_records(png):
         Record(png(9, 100, 100), ("picture",), "too-large"),
         Record(png(9), (), "no-caption"),
         Record(png(9), (), "not-utf-8", captions_fault=BadReason.CAPTION_ENCODING),
+        Record(png(9), (), "not-json", captions_fault=BadReason.CAPTION_JSON),
+        BadSample(BadReason.NO_LABEL),
     ]
 
 
 def test_bad_samples_are_replaced_and_counted_by_reason(make, png):
     records = bad_records(png)
-    options = dict(batch_size=14, max_bad_fraction=1.0, max_pixels=5000, augment=Augment.NONE)
+    options = dict(batch_size=16, max_bad_fraction=1.0, max_pixels=5000, augment=Augment.NONE)
     batches = make(records, **options)
     batch = batches[0]
     good = {make([record], batch_size=1, augment=Augment.NONE)[0]["image"].tobytes() for record in records[:8]}
-    assert len(batch["image"]) == 14 and {image.tobytes() for image in batch["image"]} <= good
+    assert len(batch["image"]) == 16 and {image.tobytes() for image in batch["image"]} <= good
     assert all(count >= 1 for count in batches.bad_counts.values())
     assert sorted(batches.bad_counts) == sorted(reason.value for reason in BadReason)
     assert_equal(make(records, **options)[0], batch)
-    halves = [make(records, **options, rows=np.split(np.arange(14), 2)[i])[0] for i in range(2)]
+    halves = [make(records, **options, rows=np.split(np.arange(16), 2)[i])[0] for i in range(2)]
     assert_equal({name: np.concatenate([half[name] for half in halves]) for name in batch}, batch)
 
 
 def test_captions_do_not_matter_where_nobody_reads_them(make, png):
-    batches = make(bad_records(png), batch_size=14, max_bad_fraction=1.0, max_pixels=5000, tokenizer=None)
+    batches = make(bad_records(png), batch_size=16, max_bad_fraction=1.0, max_pixels=5000, tokenizer=None)
     batches[0]
     counts = Counter(batches.bad_counts)
     assert counts["no_caption"] == counts["caption_encoding"] == 0 and counts["truncated"] > 0
@@ -310,7 +312,7 @@ def test_one_bad_sample_early_stops_nobody(make, png):
 
 
 def test_nothing_readable_is_an_error_at_once(make, png):
-    with pytest.raises(UserError, match=r"100 samples of a list in a row cannot be used \(truncated 100\)"):
+    with pytest.raises(UserError, match=r"100 samples of a list in a row cannot be used \(truncated 100; for example key-\d+\)"):
         make([Record(png(0)[:60], ("picture",), "x")] * 5, max_bad_fraction=1.0)[0]
 
 
