@@ -42,8 +42,8 @@ def closest(name: str, candidates: Iterable[str]) -> str:
 def run_main(main: Callable[..., int | None], *args) -> None:
     """Runs a script's `main(*args)` and ends the process: 2 and one line on a `UserError`.
 
-    A full disk, a file in the place of a folder and a missing library for `gs://` are expected mistakes too, wherever
-    they surface. Where nobody reads its output any more, as after `| head -1`, it ends in silence, with 141 unless it
+    What the system refuses (a full disk, a file in the place of a folder, rights) and a missing library for `gs://` are
+    expected mistakes too, wherever they surface. Where nobody reads its output any more, as after `| head -1`, it ends in silence, with 141 unless it
     had come to its end.
     """
     code: Any = BROKEN_PIPE
@@ -101,4 +101,14 @@ def _mistake(error: OSError) -> str | None:
         return f"the disk is full{where}: free some space and start again; what was saved before is intact"
     if isinstance(error, NotADirectoryError):
         return f"{error.filename} cannot be reached: a file stands where a folder should be; name another place"
+    if error.filename is None:
+        return None
+    if error.errno == errno.EROFS:
+        return f"{error.filename} cannot be written, since its file system is read-only: name another place"
+    if isinstance(error, PermissionError):
+        return f"{error.filename} is not allowed to this user ({error.strerror}): change its rights"
+    if isinstance(error, IsADirectoryError):
+        return f"{error.filename} is a folder, where a file is wanted"
+    if error.errno in (errno.EIO, errno.ESTALE):
+        return f"{error.filename} cannot be read or written: the disk or the network fails ({error.strerror})"
     return None

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 
 import pytest
 
@@ -38,3 +39,23 @@ def test_other_faults_go_on(fault):
 
     with pytest.raises(type(fault)):
         run_main(main)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (
+            OSError(errno.EROFS, "Read-only file system", "/data/out/a.png"),
+            "/data/out/a.png .* read-only: name another",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "/data/a.tar"), "/data/a.tar .* not allowed .*rights"),
+        (PermissionError(errno.EPERM, "Operation not permitted", "/data/a.tar"), "/data/a.tar .* not allowed"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "/data/a"), "/data/a is a folder, where a file is wanted"),
+        (OSError(errno.EIO, "Input/output error", "/data/a.tar"), "/data/a.tar .*the disk .*Input/output error"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(fault, said, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run_main(lambda: (_ for _ in ()).throw(fault))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(f"error: {said}.*", line)

@@ -312,7 +312,9 @@ def test_one_bad_sample_early_stops_nobody(make, png):
 
 
 def test_nothing_readable_is_an_error_at_once(make, png):
-    with pytest.raises(UserError, match=r"100 samples of a list in a row cannot be used \(truncated 100; for example key-\d+\)"):
+    with pytest.raises(
+        UserError, match=r"100 samples of a list in a row cannot be used \(truncated 100; for example key-\d+\)"
+    ):
         make([Record(png(0)[:60], ("picture",), "x")] * 5, max_bad_fraction=1.0)[0]
 
 
