@@ -147,12 +147,14 @@ class ClipTask(Task):
         features, _ = self._encode(params, model_state, batch)
         result = self._contrast(params, features, batch.get("mask"))
         ids, rows = batch["text"], row_weights(batch)
+        count = jnp.sum(rows)
 
         def own(best: Int[Array, " B"]) -> tuple[jax.Array, jax.Array]:
-            return jnp.sum(rows * jnp.all(ids[best] == ids, axis=-1)), jnp.sum(rows)
+            return jnp.sum(rows * jnp.all(ids[best] == ids, axis=-1)), count
 
         return {
-            "loss": (result.loss * jnp.sum(rows), jnp.sum(rows)),
+            # A mean over no pair is no number, and is not to count for one.
+            "loss": (jnp.where(count > 0, result.loss * count, 0.0), count),
             "text_retrieval_at_1": own(result.best_text),
             "image_retrieval_at_1": own(result.best_image),
         }

@@ -43,8 +43,8 @@ def run_main(main: Callable[..., int | None], *args) -> None:
     """Runs a script's `main(*args)` and ends the process: 2 and one line on a `UserError`.
 
     What the system refuses (a full disk, a file in the place of a folder, rights) and a missing library for `gs://` are
-    expected mistakes too, wherever they surface. Where nobody reads its output any more, as after `| head -1`, it ends in silence, with 141 unless it
-    had come to its end.
+    expected mistakes too, wherever they surface. Where nobody reads its output any more, as after `| head -1`, it ends
+    in silence, with 141 unless it had come to its end.
     """
     code: Any = BROKEN_PIPE
     try:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -181,8 +182,8 @@ class Dalle:
         for i, text in enumerate(texts):
             if not isinstance(text, str):
                 raise UserError(f"prompt {i + 1} of {len(texts)} is no string but {type(text).__name__}")
-        if not 0 <= seed < 2**32:
-            raise UserError(f"seed must be from 0 to 2**32 - 1, not {seed}: others would draw the same pictures")
+        if not isinstance(seed, Integral) or not 0 <= seed < 2**32:
+            raise UserError(f"seed must be a whole number from 0 to 2**32 - 1, not {seed!r}")
         keep = choose_keep(num_samples, keep, score_fn)
         sampling = SamplingConfig(temperature, top_k, top_p, guidance_scale)
         if sampling.guided and not self.config.caption_dropout:

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import math
 import warnings
+from numbers import Real
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -54,12 +55,14 @@ class SamplingConfig:
         """Raises: UserError: a number is not finite, or out of its range."""
         for name in ("temperature", "top_k", "top_p", "guidance_scale"):
             value = getattr(self, name)
-            if value is not None and not math.isfinite(value):
-                raise UserError(f"{name} must be a finite number, not {value}")
+            if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
+                raise UserError(f"{name} must be a finite number, not {value!r}")
         if self.temperature < 0:
             raise UserError(f"temperature must be 0 or more, not {self.temperature}")
-        if self.top_k is not None and (self.top_k < 1 or self.top_k % 1):
-            raise UserError(f"top_k must be a whole number, 1 or more, not {self.top_k}")
+        if self.top_k is not None:
+            if self.top_k < 1 or self.top_k % 1:
+                raise UserError(f"top_k must be a whole number, 1 or more, not {self.top_k}")
+            object.__setattr__(self, "top_k", int(self.top_k))  # 5.0 is as good as 5
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f"top_p must be above 0 and at most 1, not {self.top_p}")
         if abs(self.guidance_scale) > _LARGEST_GUIDANCE:
@@ -122,6 +125,7 @@ def filter_logits(logits: Float[Array, "... K"], sampling: SamplingConfig) -> Fl
         probabilities = jax.nn.softmax(descending, axis=-1)
         before = jnp.cumsum(probabilities, axis=-1) - probabilities
         smallest = jnp.min(jnp.where(before < sampling.top_p, descending, jnp.inf), axis=-1, keepdims=True)
+        smallest = jnp.minimum(smallest, descending[..., :1])  # a `top_p` that is 0 in float32 admits none
         logits = jnp.where(logits >= smallest, logits, -jnp.inf)
     return logits
 
