@@ -337,8 +337,6 @@ def test_pictures_in_every_form_have_the_same_tokens(alone, everything, tmp_path
         (["a red circle", "\u200b"], {}, "prompt 2 of 2 is empty"),
         ("a red circle", {"seed": -1}, "seed must be a whole number from 0 to"),
         ("a red circle", {"seed": 2**32}, "seed must be a whole number from 0 to"),
-        ("a red circle", {"seed": 1.5}, "seed must be a whole number .* not 1.5"),
-        ("a red circle", {"temperature": "1"}, "temperature must be a finite number, not '1'"),
     ],
 )
 def test_what_cannot_be_drawn(alone, prompts, options, part):
