@@ -15,6 +15,7 @@ from clip_jax.tokenizers.cleaning import Cleaning
 from clip_jax.tokenizers.published import FILES as TOKENIZER_FILES
 from clip_jax.tokenizers.published import CaptionTokenizer
 from clip_jax.tokenizers.run_tokenizer import TRAINED
+from clip_jax.weights.hf import FILES as HF_FILES
 from clip_jax.weights.hf import config_to_hf, hf_names
 from clip_jax.weights.one_tower import OneTower
 from clip_jax.weights.open_clip import CONFIG as OPEN_CLIP_CONFIG
@@ -65,6 +66,10 @@ def save(clip: Clip, path: epath.PathLike, *, format: str = "hf") -> None:
             "%s holds open_clip's weights too, which clip_jax.load reads first: save with format='open_clip' as well, "
             "or remove them",
             folder,
+        )
+    if format == "open_clip" and any((folder / name).exists() for name in HF_FILES):
+        _log.warning(
+            "%s holds Hugging Face's weights too, which transformers reads: save with format='hf' as well", folder
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)

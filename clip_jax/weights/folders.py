@@ -1,10 +1,11 @@
 """Folders that people hold and that are no model by themselves: each is called what it is, with what to do."""
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 
 from dalle_jax.errors import UserError
-from dalle_jax.weights import read_settings
+from dalle_jax.weights import NOT_DOWNLOADED, read_settings
 
 
 def refuse_other_folders(folder: str) -> None:
@@ -12,10 +13,33 @@ def refuse_other_folders(folder: str) -> None:
     if not os.path.isdir(folder):
         return
     names = sorted(os.listdir(folder))
+    refuse_parts(folder, names)
     for kind in _KINDS:
         message = kind(folder, names)
         if message:
             raise UserError(f"{folder} {message}")
+
+
+_PARTS = (
+    (
+        re.compile(r"(zero_pp|bf16_zero_pp)_rank_\d+_mp_rank_\d+_\w+\.pt|zero_to_fp32\.py|global_step\d+"),
+        "parts of DeepSpeed's ZeRO, none of which is a whole model: run python zero_to_fp32.py FOLDER OUT there, and "
+        "give OUT",
+    ),
+    (
+        re.compile(r"__\d+_\d+\.distcp"),
+        "parts of a distributed checkpoint of PyTorch's, none of which is a whole model: run python -m "
+        "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER OUT, and give OUT",
+    ),
+)
+"""Names of files that processes have written a part each into, and what to do."""
+
+
+def refuse_parts(path: str, names: Iterable[str]) -> None:
+    """Raises `UserError` where a file, or one of the names in a folder, is a part of a model."""
+    for pattern, message in _PARTS:
+        if any(pattern.fullmatch(name) for name in names):
+            raise UserError(f"{path} holds {message}")
 
 
 def _adapter(folder: str, names: list[str]) -> str | None:
@@ -52,9 +76,13 @@ def _variant(folder: str, names: list[str]) -> str | None:
     if "config.json" not in names or "model_type" not in read_settings(os.path.join(folder, "config.json")):
         return None
     others = [name for name in names if name.endswith((".safetensors", ".bin", ".pt", ".pth", ".msgpack"))]
+    gone = [name for name in others if not os.path.exists(os.path.join(folder, name))]
+    if gone:
+        about = f"{gone[0]} is a link to nothing; {NOT_DOWNLOADED}"
+        return f"has a config.json of Hugging Face's and no weights beside it: {about}"
     found = ", ".join(os.path.join(folder, name) for name in others[:10])
-    told = f"under a usual name: give the file ({found})" if others else "that are read here"
-    return f"has a config.json of Hugging Face's and no weights beside it {told}"
+    told = f" under a usual name: give the file ({found})" if others else f" that are read here; {NOT_DOWNLOADED}"
+    return f"has a config.json of Hugging Face's and no weights beside it{told}"
 
 
 _KINDS: tuple[Callable[[str, list[str]], str | None], ...] = (

@@ -14,7 +14,7 @@ from clip_jax.preprocessing.hf import read_preprocessor
 from clip_jax.tokenizers.cleaning import Cleaning
 from clip_jax.weights.big_vision import big_vision_names, deduce_big_vision, is_big_vision, without_root
 from clip_jax.weights.flax import from_flax
-from clip_jax.weights.folders import refuse_other_folders
+from clip_jax.weights.folders import refuse_other_folders, refuse_parts
 from clip_jax.weights.hf import FILES as HF_FILES
 from clip_jax.weights.hf import IGNORED as HF_IGNORED
 from clip_jax.weights.hf import config_from_hf, hf_names
@@ -30,6 +30,7 @@ from dalle_jax.nn.layers import Activation
 from dalle_jax.storage import as_path
 from dalle_jax.training.trees import unbox
 from dalle_jax.weights import (
+    NOT_DOWNLOADED,
     Names,
     Tensor,
     check_tensors,
@@ -113,6 +114,7 @@ def open_published(
     file = None if path == folder else path
     chosen, part = _activation(activation), {"key": key, "prefix": prefix}
     if file is not None:
+        refuse_parts(file, [os.path.basename(file)])
         check_official(file)
         # OpenAI's own, whatever lies beside it: open_clip's and Hugging Face's are no programs.
         if is_torchscript(file):
@@ -184,7 +186,9 @@ def _open_clip_folder(folder: str, file: str | None, part: _Part) -> Published |
     settings = read_settings(os.path.join(folder, OPEN_CLIP_CONFIG))
     config = config_from_open_clip(settings, folder)
     if path is None:
-        raise UserError(f"{folder} has an {OPEN_CLIP_CONFIG} and no weights beside it ({', '.join(OPEN_CLIP_FILES)})")
+        gone = next((name for name in OPEN_CLIP_FILES if os.path.islink(os.path.join(folder, name))), None)
+        told = f"{gone} is a link to nothing" if gone else ", ".join(OPEN_CLIP_FILES)
+        raise UserError(f"{folder} has an {OPEN_CLIP_CONFIG} and no weights beside it ({told}); {NOT_DOWNLOADED}")
     tensors = read_tensors(path, **part)
     if both and any(name.startswith("text_model.") for name in tensors):
         return None

@@ -4,13 +4,14 @@ Knows no model: what tensors mean is said beside each model, as a table from its
 """
 
 from dalle_jax.weights.mapping import Names, Piece, check_tensors, conv_names, read_params, write_tensors
-from dalle_jax.weights.paths import local_path
+from dalle_jax.weights.paths import NOT_DOWNLOADED, local_path
 from dalle_jax.weights.reading import find_file, read_settings, read_tensors
 from dalle_jax.weights.safetensors_files import write_safetensors
 from dalle_jax.weights.tensors import Tensor
 from dalle_jax.weights.torch_files import is_torchscript
 
 __all__ = [
+    "NOT_DOWNLOADED",
     "Names",
     "Piece",
     "Tensor",

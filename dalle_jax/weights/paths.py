@@ -36,3 +36,7 @@ def local_path(path: str | os.PathLike, hub_name: str | None = None) -> str:
 
 def _fetch(name: str) -> str:
     return f"hf download {name} --local-dir FOLDER, and give FOLDER"
+
+
+NOT_DOWNLOADED = f"weights are not downloaded here: {_fetch('OWNER/NAME')}"
+"""What is said of a folder whose weights were never fetched."""
