@@ -15,7 +15,7 @@ from dalle_jax.training.config import TrainConfig
 
 
 class VisionTower(enum.Enum):
-    """What reads the picture."""
+    """What reads the image."""
 
     VIT = "vit"
     RESNET = "resnet"
@@ -50,7 +50,7 @@ class ReadAt(enum.Enum):
 class Loss(enum.StrEnum):
     """What a batch of pairs is judged by: the names of `clip_jax.losses.OBJECTIVES` that are here from the start."""
 
-    SOFTMAX = "softmax"  # each picture among all captions, each caption among all pictures (Radford et al. 2021)
+    SOFTMAX = "softmax"  # each image among all captions, each caption among all images (Radford et al. 2021)
     SIGMOID = "sigmoid"  # each pair by itself: do the two belong together? (Zhai et al. 2023)
 
 
@@ -98,7 +98,7 @@ RESNET_STRIDE = 32
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """The image tower. Pictures are square, `image_size` pixels a side, scaled to [0, 1], then normalised."""
+    """The image tower. Images are square, `image_size` pixels a side, scaled to [0, 1], then normalised."""
 
     image_size: int
     patch_size: int
@@ -111,10 +111,10 @@ class VisionConfig:
     resnet: ResNetConfig | None = None
     """Of a ResNet, and of nothing else."""
     patch_dropout: float = 0.0
-    """Share of the patches that a picture loses in training, drawn anew every time (Li et al. 2023, FLIP); not
+    """Share of the patches that an image loses in training, drawn anew every time (Li et al. 2023, FLIP); not
     of a ResNet."""
     preprocessing: Augment = Augment.CLIP_INFERENCE
-    """How a picture of any size becomes a square at inference: `clip_inference`, `square` (SigLIP's), or
+    """How an image of any size becomes a square at inference: `clip_inference`, `square` (SigLIP's), or
     `letterbox`."""
     resizing: Resizing = Resizing()
     """The filter of that, in training too, and the rest."""
@@ -146,7 +146,7 @@ class VisionConfig:
 
     @property
     def kept_patches(self) -> int:
-        """Patches of a picture in training; always as many, so that shapes are static."""
+        """Patches of an image in training; always as many, so that shapes are static."""
         return max(1, round((1 - self.patch_dropout) * self.num_patches))
 
     @property
@@ -230,7 +230,7 @@ _BEFORE_THE_BLOCKS = "(patch_embedding|class_embedding|token_embedding|position_
 
 @dataclasses.dataclass(frozen=True)
 class ClipStage:
-    """A training stage: the model, how long and how it is trained, and what is done to its pictures."""
+    """A training stage: the model, how long and how it is trained, and what is done to its images."""
 
     model: ClipConfig
     train: TrainConfig

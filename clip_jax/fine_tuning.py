@@ -1,6 +1,6 @@
 """Weights that a run begins with: its model must be theirs, and they are read straight onto the mesh.
 
-The size of the pictures may be another one: the positions of the image tower are then interpolated.
+The size of the images may be another one: the positions of the image tower are then interpolated.
 """
 
 import dataclasses

@@ -1,14 +1,14 @@
-"""The figure that founded CLIP (Radford et al. 2021, Fig. 2): how many pictures each objective needs for an accuracy.
+"""The figure that founded CLIP (Radford et al. 2021, Fig. 2): how many images each objective needs for an accuracy.
 
     python -m launch.efficiency --config=configs/efficiency.py --workdir=W
 
 trains one image tower on one stream of data by three objectives (`clip_jax.objectives`): a caption language model,
 bag-of-words prediction, and bag-of-words contrastive. Each is searched over the same learning rates with the first
-seed; the best of them, by final zero-shot accuracy on the held-out pictures, then runs with every other seed. W gets
+seed; the best of them, by final zero-shot accuracy on the held-out images, then runs with every other seed. W gets
 efficiency.json, efficiency.csv (every point of every run) and efficiency.png. Runs that are done are not run again. A
 run that diverges is left out, be it of the search or with another seed: a line says so, and `left_out` of the JSON.
 
-The ratio of two objectives is that of the pictures each has processed when it first reaches the highest accuracy that
+The ratio of two objectives is that of the images each has processed when it first reaches the highest accuracy that
 both reach. Curves are straight between evaluations and begin at chance; the spread is over all pairs of seeds. What the
 paper leaves unstated (targets, scoring) is chosen in `clip_jax.objectives`. What is held out needs labels; what is
 trained on needs captions alone.
@@ -64,7 +64,7 @@ class Experiment:
     classes: Int[np.ndarray, "classes templates T"]
     """Captions of the classes, in the order of the labels."""
     held_out: Source
-    """What is scored. Pictures need a class for that and no caption: those without one have the class's."""
+    """What is scored. Images need a class for that and no caption: those without one have the class's."""
     workdir: epath.Path
 
 
@@ -105,7 +105,7 @@ def class_names(config: EfficiencyConfig) -> list[str]:
     source = open_source(config.data, EVAL)
     if not source.has_labels:
         raise UserError(
-            f"what is held out has no labels ({source.name}): zero-shot accuracy needs a class for each picture"
+            f"what is held out has no labels ({source.name}): zero-shot accuracy needs a class for each image"
         )
     if source.class_names:
         try:

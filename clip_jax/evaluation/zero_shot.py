@@ -101,7 +101,7 @@ def _filler(template: object) -> Callable[[str], str]:
 def class_cosines(
     features: Float[np.ndarray, "B E"], directions: Float[np.ndarray, "classes E"]
 ) -> Float[np.ndarray, "B classes"]:
-    """How well pictures fit classes: what classification ranks, without the ties of saturated probabilities."""
+    """How well images fit classes: what classification ranks, without the ties of saturated probabilities."""
     return unit(features) @ directions.T
 
 

@@ -87,7 +87,7 @@ def read_preprocessor(folder: str) -> Mapping[str, Any]:
     return nested
 
 
-def pictures_from_hf(settings: Mapping[str, Any], image_size: int, usual: ImageProcessor, where: str) -> dict[str, Any]:
+def images_from_hf(settings: Mapping[str, Any], image_size: int, usual: ImageProcessor, where: str) -> dict[str, Any]:
     """The fields of `VisionConfig` that an image processor has a word for.
 
     Args:

@@ -1,4 +1,4 @@
-"""A decoder and the codec that it learned from belong together: with another codec its tokens mean other pictures.
+"""A decoder and the codec that it learned from belong together: with another codec its tokens mean other images.
 
 The folder of the decoder's stage says which codec that was, since the folder of the codec may have gone on meanwhile.
 """

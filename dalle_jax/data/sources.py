@@ -125,7 +125,7 @@ def hold_out(source: Source, fraction: float, split: str) -> Source:
     """The part of a source that is trained on (`train`) or held out (`eval`).
 
     Which samples are held out depends on their keys alone: more data or another order do not move a sample from one
-    side to the other, and pictures that share a key stay together. A key of tars holds the tar's name
+    side to the other, and images that share a key stay together. A key of tars holds the tar's name
     (`HeldOutBy.TAR_AND_KEY`), or does not.
     """
     held_out = source.key_hashes() < np.uint64(round(fraction * (2**64 - 2**12)))

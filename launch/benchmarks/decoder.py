@@ -1,4 +1,4 @@
-"""The decoder: a training step, and drawing the pictures of one prompt."""
+"""The decoder: a training step, and drawing the images of one prompt."""
 
 import dataclasses
 from typing import Any
@@ -103,7 +103,7 @@ def _products(config: DecoderConfig) -> tuple[int, int]:
 
 
 def sampling_flops(config: DecoderConfig, candidates: int) -> float:
-    """The prompt's positions once, those of every candidate's picture; counted as in `training_flops`, forward only."""
+    """The prompt's positions once, those of every candidate's image; counted as in `training_flops`, forward only."""
     layers, head = _products(config)
     text, image = config.text_length, config.image_length
     text_pairs = config.num_layers * text * (text + 1) // 2
@@ -121,7 +121,7 @@ def sampling_bytes(config: DecoderConfig, candidates: int) -> float:
 
 
 def sampling_pairs(config: DecoderConfig) -> int:
-    """(query, key) pairs between the image positions of one picture, over all layers."""
+    """(query, key) pairs between the image positions of one image, over all layers."""
     return attended_pairs(config.schedule, text_length=0, **dataclasses.asdict(config.grid))
 
 
@@ -182,7 +182,7 @@ def peer_sampling() -> Workload:
 
 
 def _sampling_row(name: str, patterns: tuple[Pattern, ...]) -> Row:
-    shape = f"{'/'.join(pattern.value for pattern in patterns)}, 4 pictures of one prompt, 256 steps"
+    shape = f"{'/'.join(pattern.value for pattern in patterns)}, 4 images of one prompt, 256 steps"
     make = lambda: sampling(small(patterns), 4)  # noqa: E731
     return Row(
         name=name,

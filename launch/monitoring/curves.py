@@ -106,13 +106,13 @@ def frame(
     return draw_lines(lines, x, y, width=look.width, height=look.height)
 
 
-def stack(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one width below each other."""
-    sheet = Image.new("RGB", (pictures[0].width, sum(picture.height for picture in pictures)), "white")
+def stack(images: Sequence[Image.Image]) -> Image.Image:
+    """Images of one width below each other."""
+    sheet = Image.new("RGB", (images[0].width, sum(image.height for image in images)), "white")
     top = 0
-    for picture in pictures:
-        sheet.paste(picture, (0, top))
-        top += picture.height
+    for image in images:
+        sheet.paste(image, (0, top))
+        top += image.height
     return sheet
 
 

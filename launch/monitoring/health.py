@@ -173,7 +173,7 @@ def judge(
     if time_in_data is not None and time_in_data >= SLOW_INPUT:
         return Verdict.SLOW_INPUT, (
             f"{100 * time_in_data:.0f}% of the time for steps is spent waiting for data: more --config.data.workers, "
-            "smaller pictures, or a faster disk"
+            "smaller images, or a faster disk"
         )
     if start.step == start.first_step:
         return Verdict.HEALTHY, f"beginning: in '{doing}' for {duration(still)}"

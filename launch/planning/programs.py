@@ -146,7 +146,7 @@ def _bytes(tree: Any) -> int:
 def sampling_targets(
     run: RunConfig, mesh_config: MeshConfig, topology: Topology, devices: Any, candidates: int
 ) -> tuple[Target, Callable[[Any], Target]]:
-    """The two programs that draw pictures of one caption, as `Dalle.generate` runs them.
+    """The two programs that draw images of one caption, as `Dalle.generate` runs them.
 
     Returns:
       The prefill, and a function from the compiled prefill, which says where the text's keys and values lie, to the

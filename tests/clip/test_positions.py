@@ -1,4 +1,4 @@
-"""Runs that begin with weights for pictures of another size: which numbers their positions are, and what is refused."""
+"""Runs that begin with weights for images of another size: which numbers their positions are, and what is refused."""
 
 import dataclasses
 
@@ -68,7 +68,7 @@ def test_a_run_on_larger_pictures(request, params, caplog, kind):
     read, path = (read_base, "published") if kind == "published" else (read_run, "workdir")
     loaded = read(LARGE, request.getfixturevalue(path), state_of(LARGE))
     said = caplog.text
-    assert "pictures of 32 pixels and this run's have 48" in said and "2x2 patches are interpolated to 3x3" in said
+    assert "images of 32 pixels and this run's have 48" in said and "2x2 patches are interpolated to 3x3" in said
     found, wanted = named_leaves(loaded.params), named_leaves(params)
     positions, old = found.pop("vision/position_embedding"), wanted.pop("vision/position_embedding")
     assert positions.shape == (10, 64) and positions.sharding.mesh.size == 8

@@ -1,4 +1,4 @@
-"""Pictures in one folder for each class."""
+"""Images in one folder for each class."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -9,20 +9,20 @@ from dalle_jax.errors import UserError
 
 
 class ClassFolder(Folder):
-    """A folder whose folders are the classes, in the order of `in_class_order`; pictures may lie deeper."""
+    """A folder whose folders are the classes, in the order of `in_class_order`; images may lie deeper."""
 
     def __init__(self, path: str, *, caption_field: str = "", image_field: str = ""):
         """Lists the folder; see `Folder`.
 
         Raises:
-          UserError: where there is no picture, or one that lies in no class's folder.
+          UserError: where there is no image, or one that lies in no class's folder.
         """
         super().__init__(path, caption_field=caption_field, image_field=image_field)
         self.name = f"folder by class {path}"
         outside = next((file for file in self._files if "/" not in file), None)
         if outside is not None:
             raise UserError(
-                f"'{outside}' lies in {path} itself: give each class a folder with its name, and its pictures in it"
+                f"'{outside}' lies in {path} itself: give each class a folder with its name, and its images in it"
             )
         self.class_names = in_class_order({file.split("/")[0] for file in self._files})
         self.has_labels = True

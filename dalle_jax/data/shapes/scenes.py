@@ -1,7 +1,7 @@
 """Drawn scenes with captions that name every attribute: a text-to-image task whose answers can be measured.
 
 A scene is a background and one or two objects, each with a colour, a shape, a size and a place. All lengths are in
-units of the picture's side. Objects never touch each other or the border, whatever the jitter.
+units of the image's side. Objects never touch each other or the border, whatever the jitter.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ class Object:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What a picture shows and its caption says."""
+    """What an image shows and its caption says."""
 
     background: str
     objects: tuple[Object, ...]
@@ -96,7 +96,7 @@ def draw(
       scene: what to draw.
       image_size: pixels a side.
       rng: shifts each object by up to `POSITION_JITTER` along both axes and scales it by up to `SIZE_JITTER`, so that
-        pictures of one caption differ; None draws it exactly in place.
+        images of one caption differ; None draws it exactly in place.
 
     Returns:
       Pixels in [0, 255].
