@@ -213,7 +213,7 @@ class Clip:
           templates: captions with `{}` where the name goes, or functions that make a caption of a name.
 
         Raises:
-          UserError: a name is no string, or a template has no place for it.
+          UserError: a name is not a string, or a template has no place for it.
         """
         directions = self.class_directions(class_names, templates)
         return class_probabilities(np.asarray(self.encode_image(images)), directions, self.logit_scale)

@@ -181,7 +181,7 @@ class TextConfig:
         if self.read_at is ReadAt.HIGHEST and self.tower is not TextTower.TRANSFORMER:
             raise ValueError(f"read_at is 'highest', and a tower of kind '{self.tower.value}' is not read at one id")
         if not 0 <= self.end_id < self.vocab_size:
-            raise ValueError(f"end_id {self.end_id} is no id of a vocabulary of {self.vocab_size}")
+            raise ValueError(f"end_id {self.end_id} is not an id of a vocabulary of {self.vocab_size}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +203,7 @@ class ClipConfig:
     def __post_init__(self):
         if self.loss not in OBJECTIVES:
             raise ValueError(
-                f"loss '{self.loss}' is none{closest(self.loss, OBJECTIVES)} (known: {', '.join(OBJECTIVES)})"
+                f"unknown loss '{self.loss}'{closest(self.loss, OBJECTIVES)} (known: {', '.join(OBJECTIVES)})"
             )
         width = self.vision.embed_dim
         if self.vision.tower is VisionTower.SIGLIP and width != self.embed_dim:
@@ -297,7 +297,7 @@ def tower_config(num_layers: int, embed_dim: int, head_dim: int = 64, **changes:
       **changes: other fields of `TransformerConfig`.
     """
     if embed_dim % head_dim:
-        raise ValueError(f"embed_dim {embed_dim} is no multiple of head_dim {head_dim}")
+        raise ValueError(f"embed_dim {embed_dim} is not a multiple of head_dim {head_dim}")
     config = TransformerConfig(
         num_layers=num_layers,
         embed_dim=embed_dim,

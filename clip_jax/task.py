@@ -153,7 +153,7 @@ class ClipTask(Task):
             return jnp.sum(rows * jnp.all(ids[best] == ids, axis=-1)), count
 
         return {
-            # A mean over no pair is no number, and is not to count for one.
+            # A mean over no pair is not a number, and is not to count for one.
             "loss": (jnp.where(count > 0, result.loss * count, 0.0), count),
             "text_retrieval_at_1": own(result.best_text),
             "image_retrieval_at_1": own(result.best_image),

@@ -181,7 +181,7 @@ class Dalle:
         texts = [prompts] if isinstance(prompts, str) else listed(prompts, "prompts")
         for i, text in enumerate(texts):
             if not isinstance(text, str):
-                raise UserError(f"prompt {i + 1} of {len(texts)} is no string but {type(text).__name__}")
+                raise UserError(f"prompt {i + 1} of {len(texts)} is not a string but {type(text).__name__}")
         if not isinstance(seed, Integral) or not 0 <= seed < 2**32:
             raise UserError(f"seed must be a whole number from 0 to 2**32 - 1, not {seed!r}")
         keep = choose_keep(num_samples, keep, score_fn)

@@ -70,7 +70,7 @@ def label_array(records: Sequence[Record], num_classes: int, where: str) -> Labe
     """The labels of records: int [n], or bool [n, classes] where they note every class of an image.
 
     Raises:
-      UserError: naming the sample, where one has no label, or one that is no class.
+      UserError: naming the sample, where one has no label, or one that is not a class.
     """
     several = records[0].label is None and records[0].labels is not None
     marks = np.zeros((len(records), num_classes), bool)

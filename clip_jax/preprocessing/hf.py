@@ -83,7 +83,7 @@ def read_preprocessor(folder: str) -> Mapping[str, Any]:
         return found.get(PREPROCESSOR, {})
     nested = found[PROCESSOR][_NESTED]
     if not isinstance(nested, Mapping):
-        raise UserError(f"{files[PROCESSOR]}: its '{_NESTED}' is no object")
+        raise UserError(f"{files[PROCESSOR]}: its '{_NESTED}' is not an object")
     return nested
 
 

@@ -146,11 +146,11 @@ def section_from_hf(settings: Mapping[str, Any], name: str, where: str) -> dict[
     """A part of `config.json`; empty where there is none.
 
     Raises:
-      UserError: it is no object.
+      UserError: it is not an object.
     """
     section = settings.get(name) or {}
     if not isinstance(section, dict):
-        raise UserError(f"{where}/config.json describes no model: its '{name}' is no object")
+        raise UserError(f"{where}/config.json describes no model: its '{name}' is not an object")
     return section | {size: _whole(section[size], size, where) for size in _SIZES if size in section}
 
 
@@ -172,7 +172,7 @@ def _whole(value: Any, name: str, where: str) -> int:
     if any(side != sides[0] for side in sides):
         raise UserError(f"{where}/config.json describes no model: {name} is {value}, and images here are square")
     if isinstance(sides[0], bool) or not isinstance(sides[0], int | float) or sides[0] != int(sides[0]):
-        raise UserError(f"{where}/config.json describes no model: {name} is {value!r}, which is no whole number")
+        raise UserError(f"{where}/config.json describes no model: {name} is {value!r}, which is not a whole number")
     return int(sides[0])
 
 

@@ -172,7 +172,7 @@ def _section(
 def _object(settings: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
     section = settings.get(name) or {}
     if not isinstance(section, dict):
-        raise UserError(f"{where}/{CONFIG} describes no model: its '{name}' is no object")
+        raise UserError(f"{where}/{CONFIG} describes no model: its '{name}' is not an object")
     return section
 
 

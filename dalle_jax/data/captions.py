@@ -77,7 +77,7 @@ def caption_list(texts: Any) -> list[str]:
     captions = listed(texts, "captions")
     for i, text in enumerate(captions):
         if not isinstance(text, str):
-            raise UserError(f"caption {i} is no string but {type(text).__name__}: {text!r:.40}")
+            raise UserError(f"caption {i} is not a string but {type(text).__name__}: {text!r:.40}")
     return captions
 
 

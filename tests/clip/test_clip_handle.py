@@ -265,7 +265,7 @@ def test_one_string_is_no_list(clip, images):
             call()
     with pytest.raises(UserError, match="class 1 has no name"):
         clip.class_directions([["red"], []], ["{}"])
-    with pytest.raises(UserError, match="caption 1 is no string but NoneType"):
+    with pytest.raises(UserError, match="caption 1 is not a string but NoneType"):
         clip.encode_text(np.array(["red", None], object))
     np.testing.assert_array_equal(clip.encode_text(word for word in ("red", "blue")), clip.encode_text(["red", "blue"]))
 

@@ -63,7 +63,7 @@ def state_of(model):
 
 @pytest.mark.parametrize("kind", ["published", "run"])
 def test_a_run_on_larger_pictures(request, params, caplog, kind):
-    """The class position stays, and so does all that is no position."""
+    """The class position stays, and so does all that is not a position."""
     caplog.set_level("INFO", "clip_jax")
     read, path = (read_base, "published") if kind == "published" else (read_run, "workdir")
     loaded = read(LARGE, request.getfixturevalue(path), state_of(LARGE))

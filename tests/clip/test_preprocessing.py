@@ -139,7 +139,7 @@ def test_the_processor_of_transformers_5_comes_first(tmp_path):
     older.unlink()
     assert read_preprocessor(str(tmp_path)) == {"resample": 1}
     newer.write_text(json.dumps({"image_processor": [1]}))
-    with pytest.raises(UserError, match="processor_config.json: its 'image_processor' is no object"):
+    with pytest.raises(UserError, match="processor_config.json: its 'image_processor' is not an object"):
         read_preprocessor(str(tmp_path))
 
 

@@ -58,7 +58,7 @@ def same(found, wanted):
 
 
 def module(tensors, name="dall_e.encoder.Encoder"):
-    """A pickled `nn.Module`: parameters and modules in dictionaries of its state, and more that is no weight."""
+    """A pickled `nn.Module`: parameters and modules in dictionaries of its state, and more that is not a weight."""
     own = {key: tensor for key, tensor in tensors.items() if "." not in key}
     inner = {}
     for key, tensor in tensors.items():

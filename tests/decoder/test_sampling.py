@@ -175,7 +175,7 @@ def test_temperature_top_k_and_top_p():
 @pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"top_k": 2}], ids=str)
 @pytest.mark.parametrize("temperature", [1e-3, 1e-20, 3e-38, 1e-38, 1e-45, 5e-324])
 def test_small_temperatures_take_the_most_likely_code(temperature, options):
-    """Where 31 / temperature is no float32 number, too."""
+    """Where 31 / temperature is not a float32 number, too."""
     logits = jnp.array([30.0, 31.0, -5.0, 30.5])
     sampling = SamplingConfig(temperature=temperature, **options)
     tokens = jax.jit(choose)(jnp.broadcast_to(logits, (200, 1, 4)), candidate_keys(0, jnp.arange(200)), 3, sampling)

@@ -333,7 +333,7 @@ def test_pictures_in_every_form_have_the_same_tokens(alone, everything, tmp_path
     ("prompts", "options", "part"),
     [
         ([], {}, "no prompt is given"),
-        (np.array(["a red circle", None], object), {}, "prompt 2 of 2 is no string but NoneType"),
+        (np.array(["a red circle", None], object), {}, "prompt 2 of 2 is not a string but NoneType"),
         (["a red circle", "\u200b"], {}, "prompt 2 of 2 is empty"),
         ("a red circle", {"seed": -1}, "seed must be a whole number from 0 to"),
         ("a red circle", {"seed": 2**32}, "seed must be a whole number from 0 to"),

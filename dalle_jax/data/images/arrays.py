@@ -44,7 +44,7 @@ def read_image(image: ImageLike, index: int = 0) -> UInt8[np.ndarray, "height wi
       index: of it among others, for the message.
 
     Raises:
-      UserError: it is no image, or a file cannot be read.
+      UserError: it is not an image, or a file cannot be read.
     """
     if isinstance(image, Image.Image):
         return _of_pillow(image, index)

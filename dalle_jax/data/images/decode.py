@@ -32,7 +32,7 @@ def decode(data: bytes | np.ndarray, *, max_pixels: int, shrink_to: int | None =
         for exact preprocessing.
 
     Raises:
-      BadSample: where it is no image, ends early, or is too large.
+      BadSample: where it is not an image, ends early, or is too large.
     """
     if isinstance(data, np.ndarray):
         return data
@@ -85,7 +85,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 class RangeError(ValueError):
-    """The samples of an image are no brightness."""
+    """The samples of an image are not brightness."""
 
 
 def _eight_bits(samples: np.ndarray) -> UInt8[np.ndarray, "height width"]:

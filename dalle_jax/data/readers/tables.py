@@ -157,7 +157,7 @@ def read_text(path: str) -> str:
         return decode_text(data, "surrogateescape")
     except UnicodeDecodeError as error:
         if error.reason == "zero byte":
-            what = "holds zero bytes, and so is no text: name another file, or write it as UTF-8"
+            what = "holds zero bytes, and so is not text: name another file, or write it as UTF-8"
             raise UserError(f"{path} {what}") from error
         raise UserError(f"{path} begins as UTF-16 and is damaged ({error.reason}): write it again, as UTF-8") from error
 

@@ -68,7 +68,7 @@ class WebDataset(Source):
         )
 
     def _numbers_classes(self) -> bool:
-        """Whether the `.cls` of the first sample is a number; names in them are no labels."""
+        """Whether the `.cls` of the first sample is a number; names in them are not labels."""
         (label,) = self._read(0, ("cls",))
         if not label.strip().isdigit():
             _log.warning("%s: .cls files hold %r, and not numbers: there are no labels", self.name, label[:40])
