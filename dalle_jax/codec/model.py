@@ -15,7 +15,7 @@ from dalle_jax.codec.relaxation import nearest_codes, unit_length
 
 
 class Codec(nn.Module):
-    """Encoder and decoder. What lies between them is `dalle_jax.codec.relaxation`: the codebook of VQ is no parameter."""
+    """Encoder and decoder. Between them is `dalle_jax.codec.relaxation`: the codebook of VQ is no parameter."""
 
     config: CodecConfig
 
