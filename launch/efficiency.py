@@ -41,7 +41,7 @@ from dalle_jax.training.loop import train
 from dalle_jax.training.parallel.processes import from_primary, is_primary
 from dalle_jax.training.telemetry.rows import NotFinite
 from launch.cli import define_config, start
-from launch.evaluation.efficiency_report import describe, draw, read_curve, summarise, write_csv
+from launch.evaluation.efficiency_report import describe, plot, read_curve, summarise, write_csv
 from launch.run.config import EfficiencyConfig, RunConfig, check_data_options, held_out_as_begun
 from launch.run.coordination import begin, check_processes
 from launch.run.initialization import find_tokenizer
@@ -69,7 +69,7 @@ class Experiment:
 
 
 def main() -> None:
-    """Trains what is not trained yet, and draws."""
+    """Trains what is not trained yet, and plots."""
     config, workdir = from_config_dict(EfficiencyConfig, CONFIG()), as_path(WORKDIR.value)
     check_processes(config=config)
     config = dataclasses.replace(config, data=held_out_as_begun(config.data, workdir))
@@ -116,7 +116,7 @@ def class_names(config: EfficiencyConfig) -> list[str]:
 
 
 def check_same_points(config: EfficiencyConfig, workdir: epath.Path) -> None:
-    """Whether the runs of a folder can be drawn beside those that are to come.
+    """Whether the runs of a folder can be plotted beside those that are to come.
 
     Any other run may be made longer or looked at more often. Here that would put points of other places, and runs
     whose learning rate falls along another curve, into one figure.
@@ -140,7 +140,7 @@ def write_report(report: dict[str, Any], workdir: epath.Path) -> None:
     """The figure, its points, and the ratios."""
     write_json(workdir / "efficiency.json", report | {"commit": code_version()})
     write_csv(workdir / "efficiency.csv", report["runs"])
-    draw(report).save(workdir / "efficiency.png")
+    plot(report).save(workdir / "efficiency.png")
     for name, ratio in report["ratios"].items():
         print(f"{name}: {describe(ratio)}")
     print(f"figure: {workdir / 'efficiency.png'}; points: {workdir / 'efficiency.csv'}")
