@@ -118,7 +118,7 @@ def class_names(config: EfficiencyConfig) -> list[str]:
 def check_same_points(config: EfficiencyConfig, workdir: epath.Path) -> None:
     """Whether the runs of a folder can be plotted beside those that are to come.
 
-    Any other run may be made longer or looked at more often. Here that would put points of other places, and runs
+    Any other run may be made longer or evaluated more often. Here that would put points of other places, and runs
     whose learning rate falls along another curve, into one figure.
 
     Raises:

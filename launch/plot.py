@@ -17,7 +17,7 @@ from PIL import Image
 from dalle_jax import storage
 from dalle_jax.errors import UserError, closest
 from launch.cli import start_command
-from launch.monitoring.curves import Look, X, curve, frame, known_metrics, names, order, stack, stages
+from launch.monitoring.curves import PlotOptions, X, curve, frame, known_metrics, names, order, stack, stages
 from launch.monitoring.line_plot import COLOURS
 
 OUT = flags.DEFINE_string("out", "plot.png", "image to write, local or gs://")
@@ -41,13 +41,13 @@ def main(runs: Sequence[str]) -> None:
         raise UserError(f"{len(runs)} runs are given, and {len(COLOURS)} colours can be told apart: plot fewer")
     found = {name: stages(storage.as_path(run)) for name, run in zip(names(runs), runs, strict=True)}
     colours = dict(zip(found, COLOURS, strict=False))
-    look = Look(METRIC.value, OVER.value, SMOOTH.value, frozenset(LOG.value), WIDTH.value, HEIGHT.value)
+    options = PlotOptions(METRIC.value, OVER.value, SMOOTH.value, frozenset(LOG.value), WIDTH.value, HEIGHT.value)
     images = []
     for stage in _chosen({stage for folders in found.values() for stage in folders}):
-        curves = {name: curve(folders[stage], look) for name, folders in found.items() if stage in folders}
+        curves = {name: curve(folders[stage], options) for name, folders in found.items() if stage in folders}
         curves = {name: points for name, points in curves.items() if points}
         if curves:
-            images.append(frame(stage, curves, colours, look))
+            images.append(frame(stage, curves, colours, options))
     if not images:
         known = known_metrics([path for folders in found.values() for path in folders.values()])
         where = f" with a place on --x={OVER.value.value}" if METRIC.value in known else ""
