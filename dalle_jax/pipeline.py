@@ -115,7 +115,9 @@ class Dalle:
           UserError: something is not an image, or a file cannot be read.
         """
         squares = [self._square(read_image(image, i)) for i, image in enumerate(image_list(images))]
-        return self._in_parts(self.codec.encode, np.stack(squares)) if squares else self._no_tokens()
+        if not squares:
+            return np.zeros((0, self.codec.grid_size**2), np.int32)
+        return self._in_parts(self.codec.encode, np.stack(squares))
 
     def decode(self, tokens: Int[np.ndarray, "B G"]) -> UInt8[np.ndarray, "B height width 3"]:
         """Tokens to images, as many at once as fit."""
@@ -132,9 +134,6 @@ class Dalle:
             np.asarray(run(jnp.asarray(_pad(part, size))))[: len(part)] for part, size in zip(parts, sizes, strict=True)
         ]
         return np.concatenate(done)
-
-    def _no_tokens(self) -> Int[np.ndarray, "0 G"]:
-        return np.zeros((0, self.codec.grid_size**2), np.int32)
 
     def generate(
         self,
