@@ -94,6 +94,10 @@ class Source(abc.ABC):
     """Where captions were looked for, for the message that there are none; empty: each record says."""
     left_out: tuple[LeftOut, ...] = ()
     """What was found where the samples lie and is not among them; a person is told at the start of a run."""
+    held_out: np.ndarray | None = None
+    """Indices of the samples that the data themselves hold out, ascending; None: they do not say."""
+    division: str = ""
+    """What the data's own splits were used as, in words; a person is told at the start of a run."""
 
     @abc.abstractmethod
     def __len__(self) -> int: ...

@@ -27,6 +27,8 @@ class SourceType:
     that said how the images of encoded data were read."""
     named_splits: bool = False
     """Whether the data have splits of their own; others have them where `{split}` stands in their path."""
+    may_be_divided: bool = False
+    """Whether what is opened may name its own splits (`Source.held_out`), where `{split}` does not stand in the path."""
     splits: Callable[[SourceConfig], list[str]] | None = None
     """Which of `train` and `eval` there are, where the data themselves say what is held out; None: the config says."""
 
@@ -79,10 +81,14 @@ def _open_webdataset(config: SourceConfig, split: str) -> Source:
 def _open_folder(config: SourceConfig, split: str) -> Source:
     from dalle_jax.data.readers.class_folder import ClassFolder
     from dalle_jax.data.readers.folder import Folder
+    from dalle_jax.data.readers.own_splits import Wanted
 
     kind = ClassFolder if config.caption_templates else Folder
-    path = stored_path(config, split)
-    return kind(path, caption_field=config.caption_field, image_field=config.image_field)
+    fields = {"caption_field": config.caption_field, "image_field": config.image_field}
+    if "{split}" in config.path:
+        return kind(stored_path(config, split), **fields)
+    held_out = config.eval_split or ("" if config.eval_fraction else None)
+    return kind(config.path, **fields, wanted=Wanted(split, held_out if split == config.split else None))
 
 
 def _open_parquet(config: SourceConfig, split: str) -> Source:
@@ -130,7 +136,7 @@ SOURCES: dict[str, SourceType] = {
     SourceKind.WEBDATASET.value: SourceType(
         _open_webdataset, unused=("image_field", "label_field", "caption_templates")
     ),
-    SourceKind.FOLDER.value: SourceType(_open_folder, unused=("label_field",)),
+    SourceKind.FOLDER.value: SourceType(_open_folder, unused=("label_field",), may_be_divided=True),
     SourceKind.PARQUET.value: SourceType(_open_parquet),
     SourceKind.TFDS.value: SourceType(_open_tfds, named_splits=True),
     SourceKind.ENCODED.value: SourceType(_open_encoded, named_splits=True, splits=_splits_of_encoded),

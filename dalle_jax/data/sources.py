@@ -62,7 +62,7 @@ def open_splits(config: SourceConfig) -> dict[str, Source]:
                                  if split in found})
             for split in splits_of(config)
         }  # fmt: skip
-    elif _is_held_out_by_share(config):
+    elif _is_opened_whole(config):
         whole = _open_named(config, config.split)
         sources = {split: hold_out(whole, config.eval_fraction, split) for split in splits_of(config)}
     else:
@@ -84,18 +84,16 @@ def _open(config: SourceConfig, split: str) -> Source:
         return _mix(config, {part.name: _open(part, split) for part in parts})
     if split not in (TRAIN, EVAL):
         return _open_named(config, split)
+    if _is_opened_whole(config):
+        return hold_out(_open_named(config, config.split), config.eval_fraction, split)
     if config.eval_split:
         return _open_named(config, config.split if split == TRAIN else config.eval_split)
     if source_type(config.source).splits is not None:
         return _open_named(config, split)
     whole = _open_named(config, config.split)
-    if config.eval_fraction == 0.0:
-        if split == EVAL:
-            raise UserError(
-                f"nothing of {whole.name} is held out: set config.data.eval_fraction or config.data.eval_split"
-            )
-        return whole
-    return hold_out(whole, config.eval_fraction, split)
+    if split == EVAL:
+        raise UserError(f"nothing of {whole.name} is held out: set config.data.eval_fraction or config.data.eval_split")
+    return whole
 
 
 def _mix(config: DataConfig, parts: Mapping[str, Source]) -> Mixture:
@@ -105,8 +103,12 @@ def _mix(config: DataConfig, parts: Mapping[str, Source]) -> Mixture:
     return Mixture(list(parts.values()), list(parts), [weights[name] for name in parts])
 
 
-def _is_held_out_by_share(config: SourceConfig) -> bool:
-    return config.eval_fraction > 0.0 and not config.eval_split and source_type(config.source).splits is None
+def _is_opened_whole(config: SourceConfig) -> bool:
+    """Whether what is trained on and what is held out are parts of one source, by a share or as the data say."""
+    kind = source_type(config.source)
+    if config.eval_split:
+        return kind.may_be_divided and "{split}" not in config.path
+    return config.eval_fraction > 0.0 and kind.splits is None
 
 
 def splits_of(config: SourceConfig) -> list[str]:
@@ -126,13 +128,9 @@ def hold_out(source: Source, fraction: float, split: str) -> Source:
 
     Which samples are held out depends on their keys alone: more data or another order do not move a sample from one
     side to the other, and pictures that share a key stay together. A key of tars holds the tar's name
-    (`HeldOutBy.TAR_AND_KEY`), or does not.
+    (`HeldOutBy.TAR_AND_KEY`), or does not. Where the data name what is held out (`Source.held_out`), it is that.
     """
-    held_out = source.key_hashes() < np.uint64(round(fraction * (2**64 - 2**12)))
-    if not held_out.any():
-        # Too few samples for the fraction: one is better than an evaluation of nothing.
-        held_out[int(np.argmin(source.key_hashes()))] = True
-    indices = np.flatnonzero(held_out).astype(np.uint32 if len(source) <= 1 << 32 else np.int64)
+    indices = _share(source, fraction) if source.held_out is None else source.held_out
     if split == TRAIN and len(indices) == len(source):
         raise UserError(
             f"{source.name} has {len(source)} sample(s), too few to hold out a share of {fraction}: set "
@@ -140,6 +138,15 @@ def hold_out(source: Source, fraction: float, split: str) -> Source:
         )
     kind = Subset if split == EVAL else Rest
     return kind(source, indices, f"{source.name}, {split} part")
+
+
+def _share(source: Source, fraction: float) -> np.ndarray:
+    """Indices of the samples whose keys' hashes hold them out, ascending."""
+    held_out = source.key_hashes() < np.uint64(round(fraction * (2**64 - 2**12)))
+    if not held_out.any():
+        # Too few samples for the fraction: one is better than an evaluation of nothing.
+        held_out[int(np.argmin(source.key_hashes()))] = True
+    return np.flatnonzero(held_out).astype(np.uint32 if len(source) <= 1 << 32 else np.int64)
 
 
 def _open_named(config: SourceConfig, split: str) -> Source:

@@ -9,12 +9,16 @@ from dalle_jax.data.captions import Captions, captions_from_text
 from dalle_jax.data.config import SourceKind
 from dalle_jax.data.readers.layouts import first_of, tables_in
 from dalle_jax.data.readers.listing import caption_files, is_image, list_files, list_tables
+from dalle_jax.data.readers.own_splits import ALL, Wanted, are_splits, choose
 from dalle_jax.data.readers.tables import is_table_name
 from dalle_jax.data.readers.webdataset_index import IMAGE_SUFFIXES
 from dalle_jax.data.records import BadReason, BadSample, LeftOut, Record, Source
 from dalle_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
+
+
+EVERYTHING = Wanted(ALL, None)
 
 
 class Folder(Source):
@@ -26,17 +30,18 @@ class Folder(Source):
     A sample's key is the path of its image relative to the folder, as a table writes it.
     """
 
-    def __init__(self, path: str, *, caption_field: str = "", image_field: str = ""):
+    def __init__(self, path: str, *, caption_field: str = "", image_field: str = "", wanted: Wanted = EVERYTHING):
         """Lists the folder, and reads its tables.
 
         Args:
           path: the folder, or a table in it or in a folder of it.
           caption_field: of tables; empty: the usual names.
           image_field: the same.
+          wanted: which of the splits that the folder names by tables or lists.
 
         Raises:
-          UserError: where the folder or the images are missing, or a table cannot be read; or a field is named and
-            there is no table.
+          UserError: where the folder or the images are missing, or a table cannot be read; a field is named and
+            there is no table; or a split is named that is not there.
         """
         self._root, table = _root(path)
         files, again, special = storage.walk_links(self._root)
@@ -58,6 +63,15 @@ class Folder(Source):
             listing = list_files(files, endings)
         if not listing.files:
             raise UserError(f"{self.name} holds no picture (.{', .'.join(IMAGE_SUFFIXES)}){_other_source(files)}")
+        self.split_names = () if listing.division is None else listing.division.names
+        choice = choose(listing.division, wanted, path, listing.files)
+        if choice is not None:
+            listing = listing.only(choice.kept, choice.left_out)
+            self.held_out, self.division = choice.held_out, choice.said
+        elif listing.division is not None:
+            self.division = f"its splits {', '.join(filter(None, self.split_names))} are read as one"
+        elif not tables:
+            self.division = _read_as_one(path, listing.files)
         self._files, self._keys = listing.files, listing.keys
         self._captions, self._endings = listing.captions, listing.endings
         beside = {"links to files that are there under another path": again, "pipes, sockets and devices": special}
@@ -98,6 +112,14 @@ class Folder(Source):
             return storage.read(storage.join(self._root, file))
         except OSError as error:
             raise BadSample(BadReason.MISSING, str(error)) from error
+
+
+def _read_as_one(path: str, files: Sequence[str]) -> str:
+    """What to say of folders that look like splits and are not told apart; empty where there are none."""
+    folders = list(dict.fromkeys(file.split("/")[0] for file in files if "/" in file))
+    if not are_splits(folders):
+        return ""
+    return f"its folders {', '.join(folders)} are read as one; config.data.path='{path}/{{split}}' tells them apart"
 
 
 def _other_source(files: Sequence[str]) -> str:

@@ -1,15 +1,19 @@
 """What a folder of images holds: its samples, where the captions of each are, and what is no part of any."""
 
 import dataclasses
+import itertools
 import os
 import posixpath
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+import numpy as np
+
 from dalle_jax import storage
 from dalle_jax.data.captions import Captions
 from dalle_jax.data.readers.file_names import Names
 from dalle_jax.data.readers.layouts import coco_split, is_table
+from dalle_jax.data.readers.own_splits import Division, are_splits, by_lists, split_of_table
 from dalle_jax.data.readers.tables import TABLE_CAPTION_FIELDS, Table, read_table
 from dalle_jax.data.readers.webdataset_index import IMAGE_SUFFIXES
 from dalle_jax.data.records import LeftOut
@@ -35,6 +39,14 @@ class Listing:
     captions_from: str
     """Where captions were looked for, for messages."""
     left_out: tuple[LeftOut, ...]
+    division: Division | None = None
+    """Of the samples, where tables or lists beside them name splits."""
+
+    def only(self, kept: np.ndarray, left_out: tuple[LeftOut, ...]) -> "Listing":
+        """Some of the samples (bool [samples]), and what is said of the others."""
+        files, keys, endings = (list(itertools.compress(of, kept)) for of in (self.files, self.keys, self.endings))
+        captions = None if self.captions is None else list(itertools.compress(self.captions, kept))
+        return Listing(files, keys, captions, endings, self.captions_from, left_out + self.left_out)
 
 
 def list_files(files: Sequence[str], endings: Mapping[str, str]) -> Listing:
@@ -73,7 +85,8 @@ def list_tables(
     without_rows = [file for file, table in read.items() if not table.captions]
     if len(without_rows) == len(tables):
         raise UserError(f"{storage.join(root, tables[0])} has no rows: write a row an image, or take it away")
-    rows, missing = _find_images(read, Names(root, files))
+    names = Names(root, files)
+    rows, missing = _find_images(read, names)
     if missing and not rows.captions:
         raise UserError(
             f"none of the {len(missing)} images that {tables[0]} names is there: '{missing[0]}' and the others were "
@@ -97,7 +110,9 @@ def list_tables(
         *_group(f"rows of tables whose images are not in {root}", missing),
         *_left_over(files, images, found, tables),
     )
-    return Listing(images, list(rows.keys.values()), captions, found, captions_from, left_out)
+    base = _base(tables[0], read[tables[0]], names)
+    division = rows.division(tables) or by_lists(root, files, lambda name: names.find(name, base), images)
+    return Listing(images, list(rows.keys.values()), captions, found, captions_from, left_out, division)
 
 
 def caption_files(files: Sequence[str]) -> dict[str, str]:
@@ -131,26 +146,37 @@ class _Rows:
     def __init__(self):
         self.captions: dict[str, Captions] = {}
         self.keys: dict[str, str] = {}
+        self._tables: list[int] = []
 
-    def add(self, path: str, written: str, captions: Captions) -> None:
-        """Adds to the captions of an image; `written` is its path as the table has it."""
+    def add(self, path: str, written: str, captions: Captions, table: int) -> None:
+        """Adds to the captions of an image; `written` is its path as the table has it, and `table` the table's number."""
+        if path not in self.captions:
+            self._tables.append(table)
         texts, fault = self.captions.get(path, ((), None))
         merged = texts + captions[0]
         self.captions[path] = (merged, None if merged else captions[1] or fault)
         self.keys.setdefault(path, written if posixpath.normpath(written) == path else path)
 
+    def division(self, tables: Sequence[str]) -> Division | None:
+        """By the tables; one that several name is of the first."""
+        names = [split_of_table(table) for table in tables]
+        if not are_splits(names):
+            return None
+        numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
+        return Division(tuple(numbers), np.array([numbers[name] for name in names])[self._tables])
+
 
 def _find_images(tables: Mapping[str, Table], names: Names) -> tuple[_Rows, list[str]]:
     """The images that tables name, and the names of those that are not there."""
     rows, missing = _Rows(), []
-    for file, table in tables.items():
+    for i, (file, table) in enumerate(tables.items()):
         base = _base(file, table, names)
         for name, captions in table.captions.items():
             found = names.find(name, base)
             if found is None:
                 missing.append(name)
             else:
-                rows.add(found, posixpath.join(base, name), captions)
+                rows.add(found, posixpath.join(base, name), captions, i)
     return rows, missing
 
 
