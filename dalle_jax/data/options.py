@@ -1,22 +1,25 @@
 """Options of a data set that would have no effect: whoever sets one means something by it."""
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from dalle_jax.data.config import DataConfig, SourceConfig
+from dalle_jax.data.mixture import parts_of
+from dalle_jax.data.records import Source
 from dalle_jax.data.source_types import SOURCES, source_type
+from dalle_jax.data.sources import whole_of
 from dalle_jax.errors import UserError
 
 
-def check_options(config: SourceConfig, chosen: Collection[str] | None = None) -> None:
+def check_options(config: SourceConfig, given: Collection[str] = ()) -> None:
     """Refuses options that the data have no use for, where they are set to another value than the default.
 
     It is for what begins: a run that was begun with such an option goes on as it did, without effect.
 
     Args:
       config: of the data.
-      chosen: options that were set for these data; the others, which a config holds for other data, are left in peace.
-        None: all.
+      given: options that a person has set on the command line. Where `source` is among them, the others are what the
+        config holds for other data, and are left in peace.
 
     Raises:
       UserError: naming the option and what to do.
@@ -29,12 +32,47 @@ def check_options(config: SourceConfig, chosen: Collection[str] | None = None) -
             check_options(part)
         return
     kind = source_type(config.source)
-    for name in kind.unused:
-        if _is_set(config, name) and (chosen is None or name in chosen):
-            others = ", ".join(other for other in SOURCES if name not in SOURCES[other].unused)
+    for name in (*kind.unused, *kind.unused_if_given):
+        if _is_set(config, name) and (name in given or not ("source" in given or name in kind.unused_if_given)):
+            others = ", ".join(other for other, its in SOURCES.items() if name not in its.unused + its.unused_if_given)
             _refuse(name, config, f"config.data.source is '{config.source}', and it is for others ({others})")
-    if _is_set(config, "split") and not kind.named_splits and "{split}" not in config.path:
+    named = kind.named_splits or kind.may_be_divided  # which of these are there is known when they are opened
+    if _is_set(config, "split") and not named and "{split}" not in config.path:
         _refuse("split", config, "{split} does not stand in config.data.path, where the split's name would go")
+    for name in ("eval_fraction", "held_out_by"):
+        if config.eval_split and _is_set(config, name) and _is_for_these(name, "eval_split", given):
+            # A share of nothing says the same as a split that is held out.
+            if name != "eval_fraction" or config.eval_fraction:
+                _refuse(name, config, f"config.data.eval_split='{config.eval_split}' says what is held out")
+        elif name == "held_out_by" and not config.eval_fraction and _is_set(config, name):
+            if _is_for_these(name, "eval_fraction", given):
+                _refuse(name, config, "config.data.eval_fraction=0 holds nothing out")
+
+
+def check_opened(config: SourceConfig, sources: Mapping[str, Source], given: Collection[str] = ()) -> None:
+    """Refuses options that what was opened turns out to have no use for; see `check_options`.
+
+    Args:
+      config: of the data.
+      sources: what `open_splits` opened for it.
+      given: options that a person has set on the command line.
+
+    Raises:
+      UserError: naming the option and what to do.
+    """
+    mixture = config.mixture if isinstance(config, DataConfig) else ()
+    parts = {part.name: part for part in mixture}
+    for source in sources.values():
+        for name, part in zip(source.part_names or ("",), parts_of(source), strict=True):
+            own = parts.get(name, config)
+            for option, why in whole_of(part).without_effect.items():
+                if _is_set(own, option) and (option in given or "source" not in given or own is not config):
+                    _refuse(option, own, why)
+
+
+def _is_for_these(name: str, other: str, given: Collection[str]) -> bool:
+    """Whether one option was set by who knew of another: not in the file of a config that the command line changes."""
+    return name in given or not {other, "source"} & set(given)
 
 
 def _is_set(config: SourceConfig, name: str) -> bool:

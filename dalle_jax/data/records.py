@@ -4,6 +4,8 @@ import abc
 import dataclasses
 import enum
 import hashlib
+import types
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -98,6 +100,8 @@ class Source(abc.ABC):
     """Indices of the samples that the data themselves hold out, ascending; None: they do not say."""
     division: str = ""
     """What the data's own splits were used as, in words; a person is told at the start of a run."""
+    without_effect: Mapping[str, str] = types.MappingProxyType({})
+    """Options of `SourceConfig` that have no effect on what was found, and why."""
 
     @abc.abstractmethod
     def __len__(self) -> int: ...

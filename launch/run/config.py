@@ -11,7 +11,9 @@ from clip_jax import ClipStage, Lock
 from dalle_jax import storage
 from dalle_jax.codec import CodecStage
 from dalle_jax.data.config import DataConfig, HeldOutBy, SourceConfig, TokenizerConfig, TokenizerKind
-from dalle_jax.data.options import check_options
+from dalle_jax.data.options import check_opened, check_options
+from dalle_jax.data.records import Source
+from dalle_jax.data.sources import open_splits
 from dalle_jax.decoder.config import DecoderStage
 from dalle_jax.errors import UserError
 from dalle_jax.storage import is_remote
@@ -113,8 +115,19 @@ def check_data_options(data: DataConfig) -> None:
     Raises:
       UserError: an option has no effect.
     """
-    chosen = overridden("data")
-    check_options(data, chosen if "source" in chosen else None)
+    check_options(data, overridden("data"))
+
+
+def open_data(data: DataConfig) -> dict[str, Source]:
+    """`open_splits` of a run that begins: what has no effect on the data that are found is refused too.
+
+    Raises:
+      UserError: as `check_data_options` and `open_splits`.
+    """
+    check_data_options(data)
+    sources = open_splits(data)
+    check_opened(data, sources, overridden("data"))
+    return sources
 
 
 def with_absolute_paths(run: RunConfig) -> RunConfig:

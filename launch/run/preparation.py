@@ -14,7 +14,7 @@ from dalle_jax.training.optimizer import new_course
 from dalle_jax.training.parallel.mesh import make_mesh
 from dalle_jax.training.parallel.processes import is_primary
 from dalle_jax.training.parallel.sharding import ShardingRules, check_batch
-from launch.run.config import RunConfig, check_data_options
+from launch.run.config import RunConfig, open_data
 from launch.run.coordination import AnyTokenizer
 from launch.run.initialization import check_base, check_base_run, find_tokenizer
 from launch.run.stages import STAGES, StagePlan, check_source
@@ -61,9 +61,9 @@ def prepare_run(run: RunConfig, workdir: epath.Path, stages: list[str]) -> Prepa
     if (workdir / "config.json").exists():
         check_workdir(workdir, run)
         _warn_of_rates(run, workdir, stages)
+        sources = open_splits(run.data)
     else:
-        check_data_options(run.data)
-    sources = open_splits(run.data)
+        sources = open_data(run.data)
     check_base(run, workdir, stages)
     plans = {name: STAGES[name].plan(run, workdir, "codec" not in stages) for name in stages}
     for source in sources.values():

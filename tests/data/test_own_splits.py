@@ -1,5 +1,7 @@
 """Splits that a folder names itself: what is trained on, what is held out, and what a person is told of it."""
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dalle_jax.data.account import in_lines
@@ -145,7 +147,9 @@ def test_one_split_alone_is_all_there_is(config):
 def test_folders_without_tables_are_read_as_one_and_said_to_be(config, tmp_path):
     keys, (_, said) = read(config(PLAIN))
     assert len(keys["train"] + keys["eval"]) == 6
-    assert said == f"data: its folders train, val are read as one; config.data.path='{tmp_path}/{{split}}' tells them apart"
+    assert said == (
+        "data: what is called train and val is read as one: write {split} in config.data.path where these names stand"
+    )
     keys, lines = read(config(PLAIN, path=f"{tmp_path}/{{split}}", eval_split="val"))
     assert keys == {split: ["0.png", "1.png", "2.png"] for split in ("train", "eval")} and len(lines) == 1
 
@@ -158,3 +162,23 @@ def test_splits_are_no_classes(config):
     path = config(files).path + "/{split}"
     keys, _ = read(config(files, path=path, eval_split="val", **options))
     assert keys == {split: ["cat/0.png", "dog/0.png"] for split in ("train", "eval")}
+
+
+@pytest.mark.parametrize("source", [SourceKind.WEBDATASET, SourceKind.PARQUET])
+@pytest.mark.parametrize("name", ["{split}-00000-of-00001.{end}", "cc-{split}_0.{end}", "{split}/0.{end}"])
+def test_files_of_several_splits_are_read_as_one_and_said_to_be(tmp_path, write_tar, png, source, name):
+    end = {SourceKind.WEBDATASET: "tar", SourceKind.PARQUET: "parquet"}[source]
+    for split in ("train", "validation"):
+        file = tmp_path / "test" / name.format(split=split, end=end)  # a folder above all says nothing
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if end == "tar":
+            write_tar(f"test/{name.format(split=split, end=end)}", {f"{i}.png": png(i) for i in range(4)})
+        else:
+            pq.write_table(pa.table({"image": [png(i) for i in range(4)], "text": ["a"] * 4}), file)
+    path = f"{tmp_path}/test/{name.format(split='*', end=end)}"
+    head, said = in_lines(config := DataConfig(source=source, path=path), open_splits(config)).splitlines()
+    assert "8 images" in head and "what is called train and validation is read as one: write {split} in" in said
+    path = f"{tmp_path}/test/{name.replace('{end}', end)}"
+    config = DataConfig(source=source, path=path, eval_split="validation")
+    (head,) = in_lines(config, open_splits(config)).splitlines()
+    assert "8 images" in head and "4 held out (50.00%; eval_split=validation)" in head

@@ -9,7 +9,7 @@ from dalle_jax.data.captions import Captions, captions_from_text
 from dalle_jax.data.config import SourceKind
 from dalle_jax.data.readers.layouts import first_of, tables_in
 from dalle_jax.data.readers.listing import caption_files, is_image, list_files, list_tables
-from dalle_jax.data.readers.own_splits import ALL, Wanted, are_splits, choose
+from dalle_jax.data.readers.own_splits import ALL, Wanted, choose, read_as_one
 from dalle_jax.data.readers.tables import is_table_name
 from dalle_jax.data.readers.webdataset_index import IMAGE_SUFFIXES
 from dalle_jax.data.records import BadReason, BadSample, LeftOut, Record, Source
@@ -68,10 +68,13 @@ class Folder(Source):
         if choice is not None:
             listing = listing.only(choice.kept, choice.left_out)
             self.held_out, self.division = choice.held_out, choice.said
+            if self.held_out is not None:
+                why = f"{self.name} has splits of its own; config.data.split='{ALL}' reads them as one"
+                self.without_effect = {"eval_fraction": why}
         elif listing.division is not None:
             self.division = f"its splits {', '.join(filter(None, self.split_names))} are read as one"
         elif not tables:
-            self.division = _read_as_one(path, listing.files)
+            self.division = read_as_one(file.split("/")[0] for file in listing.files if "/" in file)
         self._files, self._keys = listing.files, listing.keys
         self._captions, self._endings = listing.captions, listing.endings
         beside = {"links to files that are there under another path": again, "pipes, sockets and devices": special}
@@ -112,14 +115,6 @@ class Folder(Source):
             return storage.read(storage.join(self._root, file))
         except OSError as error:
             raise BadSample(BadReason.MISSING, str(error)) from error
-
-
-def _read_as_one(path: str, files: Sequence[str]) -> str:
-    """What to say of folders that look like splits and are not told apart; empty where there are none."""
-    folders = list(dict.fromkeys(file.split("/")[0] for file in files if "/" in file))
-    if not are_splits(folders):
-        return ""
-    return f"its folders {', '.join(folders)} are read as one; config.data.path='{path}/{{split}}' tells them apart"
 
 
 def _other_source(files: Sequence[str]) -> str:

@@ -73,6 +73,21 @@ def are_splits(names: Iterable[str]) -> bool:
     return "train" in kinds and bool(kinds & {"val", "test"})
 
 
+def read_as_one(names: Iterable[str]) -> str:
+    """What to say of folders or files that are called as splits and are read together; empty where none are."""
+    found = list(dict.fromkeys(names))
+    if not are_splits(found):
+        return ""
+    listed = " and ".join(filter(kind_of, found))
+    return f"what is called {listed} is read as one: write {{split}} in config.data.path where these names stand"
+
+
+def splits_in_names(paths: Sequence[str]) -> str:
+    """`read_as_one` of files: by their folders and the words of their names, but for what is in all of them."""
+    words = [{*path.split("/")[:-1], *re.split("[-_.]", posixpath.basename(path))} for path in paths]
+    return read_as_one(sorted(set.union(*words) - set.intersection(*words))) if words else ""
+
+
 def by_lists(root: str, files: Sequence[str], find: Callable[[str], str | None], images: Sequence[str]) -> Division | None:
     """By text files with the name of an image a line, as Flickr8k's `Flickr_8k.trainImages.txt`.
 
