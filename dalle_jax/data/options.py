@@ -39,14 +39,7 @@ def check_options(config: SourceConfig, given: Collection[str] = ()) -> None:
     named = kind.named_splits or kind.may_be_divided  # which of these are there is known when they are opened
     if _is_set(config, "split") and not named and "{split}" not in config.path:
         _refuse("split", config, "{split} does not stand in config.data.path, where the split's name would go")
-    for name in ("eval_fraction", "held_out_by"):
-        if config.eval_split and _is_set(config, name) and _is_for_these(name, "eval_split", given):
-            # A share of nothing says the same as a split that is held out.
-            if name != "eval_fraction" or config.eval_fraction:
-                _refuse(name, config, f"config.data.eval_split='{config.eval_split}' says what is held out")
-        elif name == "held_out_by" and not config.eval_fraction and _is_set(config, name):
-            if _is_for_these(name, "eval_fraction", given):
-                _refuse(name, config, "config.data.eval_fraction=0 holds nothing out")
+    _check_share(config, given)
 
 
 def check_opened(config: SourceConfig, sources: Mapping[str, Source], given: Collection[str] = ()) -> None:
@@ -70,9 +63,19 @@ def check_opened(config: SourceConfig, sources: Mapping[str, Source], given: Col
                     _refuse(option, own, why)
 
 
-def _is_for_these(name: str, other: str, given: Collection[str]) -> bool:
-    """Whether one option was set by who knew of another: not in the file of a config that the command line changes."""
-    return name in given or not {other, "source"} & set(given)
+def _check_share(config: SourceConfig, given: Collection[str]) -> None:
+    """Refuses what says which share is held out, where a split is or nothing is."""
+    if config.eval_split:
+        decides, why = "eval_split", f"config.data.eval_split='{config.eval_split}' says what is held out"
+        names = ("eval_fraction", "held_out_by") if config.eval_fraction else ("held_out_by",)  # a share of 0 is none
+    elif not config.eval_fraction:
+        decides, why, names = "eval_fraction", "config.data.eval_fraction=0 holds nothing out", ("held_out_by",)
+    else:
+        return
+    for name in names:
+        # The file of a config may hold it beside what the command line changes.
+        if _is_set(config, name) and (name in given or not {decides, "source"} & set(given)):
+            _refuse(name, config, why)
 
 
 def _is_set(config: SourceConfig, name: str) -> bool:

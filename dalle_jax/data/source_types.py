@@ -29,7 +29,7 @@ class SourceType:
     named_splits: bool = False
     """Whether the data have splits of their own; others have them where `{split}` stands in their path."""
     may_be_divided: bool = False
-    """Whether what is opened may name its own splits (`Source.held_out`), where `{split}` does not stand in the path."""
+    """Whether what is opened may name splits (`Source.held_out`), where `{split}` does not stand in the path."""
     splits: Callable[[SourceConfig], list[str]] | None = None
     """Which of `train` and `eval` there are, where the data themselves say what is held out; None: the config says."""
 

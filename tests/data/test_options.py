@@ -105,6 +105,8 @@ def test_what_turns_out_to_have_no_effect(tmp_path, write_tar, png):
     for config in (DataConfig(source=FOLDER, path=str(tmp_path)), dataclasses.replace(share, split="all")):
         check_opened(config, open_splits(config))
     check_opened(share, open_splits(share), {"source", "path"})
+    share = dataclasses.replace(share, eval_split="test")  # by the command line, whose config's file has the share
+    check_opened(share, open_splits(share), {"eval_split"})
 
 
 def test_templates_where_nothing_names_the_classes(tmp_path, png):

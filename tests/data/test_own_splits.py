@@ -74,9 +74,7 @@ def test_coco(config):
     assert keys["train"] == train and "2 held out (33.33%; eval_split=val)" in head
     keys, (_, said, left) = read(config(COCO, eval_fraction=0.0))
     assert keys == {"train": train} and said == "data: of its splits, train2017 is trained on"
-    assert left == (
-        "data: left out: images of the split val2017, which is not asked for: 2, such as val2017/0.png"
-    )
+    assert left == ("data: left out: images of the split val2017, which is not asked for: 2, such as val2017/0.png")
 
 
 def test_everything_is_trained_on_where_a_person_says_so(config):

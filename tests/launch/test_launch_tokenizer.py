@@ -97,7 +97,8 @@ def test_options_without_effect(tmp_path):
     for data, options, flag in (
         ("plain.txt", stem, "--key=stem"), ("plain.txt", {"split": "val"}, "--split=val"),
         ("plain.txt", {"caption_field": "title"}, "--caption_field=title"), ("mine", stem, "--key=stem"),
-        ("mine", {"caption_field": "title"}, "--caption_field"), ("x.tar", {"caption_field": "title"}, "--caption_field"),
+        ("mine", {"caption_field": "title"}, "--caption_field"), 
+        ("x.tar", {"caption_field": "title"}, "--caption_field"),
         ("x.tar", {"split": "val"}, "--split"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=f"^{flag}.* has no effect: ") as refused:

@@ -10,6 +10,7 @@ from dalle_jax.data.config import SourceKind
 from dalle_jax.data.readers.layouts import first_of, tables_in
 from dalle_jax.data.readers.listing import caption_files, is_image, list_files, list_tables
 from dalle_jax.data.readers.own_splits import ALL, Wanted, choose, read_as_one
+from dalle_jax.data.readers.packed import PackedCaptions, Texts
 from dalle_jax.data.readers.tables import is_table_name
 from dalle_jax.data.readers.webdataset_index import IMAGE_SUFFIXES
 from dalle_jax.data.records import BadReason, BadSample, LeftOut, Record, Source
@@ -68,15 +69,17 @@ class Folder(Source):
         if choice is not None:
             listing = listing.only(choice.kept, choice.left_out)
             self.held_out, self.division = choice.held_out, choice.said
-            if self.held_out is not None:
+            if self.held_out is not None and not wanted.held_out:
                 why = f"{self.name} has splits of its own; config.data.split='{ALL}' reads them as one"
                 self.without_effect = {"eval_fraction": why}
         elif listing.division is not None:
             self.division = f"its splits {', '.join(filter(None, self.split_names))} are read as one"
         elif not tables:
             self.division = read_as_one(file.split("/")[0] for file in listing.files if "/" in file)
-        self._files, self._keys = listing.files, listing.keys
-        self._captions, self._endings = listing.captions, listing.endings
+        self._files = Texts(listing.files)
+        self._keys = self._files if listing.keys == listing.files else Texts(listing.keys)
+        self._captions = None if listing.captions is None else PackedCaptions(listing.captions)
+        self._endings = listing.endings
         beside = {"links to files that are there under another path": again, "pipes, sockets and devices": special}
         self.left_out = listing.left_out + tuple(
             LeftOut(why, len(what), what[0]) for why, what in beside.items() if what
@@ -101,7 +104,7 @@ class Folder(Source):
         """How many records have captions, or a caption file, which may be empty."""
         if self._captions is None:
             return sum(map(bool, self._endings))
-        return sum(bool(texts) for texts, _ in self._captions)
+        return self._captions.captioned()
 
     def _captions_of(self, index: int) -> Captions:
         if self._captions is not None:

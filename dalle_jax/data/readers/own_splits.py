@@ -1,4 +1,4 @@
-"""Splits that a folder of images names itself: by COCO's tables, by folders that have a table each, or by lists of names."""
+"""Splits that a folder of images names itself: by COCO's tables, by a table in each folder, or by lists of names."""
 
 import dataclasses
 import posixpath
@@ -88,7 +88,9 @@ def splits_in_names(paths: Sequence[str]) -> str:
     return read_as_one(sorted(set.union(*words) - set.intersection(*words))) if words else ""
 
 
-def by_lists(root: str, files: Sequence[str], find: Callable[[str], str | None], images: Sequence[str]) -> Division | None:
+def by_lists(
+    root: str, files: Sequence[str], find: Callable[[str], str | None], images: Sequence[str]
+) -> Division | None:
     """By text files with the name of an image a line, as Flickr8k's `Flickr_8k.trainImages.txt`.
 
     Args:
@@ -150,8 +152,8 @@ def choose(division: Division | None, wanted: Wanted, path: str, samples: Sequen
         held_out = [i for i in held_out if i not in trained]
     if set(trained) & set(held_out):
         raise UserError(
-            f"config.data.split='{wanted.trained}' and eval_split='{wanted.held_out}' are one split of '{path}' (it has "
-            f"{_listed(division.names)}): name two"
+            f"config.data.split='{wanted.trained}' and eval_split='{wanted.held_out}' are one split of '{path}' (it "
+            f"has {_listed(division.names)}): name two"
         )
     is_held_out = np.isin(division.of, held_out)
     kept = is_held_out | np.isin(division.of, trained)
@@ -164,7 +166,8 @@ def choose(division: Division | None, wanted: Wanted, path: str, samples: Sequen
         if len(places):
             reason = f"images of the split {name}, which is not asked for" if name else "images that no split names"
             left_out.append(LeftOut(reason, len(places), samples[int(places[0])]))
-    return Choice(kept, np.flatnonzero(is_held_out[kept]) if held_out else None, f"of its splits, {said}", tuple(left_out))
+    indices = np.flatnonzero(is_held_out[kept]) if held_out else None
+    return Choice(kept, indices, f"of its splits, {said}", tuple(left_out))
 
 
 def _numbers(division: Division, name: str, path: str) -> list[int]:
@@ -179,7 +182,8 @@ def _numbers(division: Division, name: str, path: str) -> list[int]:
 def _no_split(path: str, name: str, names: Iterable[str] = ()) -> UserError:
     there = _listed(names)
     return UserError(
-        f"config.data.path='{path}' has no split '{name}'" + (f" (it has {there})" if there else "")
+        f"config.data.path='{path}' has no split '{name}'"
+        + (f" (it has {there})" if there else "")
         + ": write {split} in the path where the split's name stands, or name a split that is there"
     )
 
