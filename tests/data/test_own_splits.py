@@ -115,13 +115,25 @@ def test_lists_of_flickr8k(config):
     keys, (_, said, *left) = read(config(FLICKR))
     assert keys == {"train": ["Images/0.jpg", "Images/3.jpg"], "eval": ["Images/1.jpg"]}
     assert said == "data: of its splits, train is trained on, dev held out"
-    assert left[:2] == [
+    assert left == [
         "data: left out: images that no split names: 1, Images/4.jpg",
         "data: left out: images of the split test, which is not asked for: 1, Images/2.jpg",
     ]
     keys, _ = read(config(FLICKR, eval_split="test"))
     assert keys["eval"] == ["Images/2.jpg"]
     assert read(config(FLICKR, split="all"))[1][1] == "data: its splits dev, test, train are read as one"
+
+
+def test_lists_as_they_are_distributed(config):
+    """In a folder of their own, with other texts."""
+    texts = {name: content for name, content in FLICKR.items() if name.startswith("Flickr_8k")}
+    token = "".join(f"{i}.jpg#0\ttext {i}\n" for i in range(5))
+    texts |= {"Flickr8k.token.txt": token, "Flickr8k.lemma.token.txt": token, "readme.txt": "x"}
+    files = {f"Flickr8k_text/{name}": content for name, content in texts.items()}
+    files |= {f"Flicker8k_Dataset/{i}.jpg": None for i in range(5)}
+    keys, lines = read(config(files))
+    assert keys["eval"] == ["Flicker8k_Dataset/1.jpg"] and len(keys["train"]) == 2
+    assert lines[-1].startswith("data: left out: caption files without an image: 2, such as Flickr8k_text/Flickr8k.lem")
 
 
 def test_folders_of_other_tables_are_no_splits(config):

@@ -107,13 +107,14 @@ def list_tables(
             f"{_BESIDE}, since {tables[0]} has no field of captions (it has {', '.join(read[tables[0]].fields)[:200]}; "
             f"config.data.caption_field names another than {', '.join(TABLE_CAPTION_FIELDS)})"
         )
+    division = rows.division(tables) or by_lists(root, files, lambda name: names.find(name, base), images)
+    lists = () if division is None else division.lists
     left_out = (
         *(left_out for table in read.values() for left_out in table.left_out),
         *_group("tables without rows", without_rows),
         *_group(f"rows of tables whose images are not in {root}", missing),
-        *_left_over(files, images, found, tables),
+        *_left_over([file for file in files if file not in lists], images, found, tables),
     )
-    division = rows.division(tables) or by_lists(root, files, lambda name: names.find(name, base), images)
     return Listing(images, rows.keys, captions, found, captions_from, left_out, division)
 
 

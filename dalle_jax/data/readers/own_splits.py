@@ -39,6 +39,8 @@ class Division:
     names: tuple[str, ...]
     of: np.ndarray
     """int [samples]: numbers of `names`."""
+    lists: tuple[str, ...] = ()
+    """The files that say so, where they are no tables."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,15 +106,18 @@ def by_lists(
     """
     lists = {file: match[1] for file in files if (match := _LIST.fullmatch(posixpath.basename(file).lower()))}
     named: dict[str, list[str]] = {}
+    read = []
     for file, name in sorted(lists.items()):
         found = [find(line) for line in map(str.strip, split_lines(read_text(storage.join(root, file)))) if line]
         if found and found[0] is not None:
+            read.append(file)
             named.setdefault(name, []).extend(image for image in found if image is not None)
     if not are_splits(named):
         return None
     names = ("", *named)
     number = {image: i for i, name in enumerate(names) for image in named.get(name, ())}
-    return Division(names, np.fromiter((number.get(image, 0) for image in images), np.uint16, len(images)))
+    numbers = np.fromiter((number.get(image, 0) for image in images), np.uint16, len(images))
+    return Division(names, numbers, tuple(read))
 
 
 def choose(division: Division | None, wanted: Wanted, path: str, samples: Sequence[str]) -> Choice | None:
