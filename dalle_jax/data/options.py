@@ -5,9 +5,8 @@ from collections.abc import Collection, Mapping
 
 from dalle_jax.data.config import DataConfig, SourceConfig
 from dalle_jax.data.mixture import parts_of
-from dalle_jax.data.records import Source
+from dalle_jax.data.records import Source, whole_of
 from dalle_jax.data.source_types import SOURCES, source_type
-from dalle_jax.data.sources import whole_of
 from dalle_jax.errors import UserError
 
 

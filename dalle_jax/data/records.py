@@ -203,6 +203,11 @@ class Subset(Source):
         return int(self._indices[index])
 
 
+def whole_of(source: Source) -> Source:
+    """What a source holds a part of for a run, where some of it is held out; else the source."""
+    return source.whole if isinstance(source, Subset) else source
+
+
 class Rest(Subset):
     """All records of a source but some, in its order: what it takes in memory, in every worker, is that of the few."""
 

@@ -9,7 +9,8 @@ from dalle_jax.data.class_captions import ClassCaptions
 from dalle_jax.data.config import DataConfig, SourceConfig
 from dalle_jax.data.left_out import in_words
 from dalle_jax.data.mixture import Mixture, parts_of
-from dalle_jax.data.records import LeftOut, Rest, Source, Subset
+from dalle_jax.data.options import check_opened, check_options
+from dalle_jax.data.records import LeftOut, Rest, Source, Subset, whole_of
 from dalle_jax.data.source_types import EVAL, TRAIN, source_type
 from dalle_jax.errors import UserError
 
@@ -21,7 +22,7 @@ _told: set[tuple[str, tuple[LeftOut, ...]]] = set()
 """Sources whose left-out things have been told of in this process, which opens its data several times."""
 
 
-def open_source(config: SourceConfig, split: str = TRAIN) -> Source:
+def open_source(config: SourceConfig, split: str = TRAIN, *, as_begun: bool = False) -> Source:
     """Opens the samples of one split. What is left out of them is logged as a warning, once.
 
     Args:
@@ -29,11 +30,20 @@ def open_source(config: SourceConfig, split: str = TRAIN) -> Source:
       split: `train` and `eval` are what the run trains on and what it holds out, under whatever names the data set
         has for them (`config.split`, `config.eval_split`, or a part of `config.split`); any other is a split of the
         data set itself, such as `unseen`.
+      as_begun: the config is that of a run that was begun with it: options without effect are not refused.
+
+    Returns:
+      Records in an order of their own, which is the same every time: `Batches` shuffles them.
 
     Raises:
-      UserError: where the data are missing, damaged or empty, or the split does not exist.
+      UserError: where the data are missing, damaged or empty, the split does not exist, nothing is held out and `eval`
+        is asked for, or an option has no effect on these data (`dalle_jax.data.options`).
     """
+    if not as_begun:
+        check_options(config)
     source = _open(config, split)
+    if not as_begun:
+        check_opened(config, {split: source})
     warn_of_left_out(source)
     return source
 
@@ -70,11 +80,6 @@ def open_splits(config: SourceConfig) -> dict[str, Source]:
     for source in sources.values():
         _told.update((whole.name, whole.left_out) for whole in map(whole_of, parts_of(source)))
     return sources
-
-
-def whole_of(source: Source) -> Source:
-    """What a source holds a part of for a run, where some of it is held out; else the source."""
-    return source.whole if isinstance(source, Subset) else source
 
 
 def _open(config: SourceConfig, split: str) -> Source:

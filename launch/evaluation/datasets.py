@@ -72,7 +72,7 @@ def open_split(data: str, split: str, flags: DataFlags, *, labelled: bool) -> So
       UserError: where there are no such data.
     """
     if data == RUN:
-        return open_source(read_run(flags.model).data, TRAIN if split == TRAIN else EVAL)
+        return open_source(read_run(flags.model).data, TRAIN if split == TRAIN else EVAL, as_begun=True)
     path = data.replace("{split}", split)
     if is_benchmark(path):
         source = WebDataset(_shards(storage.join(path, split)), caption_field=flags.caption_field, key=flags.key)
@@ -96,7 +96,7 @@ def open_split(data: str, split: str, flags: DataFlags, *, labelled: bool) -> So
     )
     if kind is SourceKind.FOLDER and Folder(path, **shared).split_names:
         config = dataclasses.replace(config, split=split)
-    return open_source(config)
+    return open_source(config, as_begun=True)  # the options are of all the data sets
 
 
 def _split_folder(path: str, split: str, labelled: bool) -> str:

@@ -109,24 +109,23 @@ def _held_out_as(source: S, there: Mapping[str, Any]) -> S:
     return dataclasses.replace(source, held_out_by=HeldOutBy.KEY) if by_key else source
 
 
-def check_data_options(data: DataConfig) -> None:
-    """`check_options` of a run that begins. A config whose data the command line replaces keeps what was for its own.
+def open_data(data: DataConfig, *, as_begun: bool = False) -> dict[str, Source]:
+    """`open_splits`, of which a run that begins is refused options without effect. A config whose data the command line
+    replaces keeps what was for its own.
+
+    Args:
+      data: what to open.
+      as_begun: a run goes on with it, as it did.
 
     Raises:
-      UserError: an option has no effect.
+      UserError: as `open_splits`; or an option has no effect.
     """
-    check_options(data, overridden("data"))
-
-
-def open_data(data: DataConfig) -> dict[str, Source]:
-    """`open_splits` of a run that begins: what has no effect on the data that are found is refused too.
-
-    Raises:
-      UserError: as `check_data_options` and `open_splits`.
-    """
-    check_data_options(data)
+    given = overridden("data")
+    if not as_begun:
+        check_options(data, given)
     sources = open_splits(data)
-    check_opened(data, sources, overridden("data"))
+    if not as_begun:
+        check_opened(data, sources, given)
     return sources
 
 

@@ -109,6 +109,15 @@ def test_what_turns_out_to_have_no_effect(tmp_path, write_tar, png):
     check_opened(share, open_splits(share), {"eval_split"})
 
 
+def test_open_source_refuses_too():
+    for open_it in (lambda **begun: open_source(DataConfig(path="mine/*.tar"), **begun),
+                    lambda **begun: open_source(DataConfig(mixture=(PART,), caption_field="z"), **begun)):  # fmt: skip
+        with pytest.raises(UserError, match="config.data.(path|caption_field)=.* has no effect: "):
+            open_it()
+    with pytest.raises(UserError, match="'x' is not a folder"):
+        open_source(DataConfig(mixture=(PART,), caption_field="z"), as_begun=True)
+
+
 def test_templates_where_nothing_names_the_classes(tmp_path, png):
     (tmp_path / "a.png").write_bytes(png())
     config = DataConfig(source=FOLDER, path=str(tmp_path), caption_templates=("a {}",))
