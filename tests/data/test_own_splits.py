@@ -164,6 +164,20 @@ def test_folders_without_tables_are_read_as_one_and_said_to_be(config, tmp_path)
     assert keys == {split: ["0.png", "1.png", "2.png"] for split in ("train", "eval")} and len(lines) == 1
 
 
+def test_a_table_of_several_splits_is_said_to_be_one(config):
+    files = {f"{split}/{i}.png": None for split in ("train", "test") for i in range(2)}
+    rows = [(f"{split}/{i}.png", split) for split in ("train", "test") for i in range(2)]
+    files["metadata.csv"] = "file_name,text\n" + "".join(f"{name},a {split}\n" for name, split in rows)
+    _, (head, said) = read(config(files))
+    assert "4 images" in head and said.endswith("what is called train and test is read as one: write a table for each")
+    files["metadata.csv"] = "file_name,text,split\n" + "".join(f"{name},a,{split}\n" for name, split in rows)
+    _, (_, said) = read(config(files))
+    assert (
+        said
+        == "data: the column split of metadata.csv is not read, and its splits are read as one: write a table for each"
+    )
+
+
 def test_splits_are_no_classes(config):
     files = {f"{split}/{name}/0.png": None for split in ("train", "val") for name in ("cat", "dog")}
     options = {"caption_templates": ("a {}",)}

@@ -9,7 +9,7 @@ from dalle_jax.data.captions import Captions, captions_from_text
 from dalle_jax.data.config import SourceKind
 from dalle_jax.data.readers.layouts import first_of, tables_in
 from dalle_jax.data.readers.listing import caption_files, is_image, list_files, list_tables
-from dalle_jax.data.readers.own_splits import ALL, Wanted, choose, read_as_one
+from dalle_jax.data.readers.own_splits import A_TABLE_EACH, ALL, IN_PATH, Wanted, choose, read_as_one
 from dalle_jax.data.readers.packed import PackedCaptions, Texts
 from dalle_jax.data.readers.tables import is_table_name
 from dalle_jax.data.readers.webdataset_index import IMAGE_SUFFIXES
@@ -74,8 +74,9 @@ class Folder(Source):
                 self.without_effect = {"eval_fraction": why}
         elif listing.division is not None:
             self.division = f"its splits {', '.join(filter(None, self.split_names))} are read as one"
-        elif not tables:
-            self.division = read_as_one(file.split("/")[0] for file in listing.files if "/" in file)
+        else:
+            folders = (file.split("/")[0] for file in listing.files if "/" in file)
+            self.division = listing.split_column or read_as_one(folders, A_TABLE_EACH if tables else IN_PATH)
         self._files = Texts(listing.files)
         self._keys = self._files if listing.keys == listing.files else Texts(listing.keys)
         self._captions = None if listing.captions is None else PackedCaptions(listing.captions)

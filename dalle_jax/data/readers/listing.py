@@ -13,7 +13,7 @@ from dalle_jax import storage
 from dalle_jax.data.captions import Captions
 from dalle_jax.data.readers.file_names import Names
 from dalle_jax.data.readers.layouts import coco_split, is_table
-from dalle_jax.data.readers.own_splits import Division, are_splits, by_lists, split_of_table
+from dalle_jax.data.readers.own_splits import A_TABLE_EACH, Division, are_splits, by_lists, split_of_table
 from dalle_jax.data.readers.tables import TABLE_CAPTION_FIELDS, Table, read_table
 from dalle_jax.data.readers.webdataset_index import IMAGE_SUFFIXES
 from dalle_jax.data.records import LeftOut
@@ -41,6 +41,8 @@ class Listing:
     left_out: tuple[LeftOut, ...]
     division: Division | None = None
     """Of the samples, where tables or lists beside them name splits."""
+    split_column: str = ""
+    """What to say of a table's column of splits, which is not read; empty where there is none."""
 
     def only(self, kept: np.ndarray, left_out: tuple[LeftOut, ...]) -> "Listing":
         """Some of the samples (bool [samples]), and what is said of the others."""
@@ -115,7 +117,16 @@ def list_tables(
         *_group(f"rows of tables whose images are not in {root}", missing),
         *_left_over([file for file in files if file not in lists], images, found, tables),
     )
-    return Listing(images, rows.keys, captions, found, captions_from, left_out, division)
+    split_column = next(
+        (
+            f"the column {field} of {file} is not read, and its splits are read as one: {A_TABLE_EACH}"
+            for file, table in read.items()
+            for field in table.fields
+            if field.lower() == "split"
+        ),
+        "",
+    )
+    return Listing(images, rows.keys, captions, found, captions_from, left_out, division, split_column)
 
 
 def caption_files(files: Sequence[str]) -> dict[str, str]:

@@ -17,6 +17,9 @@ from dalle_jax.text_files import split_lines
 ALL = "all"
 """As the split that is trained on: everything, whatever splits the data name."""
 
+IN_PATH = "write {split} in config.data.path where these names stand"
+A_TABLE_EACH = "write a table for each"
+
 _USUAL = re.compile(r"(train)(?:ing)?(?:\d{4})?|(val|valid|validation|dev|eval)(?:\d{4})?|(test)(?:ing)?(?:\d{4})?")
 _KINDS = ("train", "val", "test")
 _LIST = re.compile(r"(?:.*[._-])?(train|val|dev|test)(?:_?images)?\.txt")
@@ -75,13 +78,13 @@ def are_splits(names: Iterable[str]) -> bool:
     return "train" in kinds and bool(kinds & {"val", "test"})
 
 
-def read_as_one(names: Iterable[str]) -> str:
+def read_as_one(names: Iterable[str], advice: str = IN_PATH) -> str:
     """What to say of folders or files that are called as splits and are read together; empty where none are."""
     found = list(dict.fromkeys(names))
     if not are_splits(found):
         return ""
     listed = " and ".join(filter(kind_of, found))
-    return f"what is called {listed} is read as one: write {{split}} in config.data.path where these names stand"
+    return f"what is called {listed} is read as one: {advice}"
 
 
 def splits_in_names(paths: Sequence[str]) -> str:
