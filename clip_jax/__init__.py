@@ -1,4 +1,4 @@
-"""CLIP: contrastive training of a picture tower and a text tower, zero-shot classification, and scores for ranking."""
+"""CLIP: contrastive training of an image tower and a text tower, zero-shot classification, and scores for ranking."""
 
 from clip_jax.clip import Clip
 from clip_jax.config import (

@@ -1,4 +1,4 @@
-"""A trained CLIP in the hand: pictures and captions in, features, scores and probabilities out."""
+"""A trained CLIP in the hand: images and captions in, features, scores and probabilities out."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,10 +28,10 @@ from clip_jax.tokenizers.token_checks import checked_rows
 from clip_jax.towers.text import feature_positions
 from clip_jax.towers.vit import normalize_pixels
 from dalle_jax.data.captions import caption_list
-from dalle_jax.data.images.arrays import Picture, picture_list
+from dalle_jax.data.images.arrays import ImageLike, image_list
 from dalle_jax.errors import UserError
 
-Images = jax.Array | np.ndarray | Iterable[Picture]
+Images = jax.Array | np.ndarray | Iterable[ImageLike]
 """uint8 [B, height, width, 3], on a device or on the host, or a list of such arrays, Pillow images and paths."""
 
 Texts = Iterable[str] | Any
@@ -48,8 +48,8 @@ _TEXT_STEP = 8  # Captions are cut to multiples of this many positions: so few l
 class Clip:
     """Both towers of a trained CLIP. Use `clip_jax.load` for one from a work directory.
 
-    Results live where the pictures live: NumPy arrays and lists give NumPy arrays, and pictures on a device (or spread
-    over a mesh) give arrays on it, without a transfer to the host. On the host, pictures and captions of any number
+    Results live where the images live: NumPy arrays and lists give NumPy arrays, and images on a device (or spread
+    over a mesh) give arrays on it, without a transfer to the host. On the host, images and captions of any number
     run in batches padded to a few sizes, so that few programs are compiled, and are spread over all devices of this
     process where there are enough of them; on a device, one program for each shape.
     """
@@ -61,7 +61,7 @@ class Clip:
         config: of the model.
         params: its parameters, unboxed.
         tokenize: captions to ids.
-        batch_size: the most pictures or captions that run at once on a device.
+        batch_size: the most images or captions that run at once on a device.
         model_state: its other variables: the `batch_stats` of a ResNet.
         """
         self.config, self.batch_size = config, batch_size
@@ -95,8 +95,8 @@ class Clip:
         return self._variables
 
     def encode_image(self, images: Images) -> Float[Array, "B E"] | Float[np.ndarray, "B E"]:
-        """Features of pictures of any size (resized and cropped as in evaluation), projected, not normalised."""
-        return self._encode_pictures(images, "encode_image")
+        """Features of images of any size (resized and cropped as in evaluation), projected, not normalised."""
+        return self._encode_images(images, "encode_image")
 
     def probe_features(self, images: Images) -> Float[Array, "B D"] | Float[np.ndarray, "B D"]:
         """Features before the projection, which linear probes read (Radford et al. 2021, App. A.3).
@@ -104,25 +104,25 @@ class Clip:
         Of a ResNet, whose attention pool ends with the projection, they are what the pool projects: 32 times as wide as
         the stem. The paper does not say which features of its ResNets it probed.
         """
-        return self._encode_pictures(images, "image_trunk")
+        return self._encode_images(images, "image_trunk")
 
-    def _encode_pictures(self, images: Images, method: str) -> jax.Array | np.ndarray:
+    def _encode_images(self, images: Images, method: str) -> jax.Array | np.ndarray:
         program = functools.partial(self._image_features, method=method)
         if isinstance(images, jax.Array):
             _refuse_tracer(images)
             if images.dtype != jnp.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-                raise UserError(f"pictures on a device are uint8 [B, height, width, 3], not {images.aval.str_short()}")
+                raise UserError(f"images on a device are uint8 [B, height, width, 3], not {images.aval.str_short()}")
             images = _on_auto_mesh(images)
             return program(self._variables_on(images.sharding), images)
-        pictures, vision = picture_list(images), self.config.vision
+        listed, vision = image_list(images), self.config.vision
         size, how = vision.image_size, (vision.preprocessing, vision.resizing)
-        if not pictures:
+        if not listed:
             one = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
             return np.zeros((0, *jax.eval_shape(program, self._variables, one).shape[1:]), np.float32)
         features: list[np.ndarray] = []
         started: list[tuple[jax.Array, int]] = []
-        for part in _parts(len(pictures), self._most_at_once):
-            started.append(self._start(program, preprocess(pictures[part], size, *how, first=part.start)))
+        for part in _parts(len(listed), self._most_at_once):
+            started.append(self._start(program, preprocess(listed[part], size, *how, first=part.start)))
             if len(started) > 2:  # two are enough to keep the device busy, and all would have to fit on it
                 features.append(_fetch(*started.pop(0)))
         return np.concatenate([*features, *(_fetch(*part) for part in started)])
@@ -169,16 +169,16 @@ class Clip:
         return checked_rows(rows, texts, self.config.text)
 
     def score(self, images: Images, text: str | Texts) -> Float[Array, " B"] | Float[np.ndarray, " B"]:
-        """How well pictures fit captions: cosine times the learned scale, plus SigLIP's bias, float32.
+        """How well images fit captions: cosine times the learned scale, plus SigLIP's bias, float32.
 
         Args:
-          images: pictures of any size.
+          images: images of any size.
           text: one caption for all of them, or one for each.
         """
         texts = [text] if isinstance(text, str) else caption_list(text)
-        images = images if isinstance(images, jax.Array) else picture_list(images)
+        images = images if isinstance(images, jax.Array) else image_list(images)
         if len(texts) not in (1, len(images)):
-            raise UserError(f"{len(images)} pictures and {len(texts)} captions: give one caption, or one a picture")
+            raise UserError(f"{len(images)} images and {len(texts)} captions: give one caption, or one an image")
         # A prompt is asked for again and again while its candidates are ranked; captions of data are not.
         captions = self._text_feature(texts[0])[None] if len(texts) == 1 else self.encode_text(texts)
         features = self.encode_image(images)
@@ -188,7 +188,7 @@ class Clip:
         return np.float32(self.logit_scale) * cosines + np.float32(self.logit_bias)
 
     def pair_probability(self, images: Images, text: str | Texts) -> Float[Array, " B"] | Float[np.ndarray, " B"]:
-        """How likely each picture and caption belong together, by themselves: the sigmoid of `score`, float32.
+        """How likely each image and caption belong together, by themselves: the sigmoid of `score`, float32.
 
         Raises:
           UserError: the model was trained with a softmax, whose scores mean something beside other scores alone.
@@ -208,12 +208,12 @@ class Clip:
         That one class is right is assumed, of SigLIP too, whose bias falls out; `pair_probability` assumes nothing.
 
         Args:
-          images: pictures of any size.
+          images: images of any size.
           class_names: what fills the templates, in the order of the result; a class may have several names.
           templates: captions with `{}` where the name goes, or functions that make a caption of a name.
 
         Raises:
-          UserError: a name is no string, or a template has no place for it.
+          UserError: a name is not a string, or a template has no place for it.
         """
         directions = self.class_directions(class_names, templates)
         return class_probabilities(np.asarray(self.encode_image(images)), directions, self.logit_scale)

@@ -15,7 +15,7 @@ from dalle_jax.training.config import TrainConfig
 
 
 class VisionTower(enum.Enum):
-    """What reads the picture."""
+    """What reads the image."""
 
     VIT = "vit"
     RESNET = "resnet"
@@ -50,7 +50,7 @@ class ReadAt(enum.Enum):
 class Loss(enum.StrEnum):
     """What a batch of pairs is judged by: the names of `clip_jax.losses.OBJECTIVES` that are here from the start."""
 
-    SOFTMAX = "softmax"  # each picture among all captions, each caption among all pictures (Radford et al. 2021)
+    SOFTMAX = "softmax"  # each image among all captions, each caption among all images (Radford et al. 2021)
     SIGMOID = "sigmoid"  # each pair by itself: do the two belong together? (Zhai et al. 2023)
 
 
@@ -98,7 +98,7 @@ RESNET_STRIDE = 32
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """The image tower. Pictures are square, `image_size` pixels a side, scaled to [0, 1], then normalised."""
+    """The image tower. Images are square, `image_size` pixels a side, scaled to [0, 1], then normalised."""
 
     image_size: int
     patch_size: int
@@ -111,10 +111,10 @@ class VisionConfig:
     resnet: ResNetConfig | None = None
     """Of a ResNet, and of nothing else."""
     patch_dropout: float = 0.0
-    """Share of the patches that a picture loses in training, drawn anew every time (Li et al. 2023, FLIP); not
+    """Share of the patches that an image loses in training, drawn anew every time (Li et al. 2023, FLIP); not
     of a ResNet."""
     preprocessing: Augment = Augment.CLIP_INFERENCE
-    """How a picture of any size becomes a square at inference: `clip_inference`, `square` (SigLIP's), or
+    """How an image of any size becomes a square at inference: `clip_inference`, `square` (SigLIP's), or
     `letterbox`."""
     resizing: Resizing = Resizing()
     """The filter of that, in training too, and the rest."""
@@ -146,7 +146,7 @@ class VisionConfig:
 
     @property
     def kept_patches(self) -> int:
-        """Patches of a picture in training; always as many, so that shapes are static."""
+        """Patches of an image in training; always as many, so that shapes are static."""
         return max(1, round((1 - self.patch_dropout) * self.num_patches))
 
     @property
@@ -181,7 +181,7 @@ class TextConfig:
         if self.read_at is ReadAt.HIGHEST and self.tower is not TextTower.TRANSFORMER:
             raise ValueError(f"read_at is 'highest', and a tower of kind '{self.tower.value}' is not read at one id")
         if not 0 <= self.end_id < self.vocab_size:
-            raise ValueError(f"end_id {self.end_id} is no id of a vocabulary of {self.vocab_size}")
+            raise ValueError(f"end_id {self.end_id} is not an id of a vocabulary of {self.vocab_size}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +203,7 @@ class ClipConfig:
     def __post_init__(self):
         if self.loss not in OBJECTIVES:
             raise ValueError(
-                f"loss '{self.loss}' is none{closest(self.loss, OBJECTIVES)} (known: {', '.join(OBJECTIVES)})"
+                f"unknown loss '{self.loss}'{closest(self.loss, OBJECTIVES)} (known: {', '.join(OBJECTIVES)})"
             )
         width = self.vision.embed_dim
         if self.vision.tower is VisionTower.SIGLIP and width != self.embed_dim:
@@ -230,7 +230,7 @@ _BEFORE_THE_BLOCKS = "(patch_embedding|class_embedding|token_embedding|position_
 
 @dataclasses.dataclass(frozen=True)
 class ClipStage:
-    """A training stage: the model, how long and how it is trained, and what is done to its pictures."""
+    """A training stage: the model, how long and how it is trained, and what is done to its images."""
 
     model: ClipConfig
     train: TrainConfig
@@ -297,7 +297,7 @@ def tower_config(num_layers: int, embed_dim: int, head_dim: int = 64, **changes:
       **changes: other fields of `TransformerConfig`.
     """
     if embed_dim % head_dim:
-        raise ValueError(f"embed_dim {embed_dim} is no multiple of head_dim {head_dim}")
+        raise ValueError(f"embed_dim {embed_dim} is not a multiple of head_dim {head_dim}")
     config = TransformerConfig(
         num_layers=num_layers,
         embed_dim=embed_dim,

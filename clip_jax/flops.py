@@ -25,7 +25,7 @@ def transformer_flops(config: TransformerConfig, length: int, causal: bool = Fal
 
 
 def image_flops(config: VisionConfig, embed_dim: int, *, patches: int | None = None) -> int:
-    """Forward pass of one picture, patch embedding (or stem) and projection included.
+    """Forward pass of one image, patch embedding (or stem) and projection included.
 
     Args:
       config: of the image tower.
@@ -43,7 +43,7 @@ def image_flops(config: VisionConfig, embed_dim: int, *, patches: int | None = N
 
 
 def resnet_flops(config: ResNetConfig, image_size: int) -> int:
-    """Forward pass of one picture to the attention pool: convolutions, and the pool's products."""
+    """Forward pass of one image to the attention pool: convolutions, and the pool's products."""
     width, side = config.width, image_size // 2
     total = side**2 * 9 * (3 * width // 2 + (width // 2) ** 2 + width // 2 * width)
     side, features_in = side // 2, width
@@ -60,7 +60,7 @@ def resnet_flops(config: ResNetConfig, image_size: int) -> int:
 
 
 def _pooling_flops(config: TransformerConfig, length: int) -> int:
-    """Keys and values of all positions; query, output and MLP of one (the query is the same for all pictures)."""
+    """Keys and values of all positions; query, output and MLP of one (the query is the same for all images)."""
     width = config.num_heads * config.head_dim
     once = config.embed_dim * width + 2 * config.embed_dim * config.mlp_dim
     return 2 * (length * 2 * config.embed_dim * width + 2 * length * width + once)

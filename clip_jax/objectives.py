@@ -2,9 +2,9 @@
 
 The paper names them and states neither targets nor scoring; the choices here are:
 
-- caption language model: the picture's feature becomes four prefix tokens (App. A.2's LM), a causal transformer
+- caption language model: the image's feature becomes four prefix tokens (App. A.2's LM), a causal transformer
   predicts every token of the caption after the first, and its end. A class scores the log-likelihood of its caption.
-- bag-of-words prediction: softmax over the vocabulary from the picture's feature; the target is uniform over the
+- bag-of-words prediction: softmax over the vocabulary from the image's feature; the target is uniform over the
   caption's distinct tokens. A class scores the mean log-probability of its caption's tokens.
 - bag-of-words contrastive: CLIP with the bag of words as text tower. A class scores the cosine.
 
@@ -57,7 +57,7 @@ class Objective(enum.Enum):
 
 
 class CaptionModel(nn.Module):
-    """Captions from pictures: prefix tokens, then a causal transformer over the caption."""
+    """Captions from images: prefix tokens, then a causal transformer over the caption."""
 
     config: ClipConfig
 
@@ -75,7 +75,7 @@ class CaptionModel(nn.Module):
         self.head = Dense(text.vocab_size, ("embed", "vocab"), normal(sizes.embed_dim**-0.5))
 
     def prefix(self, pixels: Float[Array, "B height width 3"], train: bool = False) -> Float[Array, "B prefix D"]:
-        """What stands for the picture before the caption."""
+        """What stands for the image before the caption."""
         return self.to_prefix(self.vision(pixels, train=train)).reshape(len(pixels), PREFIX_LENGTH, -1)
 
     def token_log_likelihoods(
@@ -94,7 +94,7 @@ class CaptionModel(nn.Module):
 
 
 class WordsModel(nn.Module):
-    """Log-probabilities of the vocabulary's entries from a picture."""
+    """Log-probabilities of the vocabulary's entries from an image."""
 
     config: ClipConfig
 
@@ -116,7 +116,7 @@ def word_targets(ids: Int[Array, "... T"], end_id: int, vocab_size: int) -> Floa
 
 
 class ObjectiveTask(Task):
-    """An objective, and zero-shot classification of held-out pictures by it.
+    """An objective, and zero-shot classification of held-out images by it.
 
     The model state is that of the image tower: a ResNet's `batch_stats`.
     """
@@ -148,7 +148,7 @@ class ObjectiveTask(Task):
 
     @abc.abstractmethod
     def scores(self, params: Params, model_state: ModelState, images: Array) -> Float[Array, "B classes"]:
-        """How well uint8 pictures fit the classes."""
+        """How well uint8 images fit the classes."""
 
     def loss(self, params, model_state, batch, *, key, step):
         """See the class."""
@@ -164,7 +164,7 @@ class ObjectiveTask(Task):
         found = [to_host(self._evaluated(params, model_state, batch)) for batch in batches]
         results, largest = zip(*found, strict=True)
         if max(largest) >= len(self.classes):
-            raise UserError(f"a picture has the label {max(largest)}, and there are {len(self.classes)} classes")
+            raise UserError(f"an image has the label {max(largest)}, and there are {len(self.classes)} classes")
         return weighted_means(results)
 
     def preview(self, params: Params, model_state: ModelState, batch: Batch) -> None:

@@ -1,4 +1,4 @@
-"""What a person looks at while a CLIP trains."""
+"""The preview of a CLIP that trains."""
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -8,11 +8,11 @@ from PIL import Image
 def similarity_sheet(
     images: UInt8[np.ndarray, "B height width 3"], probabilities: Float[np.ndarray, "B B"], cell: int = 48
 ) -> UInt8[np.ndarray, "side side 3"]:
-    """Draws which caption each picture takes to: a trained model's sheet has a bright diagonal.
+    """Draws which caption each image takes to: a trained model's sheet has a bright diagonal.
 
     Args:
-      images: the pictures, down the left side and, standing for their captions, along the top.
-      probabilities: row i: of each caption, given picture i.
+      images: the images, down the left side and, standing for their captions, along the top.
+      probabilities: row i: of each caption, given image i.
       cell: pixels a side of a square.
 
     Returns:

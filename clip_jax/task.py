@@ -19,7 +19,7 @@ from dalle_jax.training.parallel.processes import to_host
 from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task, row_weights, weighted_means
 
 Features = tuple[Float[Array, "B E"], Float[Array, "B E"]]
-"""Of pictures and captions, projected, not normalised."""
+"""Of images and captions, projected, not normalised."""
 
 
 class ClipTask(Task):
@@ -61,7 +61,7 @@ class ClipTask(Task):
         micro_batches: int,
         whole: Callable[[Params], Params] = lambda trained: trained,
     ) -> tuple[Params, tuple[ModelState, Metrics]]:
-        """Exact accumulation: every picture is contrasted with the captions of the whole batch.
+        """Exact accumulation: every image is contrasted with the captions of the whole batch.
 
         The metrics are those of `loss`, and the loss itself.
 
@@ -99,13 +99,13 @@ class ClipTask(Task):
         The others are no counterparts either: where the last batch holds fewer pairs, these have fewer to be told from.
 
         Returns:
-          `loss`; `image_retrieval_at_1`: share of captions whose own picture scores highest among the batch's;
-          `text_retrieval_at_1`: share of pictures whose own caption does. Equal captions count as one.
+          `loss`; `image_retrieval_at_1`: share of captions whose own image scores highest among the batch's;
+          `text_retrieval_at_1`: share of images whose own caption does. Equal captions count as one.
         """
         return weighted_means(self._evaluate_batch(params, model_state, batch) for batch in batches)
 
     def preview(self, params: Params, model_state: ModelState, batch: Batch) -> np.ndarray | None:
-        """The first pictures of a batch, and how each takes to the captions of all of them (`similarity_sheet`)."""
+        """The first images of a batch, and how each takes to the captions of all of them (`similarity_sheet`)."""
         count = min(16, len(batch["image"]))
         few = {name: to_host(batch[name])[:count] for name in ("image", "text")}
         return similarity_sheet(few["image"], to_host(self._matches(params, model_state, few)))
@@ -153,7 +153,7 @@ class ClipTask(Task):
             return jnp.sum(rows * jnp.all(ids[best] == ids, axis=-1)), count
 
         return {
-            # A mean over no pair is no number, and is not to count for one.
+            # A mean over no pair is not a number, and is not to count for one.
             "loss": (jnp.where(count > 0, result.loss * count, 0.0), count),
             "text_retrieval_at_1": own(result.best_text),
             "image_retrieval_at_1": own(result.best_image),

@@ -14,7 +14,7 @@ in half precision (`--config.clip.train.optimizer.first_moment_dtype=bfloat16` h
 weights are float32 where the paper's are in half precision, rounded stochastically (§2.5).
 
 SigLIP: Zhai et al. 2023; sizes of the models that they published, with captions of 64 positions (So400m at 224 pixels:
-16). Batches of 32,768 and a second moment of 0.95 are the paper's, and so is what pictures go through: all of them is
+16). Batches of 32,768 and a second moment of 0.95 are the paper's, and so is what images go through: all of them is
 squeezed into the square, nothing is random. The rate, the weight decay (of kernels alone) and the largest gradient norm
 are the usual ones of its code, big_vision. Our own choices: AdamW instead of Adafactor, 40 billion pairs for every
 size, a warm-up of 1% of the run, and the higher resolution from the start. The tokenizer is our own here too: it ends

@@ -12,11 +12,11 @@ and `--data=run --prompts=CIFAR10` then measures on what the run held out, 5% by
 
 `clip_cifar10.py` is for two cores (about an hour), `clip_cifar10.py:gpu` for a GPU.
 
-Source       Radford et al. 2021, with sizes for pictures of 32x32 (Krizhevsky 2009); the learning rates are our own.
-             Of TFDS each picture has one of six captions anew at every step; many of a batch share theirs, and count
+Source       Radford et al. 2021, with sizes for images of 32x32 (Krizhevsky 2009); the learning rates are our own.
+             Of TFDS each image has one of six captions anew at every step; many of a batch share theirs, and count
              against each other.
-Result       zero-shot 0.691, linear probe 0.722 on 789 of 15,000 pictures, held out; 49 minutes on two cores
-             (docs/results.md). It is of tars that hold one caption for each picture, always the same, of these six
+Result       zero-shot 0.691, linear probe 0.722 on 789 of 15,000 images, held out; 49 minutes on two cores
+             (docs/results.md). It is of tars that hold one caption for each image, always the same, of these six
              templates. With TFDS, and `:gpu`, it was not run.
 """
 

@@ -1,4 +1,4 @@
-r"""Fine-tuning a published CLIP on pictures and captions of your own: `clip_finetune.py:WEIGHTS`.
+r"""Fine-tuning a published CLIP on images and captions of your own: `clip_finetune.py:WEIGHTS`.
 
     python -m launch.train --config=configs/clip_finetune.py:ViT-B-32.pt --workdir=runs/tuned \
         --config.data.path='shards/*.tar'
@@ -7,7 +7,7 @@ r"""Fine-tuning a published CLIP on pictures and captions of your own: `clip_fin
 WEIGHTS is a file of OpenAI's or open_clip's, or a folder of Hugging Face's or open_clip's. Model and tokenizer are
 taken from it, and the run keeps the tokenizer. The same command goes on with a run that was stopped. What is trained:
 
-    --config.clip.locked_tower=image                      # LiT: the text tower learns to fit a picture tower that stays
+    --config.clip.locked_tower=image                      # LiT: the text tower learns to fit an image tower that stays
     --config.clip.unlocked_layers=2                       # ... and the last two blocks of the locked tower
     --config.clip.train.optimizer.freeze="('token_embedding', 'position_embedding')"    # by names a/b/c
     --config.clip.train.optimizer.lr_scale="(('^(vision|text)/', 0.1),)"   # towers slower than projections and scale
@@ -68,7 +68,7 @@ def in_bfloat16(model: ClipConfig) -> ClipConfig:
 
 
 def augment_of(model: ClipConfig) -> Augment:
-    """What pictures go through in training; where they are not cropped at inference, they are not here either."""
+    """What images go through in training; where they are not cropped at inference, they are not here either."""
     at_inference = model.vision.preprocessing
     return Augment.CLIP if at_inference is Augment.CLIP_INFERENCE else at_inference
 

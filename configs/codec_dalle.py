@@ -1,7 +1,7 @@
 """The discrete VAE of DALL·E as published, and `codec_dalle.py:tiny`, which trains on drawn scenes on two cores.
 
-Source: Ramesh et al. 2021, App. A. 256x256 pictures to 32x32 tokens of 8192 codes; 53,786,240 + 43,829,766 parameters.
-3,000,000 updates of 512 pictures on 64 V100 GPUs of 16 GB. The cosine of the rate ends after 1,200,000 of them; the
+Source: Ramesh et al. 2021, App. A. 256x256 images to 32x32 tokens of 8192 codes; 53,786,240 + 43,829,766 parameters.
+3,000,000 updates of 512 images on 64 V100 GPUs of 16 GB. The cosine of the rate ends after 1,200,000 of them; the
 paper does not say what follows, and here the rate stays at its end. Matrix products are in bfloat16 instead of float16
 with loss scaling.
 

@@ -4,12 +4,12 @@
 
 Data and towers are those of `clip_cifar10.py`, which says how its data are had: smaller here, for fifteen runs of about
 ten minutes each on two cores, and of that file's size in `efficiency.py:gpu`. `efficiency.py:tiny` takes two steps of
-everything, and `efficiency.py:resnet` has a small ResNet, the paper's kind of tower, on pictures brought to 64 pixels
+everything, and `efficiency.py:resnet` has a small ResNet, the paper's kind of tower, on images brought to 64 pixels
 a side. The paper: a ResNet-50 and a 63-million-parameter text transformer on 400 million pairs, where the caption
-language model needs 3 times the pictures of bag-of-words prediction, and that 4 times those of contrastive training. It
+language model needs 3 times the images of bag-of-words prediction, and that 4 times those of contrastive training. It
 is silent on targets and scoring: `clip_jax.objectives` says what is chosen here.
 
-Result       300 steps of each in 47 minutes on two cores: contrast needs 1/5.4 of the pictures of bag-of-words
+Result       300 steps of each in 47 minutes on two cores: contrast needs 1/5.4 of the images of bag-of-words
              prediction and 1/2.0 of those of the caption model, which is ahead of the words here (docs/results.md). Not
              run in full.
 """

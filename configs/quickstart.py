@@ -2,7 +2,7 @@
 
     bash launch/quickstart.sh
 
-trains the three stages and writes runs/quickstart/report/: pictures for captions whose colour-shape pairs no stage has
+trains the three stages and writes runs/quickstart/report/: images for captions whose colour-shape pairs no stage has
 seen, ranked by CLIP, and report.json. The modules are those of the published system; only sizes differ.
 `quickstart.py:tiny` takes two steps of everything, for tests.
 

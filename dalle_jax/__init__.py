@@ -1,4 +1,4 @@
-"""DALL·E in JAX/Flax: a picture codec, an autoregressive decoder over text and image tokens, and ranked sampling.
+"""DALL·E in JAX/Flax: an image codec, an autoregressive decoder over text and image tokens, and ranked sampling.
 
 dalle = dalle_jax.load(workdir)
 samples = dalle.generate("a small red circle", num_samples=512, keep=32, score_fn=clip.score)

@@ -54,7 +54,7 @@ def walk(folder: str) -> Walked:
 
 
 def once(paths: Iterable[str]) -> list[str]:
-    """The paths without those that lead to the file of another; one that is no link itself stays, else the first."""
+    """The paths without those that lead to the file of another; one that is not a link itself stays, else the first."""
     paths = list(paths)
     groups: dict[_Identity, list[str]] = {}
     for path in paths:

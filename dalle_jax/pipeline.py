@@ -1,4 +1,4 @@
-"""Captions to ranked pictures: sample many, score them, keep the best (DALL·E §2.6)."""
+"""Captions to ranked images: sample many, score them, keep the best (DALL·E §2.6)."""
 
 import contextlib
 import dataclasses
@@ -16,7 +16,7 @@ from jaxtyping import Int, UInt8
 from dalle_jax.codec import codec_of_run, load_codec
 from dalle_jax.codec.compatibility import check_pinned
 from dalle_jax.data.captions import listed
-from dalle_jax.data.images.arrays import Picture, picture_list, read_picture
+from dalle_jax.data.images.arrays import ImageLike, image_list, read_image
 from dalle_jax.data.images.transforms import dalle_inference
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.decoder.config import DecoderConfig, DecoderStage
@@ -25,9 +25,9 @@ from dalle_jax.decoder.sampling import (
     Prime,
     SamplingConfig,
     candidate_keys,
-    draw,
     no_prime,
     prefill,
+    sample_tokens,
     sampling_params,
     sampling_rules,
     with_empty_captions,
@@ -65,7 +65,7 @@ class SamplingRequest:
 
 
 class Dalle:
-    """A trained codec, tokenizer and decoder, ready to draw."""
+    """A trained codec, tokenizer and decoder, ready to sample."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Dalle:
         """Use `load` for a work directory.
 
         Args:
-          codec: pictures to tokens and back.
+          codec: images to tokens and back.
           tokenizer: of the captions the decoder was trained on.
           config: of the decoder.
           params: the decoder's parameters, on the mesh.
@@ -104,21 +104,23 @@ class Dalle:
         self.fingerprint = ""
         """Of the weights of decoder and codec, where they were loaded."""
 
-    def encode(self, images: np.ndarray | Iterable[Picture] | Picture) -> Int[np.ndarray, "B G"]:
-        """Pictures to tokens, raster order, as many at once as fit.
+    def encode(self, images: np.ndarray | Iterable[ImageLike] | ImageLike) -> Int[np.ndarray, "B G"]:
+        """Images to tokens, raster order, as many at once as fit.
 
         Args:
           images: uint8 [B, height, width, 3], or a list of such arrays, Pillow images and paths. Those of another size
             than the codec's are resized and cropped as in evaluation.
 
         Raises:
-          UserError: something is not a picture, or a file cannot be read.
+          UserError: something is not an image, or a file cannot be read.
         """
-        squares = [self._square(read_picture(picture, i)) for i, picture in enumerate(picture_list(images))]
-        return self._in_parts(self.codec.encode, np.stack(squares)) if squares else self._no_tokens()
+        squares = [self._square(read_image(image, i)) for i, image in enumerate(image_list(images))]
+        if not squares:
+            return np.zeros((0, self.codec.grid_size**2), np.int32)
+        return self._in_parts(self.codec.encode, np.stack(squares))
 
     def decode(self, tokens: Int[np.ndarray, "B G"]) -> UInt8[np.ndarray, "B height width 3"]:
-        """Tokens to pictures, as many at once as fit."""
+        """Tokens to images, as many at once as fit."""
         size = self.codec.image_size
         return self._in_parts(self.codec.decode, tokens) if len(tokens) else np.zeros((0, size, size, 3), np.uint8)
 
@@ -133,9 +135,6 @@ class Dalle:
         ]
         return np.concatenate(done)
 
-    def _no_tokens(self) -> Int[np.ndarray, "0 G"]:
-        return np.zeros((0, self.codec.grid_size**2), np.int32)
-
     def generate(
         self,
         prompts: str | Iterable[str],
@@ -148,40 +147,40 @@ class Dalle:
         top_k: int | None = None,
         top_p: float | None = None,
         guidance_scale: float = 1.0,
-        prime: Picture | None = None,
+        prime: ImageLike | None = None,
         prime_rows: int = 0,
         max_sequences: int | None = None,
         store: ChunkStore | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Samples:
-        """Draws `num_samples` pictures of every prompt and keeps the `keep` that score best.
+        """Draws `num_samples` images of every prompt and keeps the `keep` that score best.
 
         Args:
           prompts: one caption, or several.
-          num_samples: candidates of each prompt; the paper draws 512.
+          num_samples: candidates of each prompt; the paper samples 512.
           keep: how many to return; by default the published 32 with a `score_fn` (or all, if fewer), else all.
           score_fn: ranks candidates, usually `clip.score`.
           seed: candidate i of any prompt gets noise from (seed, i) alone; 0 to 2**32 - 1.
           temperature: divides the logits; 0 takes the most likely codes.
-          top_k: draw among this many most likely codes.
-          top_p: draw among the most likely codes that hold this probability.
+          top_k: sample among this many most likely codes.
+          top_p: sample among the most likely codes that hold this probability.
           guidance_scale: above 1 follows the caption more closely; needs a decoder trained with caption dropout.
-          prime: a picture (an array, a Pillow image, a path) whose first rows of tokens every candidate starts with.
+          prime: an image (an array, a Pillow image, a path) whose first rows of tokens every candidate starts with.
           prime_rows: how many rows of tokens to take from `prime`.
-          max_sequences: sequences drawn at once, all prompts together (on one device 2 at least); by default a power of
-            two that half of the free memory holds, 64 a device at the most on a CPU and 256 elsewhere.
-          store: keeps chunks as they are drawn.
+          max_sequences: sequences sampled at once, all prompts together (on one device 2 at least); by default a power
+            of two that half of the free memory holds, 64 a device at the most on a CPU and 256 elsewhere.
+          store: keeps chunks as they are sampled.
           on_progress: called with (sequences done, sequences in all).
 
         Raises:
           UserError: for no prompt, an empty or too long one, a seed that is none, a `keep` over `num_samples`, a `keep`
-            without a way to choose, rows of a picture that is not given, or guidance of a decoder that has seen no
+            without a way to choose, rows of an image that is not given, or guidance of a decoder that has seen no
             empty caption.
         """
         texts = [prompts] if isinstance(prompts, str) else listed(prompts, "prompts")
         for i, text in enumerate(texts):
             if not isinstance(text, str):
-                raise UserError(f"prompt {i + 1} of {len(texts)} is no string but {type(text).__name__}")
+                raise UserError(f"prompt {i + 1} of {len(texts)} is not a string but {type(text).__name__}")
         if not isinstance(seed, Integral) or not 0 <= seed < 2**32:
             raise UserError(f"seed must be a whole number from 0 to 2**32 - 1, not {seed!r}")
         keep = choose_keep(num_samples, keep, score_fn)
@@ -243,7 +242,7 @@ class Dalle:
             if request.prime is not None:
                 tokens = jnp.broadcast_to(request.prime.tokens, prime.tokens.shape)
                 prime = Prime(tokens, request.prime.length)
-            return draw(self.config, self.params, text_kv, keys, prime, request.sampling)
+            return sample_tokens(self.config, self.params, text_kv, keys, prime, request.sampling)
 
     def _rank(self, tokens: jax.Array, count: int, prompts: Sequence[str], score_fn: ScoreFn | None) -> Chunk:
         """Decodes and scores on device; only tokens and scores come to the host."""
@@ -269,12 +268,12 @@ class Dalle:
                 )
         return ids[:, :length]
 
-    def _prime(self, image: Picture | None, rows: int) -> Prime | None:
+    def _prime(self, image: ImageLike | None, rows: int) -> Prime | None:
         if image is None and rows == 0:
             return None
         if image is None or not 0 < rows <= self.config.grid_size:
             raise UserError(
-                f"prime and prime_rows go together: a picture, and 1 to {self.config.grid_size} rows of its tokens"
+                f"prime and prime_rows go together: an image, and 1 to {self.config.grid_size} rows of its tokens"
             )
         return Prime(jnp.asarray(self.encode([image])), jnp.int32(rows * self.config.grid_size))
 

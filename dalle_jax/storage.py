@@ -23,7 +23,7 @@ def path_text(path: Any) -> str:
     """What a person has given as a path, as a string.
 
     Raises:
-      UserError: it is None, an empty string, or something else that is no path.
+      UserError: it is None, an empty string, or something else that is not a path.
     """
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         raise UserError(f"a path is needed where {path!r} is given: name a file or a folder")
@@ -241,7 +241,7 @@ def walk(folder: str) -> list[str]:
 
 
 def walk_links(folder: str) -> links.Walked:
-    """As `walk`, with what it leaves out: links to files that are there under another path, and what is no file.
+    """As `walk`, with what it leaves out: links to files that are there under another path, and what is not a file.
 
     Every file comes once, however many links lead to it or to a folder around it; see `dalle_jax.links`. A bucket has
     neither.

@@ -171,7 +171,7 @@ def _parse() -> list[str]:
     """Reads the options; returns what is none.
 
     Raises:
-      UserError: one is unknown, has a value that it cannot have, is no finite number, or is not UTF-8.
+      UserError: one is unknown, has a value that it cannot have, is not a finite number, or is not UTF-8.
     """
     app.define_help_flags()  # `app.run` would; they print the script's docstring and its options
     try:

@@ -1,14 +1,14 @@
-"""The figure that founded CLIP (Radford et al. 2021, Fig. 2): how many pictures each objective needs for an accuracy.
+"""The figure that founded CLIP (Radford et al. 2021, Fig. 2): how many images each objective needs for an accuracy.
 
     python -m launch.efficiency --config=configs/efficiency.py --workdir=W
 
 trains one image tower on one stream of data by three objectives (`clip_jax.objectives`): a caption language model,
 bag-of-words prediction, and bag-of-words contrastive. Each is searched over the same learning rates with the first
-seed; the best of them, by final zero-shot accuracy on the held-out pictures, then runs with every other seed. W gets
+seed; the best of them, by final zero-shot accuracy on the held-out images, then runs with every other seed. W gets
 efficiency.json, efficiency.csv (every point of every run) and efficiency.png. Runs that are done are not run again. A
 run that diverges is left out, be it of the search or with another seed: a line says so, and `left_out` of the JSON.
 
-The ratio of two objectives is that of the pictures each has processed when it first reaches the highest accuracy that
+The ratio of two objectives is that of the images each has processed when it first reaches the highest accuracy that
 both reach. Curves are straight between evaluations and begin at chance; the spread is over all pairs of seeds. What the
 paper leaves unstated (targets, scoring) is chosen in `clip_jax.objectives`. What is held out needs labels; what is
 trained on needs captions alone.
@@ -41,7 +41,7 @@ from dalle_jax.training.loop import train
 from dalle_jax.training.parallel.processes import from_primary, is_primary
 from dalle_jax.training.telemetry.rows import NotFinite
 from launch.cli import define_config, start
-from launch.evaluation.efficiency_report import describe, draw, read_curve, summarise, write_csv
+from launch.evaluation.efficiency_report import describe, plot, read_curve, summarise, write_csv
 from launch.run.config import EfficiencyConfig, RunConfig, held_out_as_begun, open_data
 from launch.run.coordination import begin, check_processes
 from launch.run.initialization import find_tokenizer
@@ -64,12 +64,12 @@ class Experiment:
     classes: Int[np.ndarray, "classes templates T"]
     """Captions of the classes, in the order of the labels."""
     held_out: Source
-    """What is scored. Pictures need a class for that and no caption: those without one have the class's."""
+    """What is scored. Images need a class for that and no caption: those without one have the class's."""
     workdir: epath.Path
 
 
 def main() -> None:
-    """Trains what is not trained yet, and draws."""
+    """Trains what is not trained yet, and plots."""
     config, workdir = from_config_dict(EfficiencyConfig, CONFIG()), as_path(WORKDIR.value)
     check_processes(config=config)
     config = dataclasses.replace(config, data=held_out_as_begun(config.data, workdir))
@@ -103,7 +103,7 @@ def class_names(config: EfficiencyConfig) -> list[str]:
     source = open_source(config.data, EVAL, as_begun=True)
     if not source.has_labels:
         raise UserError(
-            f"what is held out has no labels ({source.name}): zero-shot accuracy needs a class for each picture"
+            f"what is held out has no labels ({source.name}): zero-shot accuracy needs a class for each image"
         )
     if source.class_names:
         try:
@@ -114,9 +114,9 @@ def class_names(config: EfficiencyConfig) -> list[str]:
 
 
 def check_same_points(config: EfficiencyConfig, workdir: epath.Path) -> None:
-    """Whether the runs of a folder can be drawn beside those that are to come.
+    """Whether the runs of a folder can be plotted beside those that are to come.
 
-    Any other run may be made longer or looked at more often. Here that would put points of other places, and runs
+    Any other run may be made longer or evaluated more often. Here that would put points of other places, and runs
     whose learning rate falls along another curve, into one figure.
 
     Raises:
@@ -138,7 +138,7 @@ def write_report(report: dict[str, Any], workdir: epath.Path) -> None:
     """The figure, its points, and the ratios."""
     write_json(workdir / "efficiency.json", report | {"commit": code_version()})
     write_csv(workdir / "efficiency.csv", report["runs"])
-    draw(report).save(workdir / "efficiency.png")
+    plot(report).save(workdir / "efficiency.png")
     for name, ratio in report["ratios"].items():
         print(f"{name}: {describe(ratio)}")
     print(f"figure: {workdir / 'efficiency.png'}; points: {workdir / 'efficiency.csv'}")

@@ -3,7 +3,7 @@
     apt-get install fonts-noto-color-emoji unicode-cldr-core
     python -m launch.emoji --out=data/emoji
 
-Pictures are the glyphs of Noto Color Emoji (SIL Open Font License 1.1), 128x128 on white; captions are the English
+Images are the glyphs of Noto Color Emoji (SIL Open Font License 1.1), 128x128 on white; captions are the English
 short names of the Unicode CLDR (Unicode license), such as "woman judge: light skin tone"; the .json beside them has the
 keywords and code points. Of emoji that the font draws alike, the first in CLDR's order is kept. Samples are dealt to
 the shards in an order that a hash decides, so that every shard is a fair sample.
@@ -88,7 +88,7 @@ def draw(characters: str, font: ImageFont.FreeTypeFont) -> Image.Image | None:
 
 
 def samples(folder: Path, font: ImageFont.FreeTypeFont) -> list[dict[str, bytes]]:
-    """Files of each sample by extension, their key under "key"; no picture twice."""
+    """Files of each sample by extension, their key under "key"; no image twice."""
     drawn: set[bytes] = set()
     found = []
     for characters, name, keywords in tqdm(list(annotations(folder)), unit="emoji", disable=not sys.stderr.isatty()):

@@ -1,4 +1,4 @@
-"""Turns a data set's pictures into tokens beforehand, so that a decoder need not do it at every step.
+"""Turns a data set's images into tokens beforehand, so that a decoder need not do it at every step.
 
     python -m launch.encode --config=configs/X.py --codec=W --out=DIR --crops=4
     python -m launch.train --config=configs/X.py --workdir=R --config.data.source=encoded --config.data.path=DIR \
@@ -56,9 +56,9 @@ CONFIG = define_config(optional=["init_from"])
 WORKDIR = flags.DEFINE_string("workdir", None, "of a run whose codec makes the tokens")
 CODEC = flags.DEFINE_string("codec", None, "work directory with a codec, or a published one")
 OUT = flags.DEFINE_string("out", None, "folder for the shards, local or gs://")
-CROPS = flags.DEFINE_integer("crops", 1, "random crops of each training picture, kept as alternatives", lower_bound=1)
+CROPS = flags.DEFINE_integer("crops", 1, "random crops of each training image, kept as alternatives", lower_bound=1)
 SHARD_SIZE = flags.DEFINE_integer("shard_size", 16_384, "samples a shard", lower_bound=1)
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "pictures at once on a device", lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "images at once on a device", lower_bound=1)
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "say what there is to do and stop")
 VERIFY = flags.DEFINE_bool("verify", False, "compare the checksums of all shards in --out with the manifest and stop")
 
@@ -91,7 +91,7 @@ def main() -> None:
     for job in jobs:  # all have seen what was there before, and none counts before all have done this
         disown(job, out, mine[job.split])
     require_shared(epath.Path(out) / SETTINGS)
-    with tqdm(unit="picture", total=_crops(jobs, mine), disable=not sys.stderr.isatty()) as bar:
+    with tqdm(unit="image", total=_crops(jobs, mine), disable=not sys.stderr.isatty()) as bar:
         for job in jobs:
             _write(run, job, out, mine[job.split], encoder(codec), bar)
     _wait(jobs, out)
@@ -123,14 +123,14 @@ def make_jobs(run: RunConfig, codec: FrozenCodec) -> list[Job]:
     jobs = []
     for split, source in open_data(run.data).items():
         if source.encoding is not None:
-            raise UserError(f"{source.name} is encoded already: name the pictures with config.data.source")
+            raise UserError(f"{source.name} is encoded already: name the images with config.data.source")
         how = (augment, CROPS.value) if split == TRAIN else (augment.held_out, 1)
         jobs.append(Job(split, source, *how, run.seed, codec.encoding, SHARD_SIZE.value, run.data.max_pixels))
     return jobs
 
 
 def encoder(codec: FrozenCodec) -> Callable[[np.ndarray], jax.Array]:
-    """Pictures to tokens, spread over the devices of this process: no process waits for another."""
+    """Images to tokens, spread over the devices of this process: no process waits for another."""
     mesh = make_mesh(MeshConfig(), jax.local_devices())
     sharding = batch_sharding(mesh, ShardingRules())
     return lambda images: codec.encode(jax.device_put(images, sharding))
@@ -194,7 +194,7 @@ def _write(
         begun = time.perf_counter()
         shard = writer.write(i)
         rate = shard.records * job.crops / (time.perf_counter() - begun)
-        line = f"{shard.file}: {shard.records:,} records, {sum(shard.bad.values())} bad, {rate:.1f} pictures/s"
+        line = f"{shard.file}: {shard.records:,} records, {sum(shard.bad.values())} bad, {rate:.1f} images/s"
         bar.write(line, file=sys.stderr)
 
 

@@ -66,7 +66,7 @@ WEIGHTS_KEY = flags.DEFINE_string(
 WEIGHTS_PREFIX = flags.DEFINE_string(
     "weights_prefix", None, "of --model: what the names of its tensors begin with, where the file holds others too"
 )
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "pictures or captions at once on a device", lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "images or captions at once on a device", lower_bound=1)
 
 COLUMNS = {
     "zero_shot": ("data", "pictures", "classes", "metric", "result", "accuracy", "top5_accuracy", "mean_per_class"),
@@ -102,7 +102,7 @@ def main() -> None:
             if is_primary():
                 write_json(out / "report.json", report)
                 print_shapes(report)
-                print(f"pictures: {out / 'grid.png'}; figures: {out / 'report.json'}")
+                print(f"images: {out / 'grid.png'}; figures: {out / 'report.json'}")
         else:
             results.append(run_suite(name, out))
             if is_primary():

@@ -1,8 +1,8 @@
-"""Draws pictures for captions, ranks them with CLIP and keeps the best.
+"""Draws images for captions, ranks them with CLIP and keeps the best.
 
     python -m launch.generate --workdir=W --prompt="a small red circle" --num_samples=512 --keep=32 --out=DIR
 
-writes DIR/grid.png (a row a prompt, best first), the pictures, and DIR/manifest.json. What has been drawn is kept in
+writes DIR/grid.png (a row a prompt, best first), the images, and DIR/manifest.json. What has been sampled is kept in
 DIR/drawn as it comes: the same command after a stop goes on from there.
 """
 
@@ -21,7 +21,7 @@ import dalle_jax
 from dalle_jax.config import config_hash, read_json, write_json
 from dalle_jax.data.config import DataConfig
 from dalle_jax.data.images.decode import decode
-from dalle_jax.data.images.grid import picture_grid, save_png
+from dalle_jax.data.images.grid import image_grid, save_png
 from dalle_jax.data.records import BadSample
 from dalle_jax.decoder.sampling import SamplingConfig
 from dalle_jax.errors import UserError
@@ -47,19 +47,19 @@ CLIP = flags.DEFINE_string(
 )
 SEED = flags.DEFINE_integer("seed", 0, "candidate i gets its noise from (seed, i) alone")
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "divides the logits; 0: most likely codes")
-TOP_K = flags.DEFINE_integer("top_k", None, "draw among this many most likely codes")
-TOP_P = flags.DEFINE_float("top_p", None, "draw among the most likely codes with this probability in all")
+TOP_K = flags.DEFINE_integer("top_k", None, "sample among this many most likely codes")
+TOP_P = flags.DEFINE_float("top_p", None, "sample among the most likely codes with this probability in all")
 GUIDANCE = flags.DEFINE_float("guidance_scale", 1.0, "above 1 follows the caption more closely")
-PRIME = flags.DEFINE_string("prime", None, "picture whose first rows of tokens are kept")
+PRIME = flags.DEFINE_string("prime", None, "image whose first rows of tokens are kept")
 PRIME_ROWS = flags.DEFINE_integer("prime_rows", 0, "how many rows of tokens to keep of --prime")
 MAX_SEQUENCES = flags.DEFINE_integer(
-    "max_sequences", None, "drawn at once; default: as many as fit, 64 a device at the most on a CPU, 256 elsewhere"
+    "max_sequences", None, "sampled at once; default: as many as fit, 64 a device at the most on a CPU, 256 elsewhere"
 )
 STEP = flags.DEFINE_integer("step", None, "of the decoder's checkpoint; default: the newest")
 
 
 def main() -> None:
-    """Loads the models, draws, ranks and writes."""
+    """Loads the models, samples, ranks and writes."""
     prompts = read_prompts()
     if WORKDIR.value is None or OUT.value is None:
         raise UserError("--workdir (the trained run) and --out (folder for the results) are needed")
@@ -89,7 +89,7 @@ def main() -> None:
         "sampling": sampling,
     }
     quiet = not is_primary() or not sys.stderr.isatty()
-    with tqdm(total=len(prompts) * NUM_SAMPLES.value, unit="picture", disable=quiet) as bar:
+    with tqdm(total=len(prompts) * NUM_SAMPLES.value, unit="image", disable=quiet) as bar:
 
         def advance(done: int, total: int) -> None:
             bar.update(done - bar.n)
@@ -128,13 +128,13 @@ def read_prompts() -> list[str]:
 
 
 def read_prime() -> np.ndarray | None:
-    """The picture of --prime, uint8 [height, width, 3]."""
+    """The image of --prime, uint8 [height, width, 3]."""
     if not PRIME.value:
         return None
     try:
         return decode(as_path(PRIME.value).read_bytes(), max_pixels=DataConfig.max_pixels)
     except (OSError, BadSample) as error:
-        raise UserError(f"--prime={PRIME.value} cannot be read as a picture: {error}") from None
+        raise UserError(f"--prime={PRIME.value} cannot be read as an image: {error}") from None
 
 
 def load_ranker(workdir: str) -> tuple[clip_jax.Clip | None, dict[str, Any]]:
@@ -150,19 +150,19 @@ def load_ranker(workdir: str) -> tuple[clip_jax.Clip | None, dict[str, Any]]:
 
 
 def write_results(out: epath.Path, dalle: Dalle, prompts: list[str], samples: Samples, settings: dict) -> None:
-    """The grid, a PNG a picture, and the manifest that says how each was made; what an older one names goes."""
+    """The grid, a PNG an image, and the manifest that says how each was made; what an older one names goes."""
     out.mkdir(parents=True, exist_ok=True)
-    older = named_pictures(out / "manifest.json")
+    older = named_images(out / "manifest.json")
     count, keep = samples.images.shape[:2]
-    sheet = picture_grid(samples.images.reshape(-1, *samples.images.shape[2:]), columns=keep)
+    sheet = image_grid(samples.images.reshape(-1, *samples.images.shape[2:]), columns=keep)
     save_png(sheet, out / "grid.png")
-    pictures = []
+    images = []
     for p in range(count):
         for rank in range(keep):
             name = f"{p:04d}_{rank:03d}.png"
             save_png(samples.images[p, rank], out / name)
             score = float(samples.scores[p, rank])
-            pictures.append(
+            images.append(
                 {
                     "file": name,
                     "prompt": prompts[p],
@@ -173,15 +173,15 @@ def write_results(out: epath.Path, dalle: Dalle, prompts: list[str], samples: Sa
                 }
             )
     # Before the manifest, so that after a stop in between it still names them.
-    for name in older - {picture["file"] for picture in pictures}:
+    for name in older - {image["file"] for image in images}:
         (out / name).unlink(missing_ok=True)
-    write_json(out / "manifest.json", settings | {"pictures": pictures})
+    write_json(out / "manifest.json", settings | {"pictures": images})
 
 
-def named_pictures(manifest: epath.Path) -> set[str]:
-    """Files of pictures that a manifest names, in its own folder; none where it is absent or not what we write."""
+def named_images(manifest: epath.Path) -> set[str]:
+    """Files of images that a manifest names, in its own folder; none where it is absent or not what we write."""
     try:
-        names = {picture["file"] for picture in read_json(manifest)["pictures"]}
+        names = {image["file"] for image in read_json(manifest)["pictures"]}
     except (UserError, KeyError, TypeError):
         return set()
     return {name for name in names if re.fullmatch(r"\d{4,}_\d{3,}\.png", str(name))}

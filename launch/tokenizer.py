@@ -2,7 +2,7 @@
 
     python -m launch.tokenizer --data='data/*.tar' --vocab_size=16384 --out=tokenizer.model
 
-`--data` is a pattern of webdataset tars or Parquet files, a folder of pictures with captions or a table in it, a text
+`--data` is a pattern of webdataset tars or Parquet files, a folder of images with captions or a table in it, a text
 file with a caption a line, the name or directory of a TFDS data set, or `shapes`. A run trains a tokenizer of its own
 where its config names none; one trained here can be shared by several, with
 `--config.tokenizer.path=tokenizer.model`.

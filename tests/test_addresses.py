@@ -10,7 +10,7 @@ from dalle_jax.codec import load_codec
 from dalle_jax.config import read_json, write_json
 from dalle_jax.data import paths
 from dalle_jax.data.config import DataConfig, SourceKind
-from dalle_jax.data.images.arrays import read_picture
+from dalle_jax.data.images.arrays import read_image
 from dalle_jax.data.sources import open_source, splits_of
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.errors import UserError
@@ -37,7 +37,7 @@ TAKERS = {
     "load_codec": load_codec,
     "Tokenizer": Tokenizer,
     "load_tokenizer": load_tokenizer,
-    "read_picture": read_picture,
+    "read_image": read_image,
     "read_json": read_json,
     "write_json": lambda path: write_json(path, {}),
     "read": storage.read,

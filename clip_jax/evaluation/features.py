@@ -17,15 +17,15 @@ from dalle_jax.data.images.transforms import inference_transform
 from dalle_jax.data.records import BadSample, Record, Source
 from dalle_jax.errors import UserError
 
-_AT_ONCE = 1024  # pictures in memory
+_AT_ONCE = 1024  # images in memory
 
 
 class Encoded(NamedTuple):
-    """What is known of a data set once its pictures are encoded."""
+    """What is known of a data set once its images are encoded."""
 
     features: Float[np.ndarray, "n D"]
     records: list[Record]
-    """Without their pictures."""
+    """Without their images."""
     skipped: int
     """Samples that could not be read, and are missing here."""
 
@@ -33,25 +33,25 @@ class Encoded(NamedTuple):
 def encode_source(
     encode: Callable[[np.ndarray], np.ndarray | jax.Array], source: Source, vision: VisionConfig
 ) -> Encoded:
-    """Reads all pictures of a source as a model does at inference and encodes them, in order.
+    """Reads all images of a source as a model does at inference and encodes them, in order.
 
     Args:
       encode: uint8 [B, image_size, image_size, 3] to features, such as `Clip.encode_image`.
-      source: which pictures.
+      source: which images.
       vision: the model's sizes and preprocessing.
 
     Raises:
-      UserError: no picture can be read.
+      UserError: no image can be read.
     """
     transform = inference_transform(vision.preprocessing, vision.image_size, vision.resizing)
 
     def read(index: int) -> tuple[np.ndarray, Record] | None:
         try:
             record = source[index]
-            picture = decode(record.image, max_pixels=DataConfig.max_pixels)
+            image = decode(record.image, max_pixels=DataConfig.max_pixels)
         except BadSample:
             return None
-        return transform(picture), dataclasses.replace(record, image=b"")
+        return transform(image), dataclasses.replace(record, image=b"")
 
     features, records = [], []
     with ThreadPoolExecutor() as pool:
@@ -59,18 +59,18 @@ def encode_source(
             indices = range(start, min(start + _AT_ONCE, len(source)))
             found = [sample for sample in pool.map(read, indices) if sample is not None]
             if found:
-                features.append(np.asarray(encode(np.stack([picture for picture, _ in found]))))
+                features.append(np.asarray(encode(np.stack([image for image, _ in found]))))
                 records += [record for _, record in found]
     if not records:
-        raise UserError(f"none of the {len(source)} pictures of {source.name} can be read")
+        raise UserError(f"none of the {len(source)} images of {source.name} can be read")
     return Encoded(np.concatenate(features), records, len(source) - len(records))
 
 
 def label_array(records: Sequence[Record], num_classes: int, where: str) -> Labels | Marks:
-    """The labels of records: int [n], or bool [n, classes] where they note every class of a picture.
+    """The labels of records: int [n], or bool [n, classes] where they note every class of an image.
 
     Raises:
-      UserError: naming the sample, where one has no label, or one that is no class.
+      UserError: naming the sample, where one has no label, or one that is not a class.
     """
     several = records[0].label is None and records[0].labels is not None
     marks = np.zeros((len(records), num_classes), bool)

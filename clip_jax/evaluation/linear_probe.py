@@ -27,7 +27,7 @@ _LAST = (_DECADES[1] - _DECADES[0]) * _PER_DECADE
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """Features of pictures [n, D] and their labels: int [n], or bool [n, classes] where a picture shows several."""
+    """Features of images [n, D] and their labels: int [n], or bool [n, classes] where an image shows several."""
 
     features: np.ndarray
     labels: np.ndarray
@@ -45,7 +45,7 @@ class Probe:
     """A fitted probe and how it was found."""
 
     scores: Scores
-    """Of the test pictures: probabilities of the classes."""
+    """Of the test images: probabilities of the classes."""
     strength: float
     """Of the L2 penalty."""
     tried: dict[float, float]
@@ -57,7 +57,7 @@ class Probe:
 def linear_probe(
     train: Labelled, test: Labelled, num_classes: int, metric: Metric, validation: Labelled | None = None
 ) -> Probe:
-    """Fits a probe and lets it judge the test pictures.
+    """Fits a probe and lets it judge the test images.
 
     Args:
       train, test: features and labels.
@@ -77,7 +77,7 @@ def linear_probe(
         scores, _ = fit(train, known.features, num_classes, strength)
         figures = classification_metrics(known.labels, scores)
         if metric.value not in figures:
-            raise UserError(f"the validation pictures cannot be judged by {metric.value}: they do not show every class")
+            raise UserError(f"the validation images cannot be judged by {metric.value}: they do not show every class")
         return figures[metric.value]
 
     strength, tried = search(judge)
@@ -116,9 +116,9 @@ def fit(data: Labelled, features: Float[np.ndarray, "n D"], num_classes: int, st
     except ImportError:
         raise UserError('linear probes need scikit-learn: pip install ".[eval]" in the clone') from None
     if data.labels.ndim == 1 and len(np.unique(data.labels)) < 2:
-        raise UserError("the pictures to fit a linear probe on are all of one class: it needs two at least")
+        raise UserError("the images to fit a linear probe on are all of one class: it needs two at least")
     labels = data.labels.astype(np.int64)
-    if labels.ndim == 2 and num_classes == 1:  # to scikit-learn a column alone is one of two classes a picture
+    if labels.ndim == 2 and num_classes == 1:  # to scikit-learn a column alone is one of two classes an image
         labels = np.concatenate([labels, 1 - labels], axis=1)
     model: Any = LogisticRegression(C=1 / strength, max_iter=MAX_ITERATIONS)
     if data.labels.ndim == 2:
@@ -135,10 +135,10 @@ def fit(data: Labelled, features: Float[np.ndarray, "n D"], num_classes: int, st
 
 
 def validation_rows(labels: Labels | Marks, share: float = 0.2, seed: int = 0) -> Bool[np.ndarray, " n"]:
-    """Which rows to hold out: a share of each class (of all rows, where a picture shows several), drawn at random.
+    """Which rows to hold out: a share of each class (of all rows, where an image shows several), drawn at random.
 
     Raises:
-      UserError: no class has enough pictures.
+      UserError: no class has enough images.
     """
     rng, held_out = np.random.default_rng(seed), np.zeros(len(labels), bool)
     groups = [labels == c for c in np.unique(labels)] if labels.ndim == 1 else [np.ones(len(labels), bool)]
@@ -146,5 +146,5 @@ def validation_rows(labels: Labels | Marks, share: float = 0.2, seed: int = 0) -
         rows = rng.permutation(np.flatnonzero(group))
         held_out[rows[: int(share * len(rows))]] = True
     if not held_out.any():
-        raise UserError(f"too few pictures to hold out {share:.0%} of each class: name a validation split")
+        raise UserError(f"too few images to hold out {share:.0%} of each class: name a validation split")
     return held_out

@@ -1,6 +1,6 @@
 """The figures of CLIP's evaluation (Radford et al. 2021, Table 9), scikit-learn's where it has them.
 
-`labels` are int [n], or bool [n, classes] where a picture shows several; `scores` are any numbers that rank classes.
+`labels` are int [n], or bool [n, classes] where an image shows several; `scores` are any numbers that rank classes.
 """
 
 import enum
@@ -31,18 +31,18 @@ class Metric(enum.Enum):
 
 
 def accuracy(labels: Labels, scores: Scores) -> float:
-    """Share of pictures whose highest score is their class's."""
+    """Share of images whose highest score is their class's."""
     return float(sklearn_metrics().accuracy_score(labels, scores.argmax(axis=-1)))
 
 
 def top5_accuracy(labels: Labels, scores: Scores) -> float:
-    """Share of pictures whose class is among the five highest scores."""
+    """Share of images whose class is among the five highest scores."""
     classes = np.arange(scores.shape[1])
     return float(sklearn_metrics().top_k_accuracy_score(labels, scores, k=5, labels=classes))
 
 
 def mean_per_class(labels: Labels, scores: Scores) -> float:
-    """Mean over the classes that occur of the share of their pictures that are recognised."""
+    """Mean over the classes that occur of the share of their images that are recognised."""
     present = np.unique(labels)
     return float(sklearn_metrics().recall_score(labels, scores.argmax(axis=-1), labels=present, average="macro"))
 
@@ -60,7 +60,7 @@ def roc_auc(labels: Labels, scores: Float[np.ndarray, "n 2"]) -> float:
 def eleven_point_map(labels: Marks, scores: Scores) -> float:
     """PASCAL VOC 2007's: at each of eleven recalls the best precision from there on, averaged, then over classes.
 
-    Classes without any picture are left out.
+    Classes without any image are left out.
     """
     present = np.flatnonzero(labels.any(axis=0))
     return float(np.mean([_eleven_point_precision(labels[:, c], scores[:, c]) for c in present]))
@@ -79,7 +79,7 @@ def classification_metrics(labels: Labels | Marks, scores: Scores) -> dict[str, 
       UserError: scikit-learn is not installed, or there is nothing to judge.
     """
     if not len(labels) or not labels.any() and labels.ndim == 2:
-        raise UserError("there are no labelled pictures to judge")
+        raise UserError("there are no labelled images to judge")
     if labels.ndim == 2:
         return {Metric.ELEVEN_POINT_MAP.value: eleven_point_map(labels, scores)}
     figures: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {"accuracy": accuracy}

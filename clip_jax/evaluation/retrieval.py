@@ -1,4 +1,4 @@
-"""Retrieval among pictures and captions (Radford et al. 2021, App. E.1)."""
+"""Retrieval among images and captions (Radford et al. 2021, App. E.1)."""
 
 from collections.abc import Iterator
 
@@ -16,19 +16,19 @@ def retrieval_recalls(
     owners: Int[np.ndarray, " captions"],
     ks: tuple[int, ...] = (1, 5, 10),
 ) -> dict[str, float]:
-    """Recall at k both ways, by cosine. A picture may have several captions; any of them in the first k is a hit.
+    """Recall at k both ways, by cosine. An image may have several captions; any of them in the first k is a hit.
 
     Where another candidate scores exactly as the right one, the other counts as before it.
 
     Args:
-      image: features of pictures.
+      image: features of images.
       text: features of captions.
-      owners: of each caption, the row of its picture.
+      owners: of each caption, the row of its image.
       ks: how far down the list to look.
 
     Returns:
-      `text_recall_at_K`: share of pictures one of whose captions is among the K best; `image_recall_at_K`: share of
-      captions whose picture is.
+      `text_recall_at_K`: share of images one of whose captions is among the K best; `image_recall_at_K`: share of
+      captions whose image is.
     """
     image, text = unit(image), unit(text)
     to_text, to_image = np.empty(len(image), np.int64), np.empty(len(text), np.int64)

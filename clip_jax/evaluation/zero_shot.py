@@ -47,7 +47,7 @@ def class_captions(class_names: ClassNames, templates: Templates) -> ClassCaptio
     """The filled templates of each class.
 
     Raises:
-      UserError: there is no class or no template, a name is no string, or a template has no place for it.
+      UserError: there is no class or no template, a name is not a string, or a template has no place for it.
     """
     if isinstance(class_names, str) or isinstance(templates, str):
         raise UserError("class names and templates come in lists, ['cat', 'dog'] say, not as one string")
@@ -74,7 +74,7 @@ def _names(i: int, name: object) -> list[str]:
         raise UserError(f"class {i} has no name")
     for other in names:
         if not isinstance(other, str):
-            raise UserError(f"the name of class {i} is no string but {type(other).__name__}: {other!r:.40}")
+            raise UserError(f"the name of class {i} is not a string but {type(other).__name__}: {other!r:.40}")
     return names
 
 
@@ -101,7 +101,7 @@ def _filler(template: object) -> Callable[[str], str]:
 def class_cosines(
     features: Float[np.ndarray, "B E"], directions: Float[np.ndarray, "classes E"]
 ) -> Float[np.ndarray, "B classes"]:
-    """How well pictures fit classes: what classification ranks, without the ties of saturated probabilities."""
+    """How well images fit classes: what classification ranks, without the ties of saturated probabilities."""
     return unit(features) @ directions.T
 
 

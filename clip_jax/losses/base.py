@@ -15,9 +15,9 @@ class ContrastiveLoss(NamedTuple):
 
     loss: Float[Array, ""]
     best_text: Int[Array, " B"]
-    """Row of the caption that each picture scores highest."""
+    """Row of the caption that each image scores highest."""
     best_image: Int[Array, " B"]
-    """Row of the picture that each caption scores highest."""
+    """Row of the image that each caption scores highest."""
 
 
 class Best(NamedTuple):

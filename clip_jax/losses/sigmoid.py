@@ -46,9 +46,9 @@ def sigmoid_loss(
     chunk: int = 0,
     mask: Mask = None,
 ) -> ContrastiveLoss:
-    """-sum of log sigmoid(z * logit) over all pairs, per picture; z is 1 for a picture and its caption, -1 otherwise.
+    """-sum of log sigmoid(z * logit) over all pairs, per image; z is 1 for an image and its caption, -1 otherwise.
 
-    Each device keeps its pictures and meets the captions of one device after the other, so that it never holds more
+    Each device keeps its images and meets the captions of one device after the other, so that it never holds more
     than [B on this device, B on this device] logits. Their gradients are computed with them, and the backward pass only
     multiplies these by the loss's own: it holds no logits, and nothing is computed twice.
 
@@ -183,12 +183,12 @@ def _block(
     row_mask: Mask,
     column_mask: Mask,
 ) -> tuple[Float[Array, ""], Float[Array, "B columns"]]:
-    """The summed loss of some pictures with some captions, and their logits.
+    """The summed loss of some images with some captions, and their logits.
 
     Args:
-      rows: of the pictures in the global batch.
+      rows: of the images in the global batch.
       columns: of the captions.
-      row_mask: of the pictures that count.
+      row_mask: of the images that count.
       column_mask: of the captions; those that do not count win nowhere.
     """
     logits = matmul(scale * image, text.T) + bias

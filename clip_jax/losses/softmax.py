@@ -44,9 +44,9 @@ def contrastive_loss(
     chunk: int = 0,
     mask: Mask = None,
 ) -> ContrastiveLoss:
-    """Symmetric cross-entropy: each picture against all captions, each caption against all pictures.
+    """Symmetric cross-entropy: each image against all captions, each caption against all images.
 
-    Each direction is one block of logits, [B on this device, B]: rows stay where their pictures (captions) are, and
+    Each direction is one block of logits, [B on this device, B]: rows stay where their images (captions) are, and
     the other side's features, which are small, are gathered. No device holds a matrix of B x B.
 
     Args:

@@ -83,11 +83,11 @@ def read_preprocessor(folder: str) -> Mapping[str, Any]:
         return found.get(PREPROCESSOR, {})
     nested = found[PROCESSOR][_NESTED]
     if not isinstance(nested, Mapping):
-        raise UserError(f"{files[PROCESSOR]}: its '{_NESTED}' is no object")
+        raise UserError(f"{files[PROCESSOR]}: its '{_NESTED}' is not an object")
     return nested
 
 
-def pictures_from_hf(settings: Mapping[str, Any], image_size: int, usual: ImageProcessor, where: str) -> dict[str, Any]:
+def images_from_hf(settings: Mapping[str, Any], image_size: int, usual: ImageProcessor, where: str) -> dict[str, Any]:
     """The fields of `VisionConfig` that an image processor has a word for.
 
     Args:

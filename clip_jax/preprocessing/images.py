@@ -1,6 +1,6 @@
-"""Pictures as people hold them, brought to what the image tower reads.
+"""Images as people hold them, brought to what the image tower reads.
 
-Two roads lead there: Pillow's, exact, for pictures on the host, and one for pictures that are on a device already and
+Two roads lead there: Pillow's, exact, for images on the host, and one for images that are on a device already and
 stay there, which agrees with it to one level of 255.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from dalle_jax.data.config import BICUBIC, Augment, Resample, Resizing
-from dalle_jax.data.images.arrays import Picture, picture_list, read_picture
+from dalle_jax.data.images.arrays import ImageLike, image_list, read_image
 from dalle_jax.data.images.transforms import inference_transform, long_side_to, short_side_to
 
 _ON_DEVICE = {Resample.BILINEAR: "linear", Resample.BICUBIC: "cubic", Resample.LANCZOS: "lanczos3"}
@@ -20,7 +20,7 @@ _ON_DEVICE = {Resample.BILINEAR: "linear", Resample.BICUBIC: "cubic", Resample.L
 
 
 def preprocess(
-    pictures: np.ndarray | Iterable[Picture],
+    images: np.ndarray | Iterable[ImageLike],
     size: int,
     preprocessing: Augment = Augment.CLIP_INFERENCE,
     resizing: Resizing = BICUBIC,
@@ -30,7 +30,7 @@ def preprocess(
     """Inference preprocessing: RGB, and a square, resized by Pillow.
 
     Args:
-      pictures: a list, or uint8 [B, height, width, 3].
+      images: a list, or uint8 [B, height, width, 3].
       size: pixels a side.
       preprocessing: CLIP's, the short side to `size` and a centre crop; `SQUARE`, SigLIP's, both sides to `size`; or
         `LETTERBOX`, the long side to `size`.
@@ -38,10 +38,10 @@ def preprocess(
       first: number of the first one, for messages.
 
     Raises:
-      UserError: something is not a picture, or a file cannot be read.
+      UserError: something is not an image, or a file cannot be read.
     """
     transform = inference_transform(preprocessing, size, resizing)
-    squares = [transform(read_picture(picture, i)) for i, picture in enumerate(picture_list(pictures), first)]
+    squares = [transform(read_image(image, i)) for i, image in enumerate(image_list(images), first)]
     return np.stack(squares) if squares else np.zeros((0, size, size, 3), np.uint8)
 
 

@@ -13,7 +13,7 @@ _MODES = {"shortest": Augment.CLIP_INFERENCE, "squash": Augment.SQUARE, "longest
 _FILTERS = {"bicubic": Resample.BICUBIC, "bilinear": Resample.BILINEAR, "random": Resample.BICUBIC}
 
 
-def pictures_from_open_clip(preprocess: Mapping[str, Any], vision: VisionConfig, where: str) -> dict[str, Any]:
+def images_from_open_clip(preprocess: Mapping[str, Any], vision: VisionConfig, where: str) -> dict[str, Any]:
     """The fields of `VisionConfig` that a `preprocess_cfg` has a word for.
 
     Args:
@@ -49,7 +49,7 @@ def pictures_from_open_clip(preprocess: Mapping[str, Any], vision: VisionConfig,
     }
 
 
-def pictures_to_open_clip(vision: VisionConfig) -> dict[str, Any]:
+def images_to_open_clip(vision: VisionConfig) -> dict[str, Any]:
     """The `preprocess_cfg` of a model.
 
     Raises:

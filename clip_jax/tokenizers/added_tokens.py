@@ -30,7 +30,7 @@ class AddedToken:
     normalized: bool = True
     """Whether it is matched in the caption after it is cleaned, and is cleaned itself."""
     single_word: bool = False
-    """Whether it counts between characters that are no letters, digits or underscores alone."""
+    """Whether it counts between characters that are not letters, digits or underscores alone."""
     special: bool = False
 
     def settings(self) -> dict[str, Any]:

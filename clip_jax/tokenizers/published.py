@@ -161,7 +161,9 @@ class ClipTokenizer(CaptionTokenizer):
         super().__init__(context_length, truncate)
         special = next((names for names in _SPECIAL if all(name in vocab for name in names)), None)
         if special is None:
-            raise UserError(f"the vocabulary names neither {_SPECIAL[0]} nor {_SPECIAL[1]}: it is no CLIP tokenizer's")
+            raise UserError(
+                f"the vocabulary names neither {_SPECIAL[0]} nor {_SPECIAL[1]}: it is not a CLIP tokenizer's"
+            )
         self._special = {name: vocab[name] for name in special}
         self._start, self.end_id = (self._special[special[0]],), self._special[special[1]]
         self._table, self.cleaning, self._added = (vocab, merges), cleaning, AddedTokens(added, cleaning)

@@ -1,4 +1,4 @@
-"""Positions of an image tower for pictures of another size than it was trained on (Dosovitskiy et al. 2020, §3.2)."""
+"""Positions of an image tower for images of another size than it was trained on (Dosovitskiy et al. 2020, §3.2)."""
 
 import functools
 import logging
@@ -32,7 +32,7 @@ def resize_positions(positions: Float[Array, "T D"], side: int, others: int) -> 
 
 
 def can_resize(old: VisionConfig, new: VisionConfig) -> bool:
-    """Whether a tower is another one's but for the size of its pictures: a ViT or SigLIP's."""
+    """Whether a tower is another one's but for the size of its images: a ViT or SigLIP's."""
     return old.tower is new.tower is not VisionTower.RESNET and old.patch_size == new.patch_size
 
 
@@ -51,7 +51,7 @@ def fit_positions(params: Params, old: VisionConfig, new: VisionConfig, sharding
     resize = functools.partial(resize_positions, side=side, others=_others(new))
     if jax.process_index() == 0:
         _log.info(
-            f"{where} was trained on pictures of {old.image_size} pixels and this run's have {new.image_size}: "
+            f"{where} was trained on images of {old.image_size} pixels and this run's have {new.image_size}: "
             f"the positions of {before}x{before} patches are interpolated to {side}x{side}"
         )
     return _with(params, jax.jit(resize, out_shardings=sharding)(positions))

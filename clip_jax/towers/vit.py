@@ -20,7 +20,7 @@ def normalize_pixels(images: Real[Array, "B height width 3"], config: VisionConf
 
 
 def patches(images: Float[Array, "B height width 3"], size: int) -> Float[Array, "B T values"]:
-    """Cuts pictures into squares, row by row, each flattened as (row, column, channel).
+    """Cuts images into squares, row by row, each flattened as (row, column, channel).
 
     What is left over at the bottom and at the right is not read, as a convolution without padding leaves it.
     """
@@ -31,11 +31,11 @@ def patches(images: Float[Array, "B height width 3"], size: int) -> Float[Array,
 
 
 def draw_patches(key: jax.Array, shape: tuple[int, int], count: int) -> Int[Array, "B count"]:
-    """Which patches each picture keeps: a random subset of exactly `count`, in order.
+    """Which patches each image keeps: a random subset of exactly `count`, in order.
 
     Args:
       key: of the draw.
-      shape: (B, patches of a picture).
+      shape: (B, patches of an image).
       count: kept.
     """
     return jnp.sort(jnp.argsort(jax.random.uniform(key, shape), axis=1)[:, :count], axis=1)

@@ -35,7 +35,7 @@ def without_root(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def deduce_big_vision(tensors: Mapping[str, Tensor], where: str) -> ClipConfig:
-    """The model that a checkpoint is of, from shapes; of pictures that patches do not fill, one without a rest.
+    """The model that a checkpoint is of, from shapes; of images that patches do not fill, one without a rest.
 
     Args:
       tensors: of `without_root`.

@@ -48,7 +48,7 @@ def save(clip: Clip, path: epath.PathLike, *, format: str = "hf") -> None:
     """
     writers = {"hf": _write_hf, "open_clip": _write_open_clip}
     if format not in writers:
-        raise UserError(f"format '{format}' is none{closest(format, writers)} (known: {', '.join(writers)})")
+        raise UserError(f"unknown format '{format}'{closest(format, writers)} (known: {', '.join(writers)})")
     if isinstance(clip, OneTower):
         raise UserError(f"{clip.path} holds the {clip.side.word} tower alone: a whole CLIP is saved, or none")
     if clip.config.loss not in list(Loss):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax.config import ClipConfig, ReadAt, TextConfig, TextTower, VisionConfig, VisionTower, tower_config
-from clip_jax.preprocessing.hf import CLIP, pictures_from_hf
+from clip_jax.preprocessing.hf import CLIP, images_from_hf
 from clip_jax.tokenizers.text_ends import end_at_highest, end_of_settings
 from dalle_jax.errors import UserError
 from dalle_jax.nn.layers import Activation
@@ -119,9 +119,9 @@ def config_from_hf(settings: Mapping[str, Any], preprocessor: Mapping[str, Any],
         for name, defaults in (("text_config", _TEXT_DEFAULTS), ("vision_config", _VISION_DEFAULTS))
     )
     if vision["num_channels"] != 3:
-        raise UserError(f"{where}: its image tower reads {vision['num_channels']} channels, and pictures have 3")
+        raise UserError(f"{where}: its image tower reads {vision['num_channels']} channels, and images have 3")
     try:
-        normalization = pictures_from_hf(preprocessor, vision["image_size"], CLIP, where)
+        normalization = images_from_hf(preprocessor, vision["image_size"], CLIP, where)
         end_id = end_of_settings(text["eos_token_id"], where)
         if end_id is None:
             raise UserError(f"{where}/config.json: eos_token_id is null, and the feature is read there: name the token")
@@ -146,11 +146,11 @@ def section_from_hf(settings: Mapping[str, Any], name: str, where: str) -> dict[
     """A part of `config.json`; empty where there is none.
 
     Raises:
-      UserError: it is no object.
+      UserError: it is not an object.
     """
     section = settings.get(name) or {}
     if not isinstance(section, dict):
-        raise UserError(f"{where}/config.json describes no model: its '{name}' is no object")
+        raise UserError(f"{where}/config.json describes no model: its '{name}' is not an object")
     return section | {size: _whole(section[size], size, where) for size in _SIZES if size in section}
 
 
@@ -172,7 +172,7 @@ def _whole(value: Any, name: str, where: str) -> int:
     if any(side != sides[0] for side in sides):
         raise UserError(f"{where}/config.json describes no model: {name} is {value}, and images here are square")
     if isinstance(sides[0], bool) or not isinstance(sides[0], int | float) or sides[0] != int(sides[0]):
-        raise UserError(f"{where}/config.json describes no model: {name} is {value!r}, which is no whole number")
+        raise UserError(f"{where}/config.json describes no model: {name} is {value!r}, which is not a whole number")
     return int(sides[0])
 
 

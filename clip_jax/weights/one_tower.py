@@ -116,9 +116,9 @@ class OneTower(Clip):
         self._need(Side.TEXT)
         return super().encode_text(texts, truncate=truncate)
 
-    def _encode_pictures(self, images: Images, method: str) -> jax.Array | np.ndarray:
+    def _encode_images(self, images: Images, method: str) -> jax.Array | np.ndarray:
         self._need(Side.IMAGE)
-        return super()._encode_pictures(images, method)
+        return super()._encode_images(images, method)
 
     def _need(self, side: Side) -> None:
         if side is not self.side:

@@ -15,7 +15,7 @@ from clip_jax.config import (
     resnet_config,
     tower_config,
 )
-from clip_jax.preprocessing.open_clip import pictures_from_open_clip, pictures_to_open_clip
+from clip_jax.preprocessing.open_clip import images_from_open_clip, images_to_open_clip
 from clip_jax.tokenizers.cleaning import Cleaning
 from clip_jax.tokenizers.text_ends import end_at_highest
 from clip_jax.weights.siglip import LOGITS, SIGLIP_END
@@ -77,7 +77,7 @@ def config_from_open_clip(settings: Mapping[str, Any], where: str) -> ClipConfig
         vision, text = _vision(model, where), _text(model, where)
         cleaning_from_open_clip(settings, where)  # which may refuse
         preprocess = _object(settings, "preprocess_cfg", where)
-        vision = dataclasses.replace(vision, **pictures_from_open_clip(preprocess, vision, f"{where}/{CONFIG}"))
+        vision = dataclasses.replace(vision, **images_from_open_clip(preprocess, vision, f"{where}/{CONFIG}"))
         logits: dict[str, Any] = {}
         if model.get("init_logit_bias") is not None:
             logits = LOGITS | {"init_logit_bias": float(model["init_logit_bias"])}
@@ -98,7 +98,7 @@ def _vision(model: Mapping[str, Any], where: str) -> VisionConfig:
     size, layers = sizes["image_size"], sizes["layers"]
     side, *other = size if isinstance(size, list | tuple) else (size,)
     if any(length != side for length in other):
-        raise ValueError(f"pictures of {size} are not square")
+        raise ValueError(f"images of {size} are not square")
     if isinstance(layers, list | tuple):
         first, second, third, fourth = layers
         return resnet_config(side, (first, second, third, fourth), sizes["width"], head_dim=sizes["head_width"])
@@ -172,7 +172,7 @@ def _section(
 def _object(settings: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
     section = settings.get(name) or {}
     if not isinstance(section, dict):
-        raise UserError(f"{where}/{CONFIG} describes no model: its '{name}' is no object")
+        raise UserError(f"{where}/{CONFIG} describes no model: its '{name}' is not an object")
     return section
 
 
@@ -215,7 +215,7 @@ def config_to_open_clip(config: ClipConfig) -> dict[str, Any]:
                 **_reading(text),
             },
         },
-        "preprocess_cfg": pictures_to_open_clip(vision),
+        "preprocess_cfg": images_to_open_clip(vision),
     }
 
 

@@ -228,7 +228,7 @@ def _deduce_tower(
     prefix, suffix = f"{theirs}.resblocks.", ".mlp.c_fc.weight"
     layers = [name for name in tensors if name.startswith(prefix) and name.endswith(suffix)]
     if not layers:
-        raise UserError(f"{where} has no '{prefix}0{suffix}': it is no CLIP of two transformers")
+        raise UserError(f"{where} has no '{prefix}0{suffix}': it is not a CLIP of two transformers")
     head_dim = max(_HEAD_DIM, width // 16) if theirs.startswith("visual") else _HEAD_DIM
     if width % head_dim:
         raise UserError(f"{where}: '{theirs}' is {width} wide, which does not divide into heads of {head_dim}")

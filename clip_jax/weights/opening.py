@@ -116,7 +116,7 @@ def open_published(
     if file is not None:
         refuse_parts(file, [os.path.basename(file)])
         check_official(file)
-        # OpenAI's own, whatever lies beside it: open_clip's and Hugging Face's are no programs.
+        # OpenAI's own, whatever lies beside it: open_clip's and Hugging Face's are not programs.
         if is_torchscript(file):
             return _bare_file(file, chosen, part)
     opened = None
@@ -200,7 +200,9 @@ def _open_clip_folder(folder: str, file: str | None, part: _Part) -> Published |
 def _bare_file(path: str, activation: Activation | None, part: _Part) -> Published:
     if os.path.isdir(path):
         refuse_other_folders(path)
-        raise UserError(f"{path} is no folder of Hugging Face's or open_clip's: give a file in it, or a work directory")
+        raise UserError(
+            f"{path} is not a folder of Hugging Face's or open_clip's: give a file in it, or a work directory"
+        )
     tensors = read_tensors(path, **part)
     if is_big_vision(tensors):
         tensors = without_root(tensors)
@@ -240,5 +242,5 @@ def _activation(name: str | Activation | None) -> Activation | None:
         return name
     known = [activation.value for activation in Activation]
     if name not in known:
-        raise UserError(f"activation '{name}' is none{closest(name, known)} (known: {', '.join(known)})")
+        raise UserError(f"unknown activation '{name}'{closest(name, known)} (known: {', '.join(known)})")
     return Activation(name)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax.config import ClipConfig, Loss, TextConfig, TextTower, VisionConfig, VisionTower
-from clip_jax.preprocessing.hf import SIGLIP, pictures_from_hf
+from clip_jax.preprocessing.hf import SIGLIP, images_from_hf
 from clip_jax.tokenizers.text_ends import end_of_settings
 from clip_jax.weights.hf import section_from_hf, tower_from_hf, tower_to_hf, transformer_names
 from dalle_jax.data.config import Augment
@@ -13,7 +13,7 @@ from dalle_jax.nn.transformer import TransformerConfig
 from dalle_jax.weights import Names
 
 PIXELS: dict[str, Any] = {"pixel_mean": SIGLIP.mean, "pixel_std": SIGLIP.std, "preprocessing": Augment.SQUARE}
-"""What SigLIP's pictures are brought to."""
+"""What SigLIP's images are brought to."""
 
 LOGITS: dict[str, Any] = {"init_logit_scale": 10.0, "loss": Loss.SIGMOID, "init_logit_bias": -10.0}
 """Of the loss (Zhai et al. 2023, §3.2)."""
@@ -84,7 +84,7 @@ def config_from_siglip(settings: Mapping[str, Any], preprocessor: Mapping[str, A
     text = _TEXT_DEFAULTS | section_from_hf(settings, "text_config", where)
     vision = _VISION_DEFAULTS | section_from_hf(settings, "vision_config", where)
     if vision["num_channels"] != 3:
-        raise UserError(f"{where}: its image tower reads {vision['num_channels']} channels, and pictures have 3")
+        raise UserError(f"{where}: its image tower reads {vision['num_channels']} channels, and images have 3")
     if not vision["vision_use_head"]:
         raise UserError(f"{where}: its image tower has no attention pooling (vision_use_head), and SigLIP's has")
     end = end_of_settings(text.get("eos_token_id"), where)
@@ -97,7 +97,7 @@ def config_from_siglip(settings: Mapping[str, Any], preprocessor: Mapping[str, A
                 vision["patch_size"],
                 tower_from_hf(vision, where),
                 VisionTower.SIGLIP,
-                **pictures_from_hf(preprocessor, vision["image_size"], SIGLIP, where),
+                **images_from_hf(preprocessor, vision["image_size"], SIGLIP, where),
             ),
             TextConfig(
                 text["vocab_size"],

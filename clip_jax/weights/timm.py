@@ -102,7 +102,7 @@ def _pooling(names: Names, ours: str, theirs: str, sizes: TransformerConfig) -> 
 def deduce_timm(
     tensors: Mapping[str, Any], activation: Activation, shape: Callable[[str, int], tuple[int, ...]]
 ) -> VisionConfig:
-    """The image tower of a bare state dict; where patches leave a rest of the picture, one without a rest is taken.
+    """The image tower of a bare state dict; where patches leave a rest of the image, one without a rest is taken.
 
     Args:
       tensors: names in the file.
@@ -126,12 +126,12 @@ def timm_from_open_clip(section: Mapping[str, Any]) -> VisionConfig:
     """The image tower that a `vision_cfg` with the name of one of `TOWERS` describes.
 
     Raises:
-      ValueError: it reads pictures of another size than the tower does.
+      ValueError: it reads images of another size than the tower does.
     """
     name, size = section["timm_model_name"], section["image_size"]
     vision = TOWERS[name]
     if size not in (vision.image_size, [vision.image_size] * 2):
-        raise ValueError(f"pictures of {size}, and timm's {name} reads {vision.image_size}")
+        raise ValueError(f"images of {size}, and timm's {name} reads {vision.image_size}")
     approximate = (section.get("act_kwargs") or {}).get("approximate")
     for activation, theirs in _ACTIVATIONS.items():
         if theirs == approximate:
@@ -174,7 +174,7 @@ def _name(config: VisionConfig) -> str:
         raise UserError(
             f"open_clip takes SigLIP's image towers from timm, which has none of {sizes.num_layers} layers, width "
             f"{sizes.embed_dim}, {sizes.num_heads} heads, MLP {sizes.mlp_dim}, '{sizes.activation.value}', patches of "
-            f"{config.patch_size} and pictures of {config.image_size} (it has {', '.join(TOWERS)}): save with "
+            f"{config.patch_size} and images of {config.image_size} (it has {', '.join(TOWERS)}): save with "
             "format='hf'"
         )
     return found[0]

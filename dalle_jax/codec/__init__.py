@@ -1,4 +1,4 @@
-"""Pictures to tokens and back: the discrete VAE of DALL·E, its relaxations, and smaller siblings for CPUs."""
+"""Images to tokens and back: the discrete VAE of DALL·E, its relaxations, and smaller siblings for CPUs."""
 
 from dalle_jax.codec.config import (
     Body,

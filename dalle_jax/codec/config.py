@@ -124,7 +124,7 @@ class VqConfig:
     commitment: float = 0.25
     """Weight of the squared distance from the encoder's vectors to their codes."""
     quantized: CosineRamp = CosineRamp(1.0, 1.0, 0)
-    """Share of training pictures that pass through their codes; the others pass as they are, while the codebook already
+    """Share of training images that pass through their codes; the others pass as they are, while the codebook already
     follows the encoder. A ramp from 0 to 1 lets encoder and decoder agree first, so that few codes die."""
     decay: float = 0.99
     """Of the moving averages that make the codebook."""
@@ -144,7 +144,7 @@ class CodecConfig:
     relaxation: Relaxation = Relaxation.GUMBEL
     reconstruction: Reconstruction = Reconstruction.LOGIT_LAPLACE
     min_log_scale: float | None = None
-    """Lower bound of the likelihood's log scales; None: none, as published. Pictures with flat backgrounds are a trap
+    """Lower bound of the likelihood's log scales; None: none, as published. Images with flat backgrounds are a trap
     without one: smaller scales there gain more likelihood than the foreground could, and nothing else is learnt."""
     conv: ConvConfig = ConvConfig()
     patch: PatchConfig = PatchConfig()
@@ -172,10 +172,10 @@ class CodecConfig:
         return self.codebook_size if self.relaxation is Relaxation.GUMBEL else self.vq.code_dim
 
     def grid_size(self, image_size: int) -> int:
-        """Tokens a side of a picture with `image_size` pixels a side.
+        """Tokens a side of an image with `image_size` pixels a side.
 
         Raises:
-          ValueError: where the picture does not divide into tokens.
+          ValueError: where the image does not divide into tokens.
         """
         if image_size <= 0 or image_size % self.stride:
             near = max(math.ceil(image_size / self.stride), 1) * self.stride

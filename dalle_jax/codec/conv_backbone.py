@@ -111,7 +111,7 @@ class EncoderBlocks(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """Pictures to features of each cell; with the published sizes 256x256 to 32x32."""
+    """Images to features of each cell; with the published sizes 256x256 to 32x32."""
 
     config: ConvConfig
     features: int

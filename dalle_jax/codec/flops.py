@@ -6,12 +6,12 @@ from dalle_jax.codec.config import Body, CodecConfig, ConvConfig, PatchConfig, R
 
 
 def forward_flops(config: CodecConfig, image_size: int) -> float:
-    """Of encoding and decoding one picture, the comparison with the codes included."""
+    """Of encoding and decoding one image, the comparison with the codes included."""
     return encoder_flops(config, image_size) + decoder_flops(config, image_size, lookup=False)
 
 
 def encoder_flops(config: CodecConfig, image_size: int) -> float:
-    """From pixels to tokens, for one picture."""
+    """From pixels to tokens, for one image."""
     features, pixels = config.encoder_features, image_size**2
     conv = config.body is Body.CONV
     products = _conv_encoder(config.conv, features) if conv else _patch_encoder(config.patch, features)
@@ -22,7 +22,7 @@ def encoder_flops(config: CodecConfig, image_size: int) -> float:
 
 
 def decoder_flops(config: CodecConfig, image_size: int, lookup: bool = True) -> float:
-    """From tokens to pixels, for one picture; `lookup`: one-hot vectors are looked up, not multiplied."""
+    """From tokens to pixels, for one image; `lookup`: one-hot vectors are looked up, not multiplied."""
     features, pixels = config.encoder_features, image_size**2
     if lookup and config.relaxation is Relaxation.GUMBEL:
         features = 0

@@ -1,4 +1,4 @@
-"""A trained codec as others use it: pictures to tokens in raster order, and back."""
+"""A trained codec as others use it: images to tokens in raster order, and back."""
 
 import functools
 import hashlib
@@ -67,7 +67,7 @@ class FrozenCodec:
         return Encoding(self.fingerprint, self.codebook_size, self.grid_size, self.image_size)
 
     def encode(self, images: Array | np.ndarray) -> Int[Array, "B tokens"]:
-        """The most likely code of every cell, in raster order, int32, of pictures uint8 [B, height, width, 3].
+        """The most likely code of every cell, in raster order, int32, of images uint8 [B, height, width, 3].
 
         Raises:
           ValueError: they are not uint8, or not of `image_size`.
@@ -75,17 +75,17 @@ class FrozenCodec:
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
             raise ValueError(f"the codec takes uint8 [B, height, width, 3], not {images.dtype} of shape {images.shape}")
         if images.shape[1:3] != (self.image_size, self.image_size):
-            raise ValueError(f"the codec takes pictures of {self.image_size} pixels a side, not {images.shape[1:3]}")
+            raise ValueError(f"the codec takes images of {self.image_size} pixels a side, not {images.shape[1:3]}")
         return _encode(self.config, *self._weights_beside(images), images)
 
     def decode(self, tokens: Int[Array | np.ndarray, "B tokens"]) -> UInt8[Array, "B height width 3"]:
-        """Pictures of tokens.
+        """Images of tokens.
 
         Raises:
-          ValueError: there are not `grid_size ** 2` of them a picture.
+          ValueError: there are not `grid_size ** 2` of them an image.
         """
         if tokens.shape[1] != self.grid_size**2:
-            raise ValueError(f"a picture has {self.grid_size**2} tokens, not {tokens.shape[1]}")
+            raise ValueError(f"an image has {self.grid_size**2} tokens, not {tokens.shape[1]}")
         return _decode(self.config, *self._weights_beside(tokens), tokens)
 
     def _weights_beside(self, x: Any) -> tuple[Any, Any]:
@@ -166,7 +166,7 @@ def save_codec(codec: FrozenCodec, folder: epath.PathLike) -> None:
     """Writes a codec for others, and for `load_codec`.
 
     With OpenAI's names (`encoder.safetensors`, `decoder.safetensors`), or a VQGAN with its own (`vqgan.safetensors`);
-    beside them `codec.json` with the size of its pictures, which the weights do not tell.
+    beside them `codec.json` with the size of its images, which the weights do not tell.
 
     Raises:
       UserError: the codec is of a form that has no published names, or the folder is in a bucket.
@@ -185,7 +185,7 @@ def _noted_size(folder: epath.Path) -> int:
     about = folder / _ABOUT
     size = read_settings(os.fspath(about)).get("image_size") if about.exists() else PUBLISHED_IMAGE_SIZE
     if not isinstance(size, int) or size < 1:
-        raise UserError(f"{about} must hold the pixels a side of the codec's pictures, not {size!r}")
+        raise UserError(f"{about} must hold the pixels a side of the codec's images, not {size!r}")
     return size
 
 

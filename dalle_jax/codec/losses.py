@@ -1,4 +1,4 @@
-"""Parts of the codec's objective; each is a sum over one picture, as in the evidence lower bound they come from."""
+"""Parts of the codec's objective; each is a sum over one image, as in the evidence lower bound they come from."""
 
 import jax
 import jax.numpy as jnp
@@ -31,11 +31,11 @@ def reconstruction_loss(
     maps: Float[Array, "B height width 6"],
     min_log_scale: float | None = None,
 ) -> Float[Array, " B"]:
-    """Summed over the values of each picture.
+    """Summed over the values of each image.
 
     Args:
       kind: which loss.
-      x: the pictures, mapped to [0.1, 0.9].
+      x: the images, mapped to [0.1, 0.9].
       maps: the decoder's output; first the three means in logits, then the three log scales.
       min_log_scale: of the likelihood's scales; None: any.
     """

@@ -1,11 +1,11 @@
-"""What a person wants to know of a codec: how near its pictures are, and how much of its codebook it uses."""
+"""What a person wants to know of a codec: how near its images are, and how much of its codebook it uses."""
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 FOREGROUND_DISTANCE = 24 / 255
-"""A pixel that differs by more than this from its picture's border colour, in any channel, is foreground."""
+"""A pixel that differs by more than this from its image's border colour, in any channel, is foreground."""
 
 
 def psnr(mean_squared_error: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -13,12 +13,12 @@ def psnr(mean_squared_error: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return -10.0 * jnp.log10(jnp.maximum(mean_squared_error, 1e-10))
 
 
-def picture_errors(
+def image_errors(
     pixels: Float[Array, "B height width 3"], images: UInt8[Array, "B height width 3"]
 ) -> dict[str, Float[Array, " B"]]:
-    """How far reconstructions are from their originals, picture by picture.
+    """How far reconstructions are from their originals, image by image.
 
-    Most of a picture is often background, and a codec that draws nothing else can have a fair PSNR. The foreground's
+    Most of an image is often background, and a codec that draws nothing else can have a fair PSNR. The foreground's
     own error shows it: `foreground` beside `flat`, the error of painting the border's colour there.
 
     Args:
@@ -26,8 +26,8 @@ def picture_errors(
       images: originals.
 
     Returns:
-      `mse`: mean squared error; `foreground`: squared error summed over foreground values; `flat`: the same for a
-      picture of its border colour (the median of the border's pixels) alone; `foreground_values`: their number.
+      `mse`: mean squared error; `foreground`: squared error summed over foreground values; `flat`: the same for an
+      image of its border colour (the median of the border's pixels) alone; `foreground_values`: their number.
     """
     originals = images.astype(jnp.float32) / 255.0
     squares = jnp.square(pixels - originals)
@@ -47,7 +47,7 @@ def picture_errors(
 def code_counts(
     tokens: Int[Array, "B height width"], codebook_size: int, rows: Float[Array, " B"] | None = None
 ) -> Float[Array, " K"]:
-    """How often each code occurs; `rows` weighs the pictures."""
+    """How often each code occurs; `rows` weighs the images."""
     weights = None if rows is None else jnp.broadcast_to(rows[:, None, None], tokens.shape).reshape(-1)
     return jnp.bincount(tokens.reshape(-1), weights, length=codebook_size).astype(jnp.float32)
 

@@ -1,4 +1,4 @@
-"""The codec: encoder and decoder of the configured body, and the way from pictures to tokens and back."""
+"""The codec: encoder and decoder of the configured body, and the way from images to tokens and back."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from dalle_jax.codec.relaxation import nearest_codes, unit_length
 
 
 class Codec(nn.Module):
-    """Encoder and decoder. What lies between them is `dalle_jax.codec.relaxation`: the VQ codebook is no parameter."""
+    """Encoder and decoder. Between them is `dalle_jax.codec.relaxation`: the codebook of VQ is no parameter."""
 
     config: CodecConfig
 
@@ -33,7 +33,7 @@ class Codec(nn.Module):
         return self.decode(self.encode(images))
 
     def encode(self, images: UInt8[Array, "B height width 3"]) -> Float[Array, "B grid_height grid_width o"]:
-        """Pictures to features, float32: logits over the codes (`gumbel`), or vectors to be quantized (`vq`)."""
+        """Images to features, float32: logits over the codes (`gumbel`), or vectors to be quantized (`vq`)."""
         features = self.encoder(map_pixels(images))
         if self.config.relaxation is Relaxation.VQ and self.config.vq.normalize:
             features = unit_length(features)
@@ -63,7 +63,7 @@ def encode(
 def decode_pixels(
     config: CodecConfig, params: Any, model_state: Any, tokens: Int[Array, "B grid_height grid_width"]
 ) -> Float[Array, "B height width 3"]:
-    """Pictures of tokens, float32 in [0, 1]."""
+    """Images of tokens, float32 in [0, 1]."""
     codebook = model_state["codebook"] if config.relaxation is Relaxation.VQ else None
     return pixels_of(Codec(config).apply({"params": params}, tokens, codebook, method="decode_tokens"))
 
@@ -71,7 +71,7 @@ def decode_pixels(
 def decode(
     config: CodecConfig, params: Any, model_state: Any, tokens: Int[Array, "B grid_height grid_width"]
 ) -> UInt8[Array, "B height width 3"]:
-    """Pictures of tokens."""
+    """Images of tokens."""
     return to_uint8(decode_pixels(config, params, model_state, tokens))
 
 

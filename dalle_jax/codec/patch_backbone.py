@@ -52,7 +52,7 @@ class Block(nn.Module):
 
 
 class PatchEncoder(nn.Module):
-    """Pictures to features of each cell."""
+    """Images to features of each cell."""
 
     config: PatchConfig
     features: int
@@ -70,7 +70,7 @@ class PatchEncoder(nn.Module):
         for i in range(config.encoder_blocks):
             x = Block(config.mlp_ratio, dtype, name=f"block_{i}")(x)
         # No norm here or at the end of the decoder: patches are nearly linear in their colours, and a path without one
-        # lets the first steps find that; with it, the same picture quality took four times as many.
+        # lets the first steps find that; with it, the same image quality took four times as many.
         return _dense(self.features, jnp.float32, "output", ("embed", None))(x)
 
 

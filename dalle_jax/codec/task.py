@@ -1,4 +1,4 @@
-"""The codec's task: the evidence lower bound of pictures under their tokens (DALL·E Eq. 1, stage one)."""
+"""The codec's task: the evidence lower bound of images under their tokens (DALL·E Eq. 1, stage one)."""
 
 import dataclasses
 import logging
@@ -12,26 +12,26 @@ from jaxtyping import Array, Float
 from dalle_jax.codec.config import CodecConfig, Relaxation
 from dalle_jax.codec.flops import forward_flops
 from dalle_jax.codec.losses import commitment_loss, kl_to_uniform, reconstruction_loss
-from dalle_jax.codec.metrics import code_counts, picture_errors, psnr, usage_collapsed, usage_metrics
+from dalle_jax.codec.metrics import code_counts, image_errors, psnr, usage_collapsed, usage_metrics
 from dalle_jax.codec.model import Codec, decode, encode, pixels_of
 from dalle_jax.codec.pixels import map_pixels
 from dalle_jax.codec.relaxation import gumbel_softmax, init_codebook, nearest_codes, straight_through, update_codebook
 from dalle_jax.data.config import Augment
-from dalle_jax.data.images.grid import picture_grid
+from dalle_jax.data.images.grid import image_grid
 from dalle_jax.training.config import TrainConfig
 from dalle_jax.training.parallel.processes import is_primary, to_host
 from dalle_jax.training.task import Batch, Metrics, ModelState, Params, Task, row_weights
 
 _log = logging.getLogger(__name__)
 
-PREVIEW_PICTURES = 16
+PREVIEW_IMAGES = 16
 FOREGROUND_ALARM = 0.5
 """Evaluation warns where less than this share of the foreground's squared contrast is reproduced."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CodecStage:
-    """A training stage: the model, how long and how it is trained, and what is done to its pictures."""
+    """A training stage: the model, how long and how it is trained, and what is done to its images."""
 
     model: CodecConfig
     train: TrainConfig
@@ -54,7 +54,7 @@ class CodecTask(Task):
     def init(self, key: jax.Array) -> tuple[Params, ModelState]:
         """Fresh parameters; with `vq`, the model state is the codebook and its moving averages."""
         key_params, key_codebook = jax.random.split(key)
-        # Sizes do not depend on the pictures': the smallest that the body takes is enough.
+        # Sizes do not depend on the images': the smallest that the body takes is enough.
         images = jnp.zeros((1, self.config.stride, self.config.stride, 3), jnp.uint8)
         params = self.model.init(key_params, images)["params"]
         if self.config.relaxation is Relaxation.GUMBEL:
@@ -68,7 +68,7 @@ class CodecTask(Task):
     def loss(
         self, params: Params, model_state: ModelState, batch: Batch, *, key: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[ModelState, Metrics]]:
-        """Reconstruction and regulariser, summed over a picture and divided once by its number of values (App. A.2)."""
+        """Reconstruction and regulariser, summed over an image and divided once by its number of values (App. A.2)."""
         images = batch["image"]
         features = self.model.apply({"params": params}, images, method="encode")
         if self.config.relaxation is Relaxation.GUMBEL:
@@ -115,12 +115,12 @@ class CodecTask(Task):
         return 3.0 * batch_size * forward_flops(self.config, self.image_size)
 
     def evaluate(self, params: Params, model_state: ModelState, batches: Iterable[Batch]) -> dict[str, float]:
-        """What inference does, tokens without noise, on held-out pictures.
+        """What inference does, tokens without noise, on held-out images.
 
         Returns:
           `loss`, under the hard tokens, the regulariser at its final weight; `reconstruction`, its first part;
-          `psnr`, mean over pictures; `foreground_psnr`, over the foreground of all pictures; `foreground_explained`, 1
-          where it is perfect and 0 where a picture of the border's colour were as good; `codebook_usage` and
+          `psnr`, mean over images; `foreground_psnr`, over the foreground of all images; `foreground_explained`, 1
+          where it is perfect and 0 where an image of the border's colour were as good; `codebook_usage` and
           `perplexity` over the whole set; `usage_collapsed`, 1 where the alarm rings.
 
         Warns on stderr where the codebook's use has collapsed, or where the foreground is lost.
@@ -130,9 +130,9 @@ class CodecTask(Task):
             for name, value in to_host(self._evaluate_batch(params, model_state, batch)).items():
                 sums[name] = sums.get(name, 0.0) + np.asarray(value, np.float64)
         counts = sums.pop("counts")
-        pictures = sums.pop("pictures")
+        images = sums.pop("images")
         foreground, flat, values = (sums.pop(name) for name in ("foreground", "flat", "foreground_values"))
-        metrics = {name: float(value / pictures) for name, value in sums.items()}
+        metrics = {name: float(value / images) for name, value in sums.items()}
         metrics |= {name: float(value) for name, value in usage_metrics(jnp.asarray(counts, jnp.float32)).items()}
         metrics["usage_collapsed"] = float(usage_collapsed(counts, self.config.usage_alarm))
         if values:
@@ -144,11 +144,11 @@ class CodecTask(Task):
 
     def preview(self, params: Params, model_state: ModelState, batch: Batch) -> np.ndarray:
         """Rows of originals, each over a row of their reconstructions."""
-        originals = batch["image"][:PREVIEW_PICTURES]
-        pictures = np.stack(to_host([originals, self._reconstruct(params, model_state, originals)]))
+        originals = batch["image"][:PREVIEW_IMAGES]
+        images = np.stack(to_host([originals, self._reconstruct(params, model_state, originals)]))
         columns = max(len(originals) // 2, 1)
-        pairs = [pictures[:, first : first + columns] for first in range(0, len(originals), columns)]
-        return picture_grid(np.concatenate([pair.reshape(-1, *pair.shape[2:]) for pair in pairs]), columns)
+        pairs = [images[:, first : first + columns] for first in range(0, len(originals), columns)]
+        return image_grid(np.concatenate([pair.reshape(-1, *pair.shape[2:]) for pair in pairs]), columns)
 
     def _round_trip(self, params: Params, model_state: ModelState, images: Array) -> Array:
         tokens = encode(self.config, params, model_state, images)
@@ -167,12 +167,12 @@ class CodecTask(Task):
             regulariser = config.vq.commitment * commitment_loss(features, codebook[tokens])
         maps = self.model.apply({"params": params}, tokens, codebook, method="decode_tokens")
         reconstruction = reconstruction_loss(config.reconstruction, map_pixels(images), maps, config.min_log_scale)
-        errors = picture_errors(pixels_of(maps), images)
+        errors = image_errors(pixels_of(maps), images)
         sums = {
             "loss": (reconstruction + regulariser) / images[0].size,
             "reconstruction": reconstruction / images[0].size,
             "psnr": psnr(errors.pop("mse")),
-            "pictures": jnp.ones(len(images)),
+            "images": jnp.ones(len(images)),
             **errors,
         }
         return {name: jnp.sum(rows * value) for name, value in sums.items()} | {

@@ -48,10 +48,10 @@ class VqganConfig:
         return 2 ** (len(self.multipliers) - 1)
 
     def grid_size(self, image_size: int) -> int:
-        """Tokens a side of a picture with `image_size` pixels a side.
+        """Tokens a side of an image with `image_size` pixels a side.
 
         Raises:
-          ValueError: where the picture does not divide into tokens.
+          ValueError: where the image does not divide into tokens.
         """
         if image_size <= 0 or image_size % self.stride:
             raise ValueError(f"image_size {image_size} is not a multiple of the codec's {self.stride}")
@@ -137,7 +137,7 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pictures to vectors of each cell, not quantized."""
+    """Images to vectors of each cell, not quantized."""
 
     config: VqganConfig
 
@@ -154,7 +154,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Vectors of each cell to pictures."""
+    """Vectors of each cell to images."""
 
     config: VqganConfig
 
@@ -195,7 +195,7 @@ class Vqgan(nn.Module):
         return nearest_codes(self.vectors(pixels), self.codebook)
 
     def decode(self, tokens: Int[Array, "B grid_height grid_width"]) -> Float[Array, "B height width 3"]:
-        """Pictures of tokens, not clipped."""
+        """Images of tokens, not clipped."""
         return self.decoder(self.post_quant_conv(self.codebook[tokens]))
 
 
@@ -209,7 +209,7 @@ def encode(
 def decode(
     config: VqganConfig, params: Any, tokens: Int[Array, "B grid_height grid_width"]
 ) -> UInt8[Array, "B height width 3"]:
-    """Pictures of tokens."""
+    """Images of tokens."""
     pixels = Vqgan(config).apply({"params": params}, tokens, method="decode")
     return to_uint8((jnp.clip(pixels, -1, 1) + 1) / 2)
 

@@ -22,7 +22,7 @@ class Account:
     samples: int
     """All of them, held out or not."""
     has_images: bool
-    """Whether they are pictures; else they are tokens."""
+    """Whether they are images; else they are tokens."""
     captioned: int | None
     """How many have captions, by tables and names of files; None: not counted, as it would take reading them."""
     held_out: int

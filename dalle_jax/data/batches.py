@@ -53,15 +53,15 @@ class Batches:
           source: what to read.
           batch_size: global.
           image_size: S, pixels a side.
-          augment: how pictures become square.
+          augment: how images become square.
           seed: of order, augmentation, choice of caption and BPE dropout.
-          tokenizer: None: pictures alone, captions are not looked at.
+          tokenizer: None: images alone, captions are not looked at.
           text: how captions are encoded; given with the tokenizer.
           rows: which rows of each batch this process brings, ascending (`prefetch.process_rows`); None: all.
           workers: processes that decode; 0: threads of this one.
           prefetch: batches that wait on the device.
           max_bad_fraction: reading stops with a `UserError` where more of the samples than this are bad.
-          max_pixels: larger pictures are bad samples.
+          max_pixels: larger images are bad samples.
           resizing: what CLIP's ways to a square leave open.
 
         Raises:

@@ -17,7 +17,7 @@ _READERS = 32
 _PROBES = 64  # samples looked at before a data set counts as one without captions
 
 Captions = tuple[tuple[str, ...], BadReason | None]
-"""The captions of one picture, and why there are none where they cannot be read."""
+"""The captions of one image, and why there are none where they cannot be read."""
 
 
 def captions_from_text(data: bytes) -> Captions:
@@ -77,7 +77,7 @@ def caption_list(texts: Any) -> list[str]:
     captions = listed(texts, "captions")
     for i, text in enumerate(captions):
         if not isinstance(text, str):
-            raise UserError(f"caption {i} is no string but {type(text).__name__}: {text!r:.40}")
+            raise UserError(f"caption {i} is not a string but {type(text).__name__}: {text!r:.40}")
     return captions
 
 
@@ -152,7 +152,7 @@ def _no_captions(source: Source, causes: Counter[BadReason | None]) -> str:
         return f"{about}: those of {causes[BadReason.CAPTION_ENCODING]} are not UTF-8; write them as UTF-8"
     if causes[BadReason.NO_CAPTION]:
         looked = f"they are looked for in {source.captions_from}" if source.captions_from else (
-            "put a .txt of the same name beside each picture, or name the caption's field with "
+            "put a .txt of the same name beside each image, or name the caption's field with "
             "config.data.caption_field"
         )  # fmt: skip
         classes = any("/" in source.key(i) for i in range(min(len(source), 10)))

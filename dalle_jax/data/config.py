@@ -7,7 +7,7 @@ import math
 from dalle_jax.config import check_at_least, check_share
 
 MAX_PIXELS = 178_956_970
-"""Pillow opens no picture of more, whatever is asked for: its guard is one for the whole process, and stays."""
+"""Pillow opens no image of more, whatever is asked for: its guard is one for the whole process, and stays."""
 
 
 class SourceKind(enum.StrEnum):
@@ -36,22 +36,22 @@ class HeldOutBy(enum.Enum):
 
 
 class Augment(enum.Enum):
-    """How a picture becomes a square of `image_size`; `dalle_jax.data.images.transforms` has one function for each."""
+    """How an image becomes a square of `image_size`; `dalle_jax.data.images.transforms` has one function for each."""
 
     NONE = "none"  # DALL·E's inference preprocessing: short side resized with Lanczos, centre crop
     DVAE = "dvae"  # DALL·E Listing 1: random square, random scale, random crop, mirrored half of the time
     DALLE = "dalle"  # DALL·E Listing 2: near-central square, slight random scale and crop, never mirrored
     CLIP = "clip"  # short side resized, random crop
     CROP_AND_MIRROR = (
-        "crop_and_mirror"  # for small pictures: a random crop of the padded picture, mirrored half of the time
+        "crop_and_mirror"  # for small images: a random crop of the padded image, mirrored half of the time
     )
     CLIP_INFERENCE = "clip_inference"  # CLIP's inference preprocessing: short side resized with bicubic, centre crop
-    SQUARE = "square"  # SigLIP's, in training and at inference: the whole picture squeezed into the square with bicubic
+    SQUARE = "square"  # SigLIP's, in training and at inference: the whole image squeezed into the square with bicubic
     LETTERBOX = "letterbox"  # the whole image, its long side resized, and bars of one colour where it leaves room
 
     @property
     def held_out(self) -> "Augment":
-        """What the held-out pictures of a model trained under this get: its inference preprocessing."""
+        """What the held-out images of a model trained under this get: its inference preprocessing."""
         if self in (Augment.SQUARE, Augment.LETTERBOX):
             return self
         of_clip = (Augment.CLIP, Augment.CLIP_INFERENCE, Augment.CROP_AND_MIRROR)
@@ -123,10 +123,10 @@ class SourceConfig:
     """Of a .json member, a table, Parquet files or a TFDS data set; empty: `caption`, `captions` or `text`, and in a
     table `comment`."""
     caption_templates: tuple[str, ...] = ()
-    """Captions for pictures that have a label and no caption, with `{}` where the class's name goes. TFDS and Parquet
+    """Captions for images that have a label and no caption, with `{}` where the class's name goes. TFDS and Parquet
     name their classes; in a folder, each folder is one."""
     image_field: str = ""
-    """Of a table, Parquet files or a TFDS data set; empty: the usual names, or the picture that a data set calls its
+    """Of a table, Parquet files or a TFDS data set; empty: the usual names, or the image that a data set calls its
     own, or the only one there is."""
     label_field: str = ""
     """Of a TFDS data set or Parquet files; empty: what the data set calls its label, the only class label there is, or
@@ -168,9 +168,9 @@ class DataConfig(SourceConfig):
     max_bad_fraction: float = 0.01
     """The run stops when more of the samples than this cannot be read."""
     max_pixels: int = 1 << 26
-    """Larger pictures count as bad: a small file may unpack to more than the memory holds."""
+    """Larger images count as bad: a small file may unpack to more than the memory holds."""
     workers: int = 0
-    """Processes that decode pictures; 0: threads of the training process."""
+    """Processes that decode images; 0: threads of the training process."""
     prefetch: int = 2
     """Batches that wait on the device."""
 

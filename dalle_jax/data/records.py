@@ -16,7 +16,7 @@ class BadReason(enum.Enum):
     """Why a sample cannot be used; the metrics count bad samples under these names."""
 
     MISSING = "missing"  # the file that an index names is not there, or is shorter than it was
-    TRUNCATED = "truncated"  # a picture, or a record of tokens, that ends early or is damaged inside
+    TRUNCATED = "truncated"  # an image, or a record of tokens, that ends early or is damaged inside
     NOT_A_PICTURE = "not_a_picture"  # bytes in no format that is read
     TOO_LARGE = "too_large"  # over the pixel limit: decompression bombs
     NO_CAPTION = "no_caption"
@@ -51,19 +51,19 @@ class Record:
     """One sample as it is stored."""
 
     image: bytes | np.ndarray
-    """An encoded picture, or uint8 [height, width, 3]; b"" where the record holds tokens in its place."""
+    """An encoded image, or uint8 [height, width, 3]; b"" where the record holds tokens in its place."""
     captions: tuple[str, ...]
-    """All captions of the picture, without surrounding space and none of them empty; () where it has none."""
+    """All captions of the image, without surrounding space and none of them empty; () where it has none."""
     key: str
     """Names the sample within its source; held-out splits hash it, so it must not depend on where the data lie."""
     label: int | None = None
     labels: tuple[int, ...] | None = None
-    """All classes of the picture, where the data set notes every one that it shows (VOC 2007)."""
+    """All classes of the image, where the data set notes every one that it shows (VOC 2007)."""
     captions_fault: BadReason | None = None
-    """Why there are no captions, where they are unreadable rather than absent. Codecs train on the picture all the
+    """Why there are no captions, where they are unreadable rather than absent. Codecs train on the image all the
     same, so this is not a `BadSample` yet."""
     tokens: np.ndarray | None = None
-    """int32 [crops, grid_size ** 2]: the picture as a codec sees several crops of it, which are alternatives."""
+    """int32 [crops, grid_size ** 2]: the image as a codec sees several crops of it, which are alternatives."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Source(abc.ABC):
     encoding: Encoding | None = None
     """Of the tokens, where records hold any."""
     has_images: bool = True
-    """Whether records hold pictures; where only some do (a mixture), the others hold tokens."""
+    """Whether records hold images; where only some do (a mixture), the others hold tokens."""
     part_names: tuple[str, ...] = ()
     """Of a mixture's parts."""
     captions_from: str = ""
@@ -116,10 +116,10 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def key(self, index: int) -> str:
-        """The record's key, without reading its picture."""
+        """The record's key, without reading its image."""
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """The record's captions; cheaper than `self[index]` where a source can leave the picture unread.
+        """The record's captions; cheaper than `self[index]` where a source can leave the image unread.
 
         Raises:
           BadSample: where they cannot be read.
@@ -127,7 +127,7 @@ class Source(abc.ABC):
         return self[index].captions
 
     def label(self, index: int) -> int | None:
-        """The record's label; cheaper than `self[index]` where a source can leave the picture unread.
+        """The record's label; cheaper than `self[index]` where a source can leave the image unread.
 
         Raises:
           BadSample: where it cannot be read.

@@ -31,5 +31,5 @@ class Relabelled(Source):
         return self._source.key(index)
 
     def _place(self, label: int) -> int:
-        """A label that is no class (-1 of unlabelled splits) stays, for a reader to refuse."""
+        """A label that is not a class (-1 of unlabelled splits) stays, for a reader to refuse."""
         return self._places[label] if 0 <= label < len(self._places) else label

@@ -1,4 +1,4 @@
-"""One sample of a batch: a record read, its picture made square, its caption made tokens."""
+"""One sample of a batch: a record read, its image made square, its caption made tokens."""
 
 import dataclasses
 from typing import Any
@@ -15,7 +15,7 @@ from dalle_jax.errors import UserError
 
 NO_LABEL = -1
 NO_TOKEN = -1
-"""In place of the tokens of a picture that is not encoded yet."""
+"""In place of the tokens of an image that is not encoded yet."""
 
 _ATTEMPTS = 100
 
@@ -39,9 +39,9 @@ class SampleReader:
         run's seed and of the position, as everything else is.
 
         Returns:
-          `image` uint8 [S, S, 3] where the source has pictures; `image_tokens` int32 [G] where it has tokens; `text`
+          `image` uint8 [S, S, 3] where the source has images; `image_tokens` int32 [G] where it has tokens; `text`
           int32 [T] where there is a tokenizer; `label` int32 where the source has labels. Of a source that has both,
-          a sample with tokens has a black picture, and one with a picture `NO_TOKEN` for tokens. And for the counts:
+          a sample with tokens has a black image, and one with an image `NO_TOKEN` for tokens. And for the counts:
           `bad` int32 [reasons], `bad_index` int64 (of the first bad sample met, -1 if none), `cut` int32 (1 where the
           caption was cut), `part` int32; see `ReadCounts`.
 

@@ -41,7 +41,9 @@ def source_type(name: str) -> SourceType:
       UserError: there is none; it names the nearest.
     """
     if name not in SOURCES:
-        raise UserError(f"config.data.source='{name}' is none{closest(name, SOURCES)} (known: {', '.join(SOURCES)})")
+        raise UserError(
+            f"unknown kind of data, config.data.source='{name}'{closest(name, SOURCES)} (known: {', '.join(SOURCES)})"
+        )
     return SOURCES[name]
 
 

@@ -132,7 +132,7 @@ def hold_out(source: Source, fraction: float, split: str) -> Source:
     """The part of a source that is trained on (`train`) or held out (`eval`).
 
     Which samples are held out depends on their keys alone: more data or another order do not move a sample from one
-    side to the other, and pictures that share a key stay together. A key of tars holds the tar's name
+    side to the other, and images that share a key stay together. A key of tars holds the tar's name
     (`HeldOutBy.TAR_AND_KEY`), or does not. Where the data name what is held out (`Source.held_out`), it is that.
     """
     indices = _share(source, fraction) if source.held_out is None else source.held_out

@@ -65,7 +65,7 @@ class Tokenizer:
           model: the path of a `tokenizer.model`, or its content.
 
         Raises:
-          UserError: where the file is missing or is no model of `train_tokenizer`.
+          UserError: where the file is missing or is not a model of `train_tokenizer`.
         """
         where = "this model" if isinstance(model, bytes) else os.fspath(model)
         if not isinstance(model, bytes):

@@ -1,4 +1,4 @@
-"""The decoder's task: maximum likelihood of caption and picture tokens (DALL·E Eq. 1, stage two)."""
+"""The decoder's task: maximum likelihood of caption and image tokens (DALL·E Eq. 1, stage two)."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -11,11 +11,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from dalle_jax.data.images.grid import picture_grid
+from dalle_jax.data.images.grid import image_grid
 from dalle_jax.data.samples import NO_TOKEN
 from dalle_jax.decoder.config import DecoderConfig
 from dalle_jax.decoder.model import PAD, Decoder, Output, abstract_params, init_params
-from dalle_jax.decoder.sampling import SamplingConfig, candidate_keys, draw, no_prime, prefill
+from dalle_jax.decoder.sampling import SamplingConfig, candidate_keys, no_prime, prefill, sample_tokens
 from dalle_jax.errors import UserError
 from dalle_jax.nn.attention import attended_pairs
 from dalle_jax.training.parallel.processes import to_host
@@ -26,7 +26,7 @@ PREVIEW_CAPTIONS = 8
 
 @runtime_checkable
 class ImageTokens(Protocol):
-    """What the decoder needs of a codec, ours or another: pictures to tokens and back."""
+    """What the decoder needs of a codec, ours or another: images to tokens and back."""
 
     @property
     def codebook_size(self) -> int: ...
@@ -66,7 +66,7 @@ def drop_captions(
 ) -> tuple[Int[Array, "B T"], Float[Array, "B T-1"]]:
     """Replaces a random share of captions by the empty one, for classifier-free guidance.
 
-    A dropped caption is no text target; the others' weights make up for it on average.
+    A dropped caption is not text target; the others' weights make up for it on average.
     """
     kept = jax.random.bernoulli(key, 1.0 - rate, (text.shape[0], 1))
     return text.at[:, 1:].multiply(kept), weights * kept / (1.0 - rate)
@@ -91,7 +91,7 @@ def likelihood_loss(
 
 
 class DecoderTask(Task):
-    """Trains a `Decoder` on captions and on the tokens that a frozen codec makes of pictures."""
+    """Trains a `Decoder` on captions and on the tokens that a frozen codec makes of images."""
 
     name = "decoder"
 
@@ -112,10 +112,10 @@ class DecoderTask(Task):
         return init_params(self.config, key), {}
 
     def prepare(self, batch: Batch) -> Batch:
-        """Turns pictures into tokens (the most likely code, no noise) and counts the text's targets.
+        """Turns images into tokens (the most likely code, no noise) and counts the text's targets.
 
-        A batch that brings `image_tokens` keeps them; where it brings pictures too (a mixture), rows of `NO_TOKEN`
-        are filled with those of their pictures.
+        A batch that brings `image_tokens` keeps them; where it brings images too (a mixture), rows of `NO_TOKEN`
+        are filled with those of their images.
         """
         tokens = batch.get("image_tokens")
         if tokens is None:
@@ -167,14 +167,15 @@ class DecoderTask(Task):
         return {"loss": weight * parts["text_loss"] + (1.0 - weight) * parts["image_loss"], **parts}
 
     def preview(self, params: Params, model_state: ModelState, batch: Batch) -> np.ndarray:
-        """Two rows: the codec's view of held-out pictures, and a picture drawn for the caption of each."""
+        """Two rows: the codec's view of held-out images, and an image sampled for the caption of each."""
         del model_state
         text, tokens = batch["text"][:PREVIEW_CAPTIONS], batch["image_tokens"][:PREVIEW_CAPTIONS]
         text_kv = prefill(self.config, params, text)
         keys = candidate_keys(0, jnp.arange(1))
-        drawn = draw(self.config, params, text_kv, keys, no_prime(self.config, text.shape[0]), SamplingConfig())
-        pictures = self.codec.decode(jnp.concatenate([tokens, drawn[0]]))
-        return picture_grid(to_host(pictures), columns=text.shape[0])
+        prime = no_prime(self.config, text.shape[0])
+        sampled = sample_tokens(self.config, params, text_kv, keys, prime, SamplingConfig())
+        images = self.codec.decode(jnp.concatenate([tokens, sampled[0]]))
+        return image_grid(to_host(images), columns=text.shape[0])
 
     def step_flops(self, batch_size: int) -> float:
         """Useful FLOPs of a step: 6 per weight of a matrix product and position, 12 H per attended pair and head."""

@@ -32,7 +32,7 @@ class Freezing:
 
     @classmethod
     def of(cls, config: OptimizerConfig) -> "Freezing":
-        """Raises: UserError: a pattern is no regular expression, or a number of entries is not positive."""
+        """Raises: UserError: a pattern is not a regular expression, or a number of entries is not positive."""
         check_patterns("freeze", config.freeze)
         check_patterns("freeze_first", tuple(pattern for pattern, _ in config.freeze_first))
         for pattern, count in config.freeze_first:
@@ -93,7 +93,7 @@ class Freezing:
 
 
 def check_patterns(field: str, patterns: tuple[str, ...]) -> None:
-    """Raises: UserError: one is no regular expression; the message names it and the field of the config."""
+    """Raises: UserError: one is not a regular expression; the message names it and the field of the config."""
     for pattern in patterns:
         try:
             re.compile(pattern)

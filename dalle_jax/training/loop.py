@@ -313,10 +313,10 @@ class _Loop:
                 (batch,) = self._held_out(1)
             if batch is None:
                 return  # postponed, and the training batch it was to show is gone
-            picture = self.context.task.preview(state.best_params, state.model_state, self.context.task.prepare(batch))
-            if picture is not None:
+            image = self.context.task.preview(state.best_params, state.model_state, self.context.task.prepare(batch))
+            if image is not None:
                 for writer in self.context.writers:
-                    writer.image(done, "preview", np.asarray(picture))
+                    writer.image(done, "preview", np.asarray(image))
 
     def _held_out(self, count: int) -> Iterator[Batch]:
         assert self.context.eval_batches is not None

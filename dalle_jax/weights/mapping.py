@@ -151,7 +151,7 @@ def check_tensors(names: Names, tensors: Mapping[str, Tensor], where: str, ignor
       names: of the model.
       tensors: of the file.
       where: name of the file, for the message.
-      ignored: patterns (`*.position_ids`) of tensors that are no parameters.
+      ignored: patterns (`*.position_ids`) of tensors that are not parameters.
 
     Raises:
       UserError: one line with the names of all that are missing, unknown, of another shape, or of integers (ten of
@@ -218,7 +218,7 @@ def read_params(
     """
     if dtype is not None and dtype not in PARAM_DTYPES:
         raise UserError(
-            f"param_dtype '{dtype}' is none{closest(dtype, PARAM_DTYPES)} (known: {', '.join(PARAM_DTYPES)})"
+            f"unknown param_dtype '{dtype}'{closest(dtype, PARAM_DTYPES)} (known: {', '.join(PARAM_DTYPES)})"
         )
 
     broken: set[str] = set()

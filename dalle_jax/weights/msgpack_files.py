@@ -47,7 +47,7 @@ def read_msgpack(path: str) -> dict[str, Tensor]:
 def _extension(code: int, data: bytes) -> np.ndarray | str:
     """An array, or why there is none."""
     if code != _ARRAY:
-        return "is no array"
+        return "is not an array"
     shape, name, numbers = msgpack.unpackb(data, raw=True)
     name = name.decode("ascii", "replace")
     if name not in DTYPES:
@@ -63,7 +63,7 @@ def _leaves(tree: Any, path: str) -> list[tuple[str, Tensor]]:
         if not isinstance(current, dict):
             name = prefix.removesuffix("/")
             array = isinstance(current, np.ndarray)
-            why = current if isinstance(current, str) else "is no array"
+            why = current if isinstance(current, str) else "is not an array"
             found.append((name, Held.of(path, current) if array else Unread(f"{path}: '{name}' {why}")))
         elif _CHUNKED in current:
             name = prefix.removesuffix("/")

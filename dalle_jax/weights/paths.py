@@ -26,7 +26,7 @@ def local_path(path: str | os.PathLike, hub_name: str | None = None) -> str:
         return text
     named = _ON_THE_HUB.match(text)
     if named:
-        raise UserError(f"{text} is no path: weights are not downloaded here; {_fetch(named[1])}")
+        raise UserError(f"{text} is not a path: weights are not downloaded here; {_fetch(named[1])}")
     if is_remote(text):
         raise UserError(f"{text}: weights are read from local files alone; copy it to this machine")
     like_a_name = _LIKE_A_NAME.fullmatch(text)

@@ -205,7 +205,7 @@ class _Machine:
     def do_stack_global(self, _: Any) -> None:
         name, module = self.stack.pop(), self.stack.pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise TypeError("the name of a class is no string")
+            raise TypeError("the name of a class is not a string")
         self.stack.append(Global(f"{module}.{name}"))
 
     def do_persid(self, argument: str) -> None:
@@ -250,7 +250,7 @@ def _name(cls: Any) -> str:
     if isinstance(cls, StandIn):  # a class that is made by a call
         return cls.of
     if not isinstance(cls, Global):
-        raise TypeError("an object's class is no name")
+        raise TypeError("an object's class is not a name")
     return cls.name
 
 
@@ -262,7 +262,7 @@ def _extend(target: Any, items: list[Any]) -> None:
     elif isinstance(target, set):
         target.update(_keys(items))
     else:
-        raise TypeError("it appends to what is no list")
+        raise TypeError("it appends to what is not a list")
 
 
 def _update(target: Any, items: list[Any]) -> None:
@@ -272,4 +272,4 @@ def _update(target: Any, items: list[Any]) -> None:
     elif isinstance(target, dict):
         target.update(pairs)
     else:
-        raise TypeError("it sets an item of what is no dict")
+        raise TypeError("it sets an item of what is not a dict")

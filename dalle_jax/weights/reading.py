@@ -76,7 +76,7 @@ def read_settings(path: str) -> dict[str, Any]:
     """A JSON object that stands beside weights, `config.json` say.
 
     Raises:
-      UserError: it cannot be read, or is no object.
+      UserError: it cannot be read, or is not an object.
     """
     try:
         with open(path, "rb") as file:

@@ -63,17 +63,17 @@ def whole(values: Any) -> tuple[int, ...]:
     """Sizes that are integers from 0 that a machine can count to.
 
     Raises:
-      TypeError: they are no integers.
+      TypeError: they are not integers.
       ValueError: they are too many, or no sizes.
     """
     values = tuple(values)
     if len(values) > _MAX_AXES:
-        raise ValueError(f"{len(values)} sizes are no sizes of a tensor")
+        raise ValueError(f"{len(values)} sizes are not sizes of a tensor")
     for value in values:
         if type(value) is not int:
-            raise TypeError(f"sizes with {called(value)} among them are no sizes")
+            raise TypeError(f"sizes with {called(value)} among them are not sizes")
         if not 0 <= value < 1 << 63:
-            raise ValueError(f"sizes {'below 0' if value < 0 else 'of over 63 bits'} are no sizes")
+            raise ValueError(f"sizes {'below 0' if value < 0 else 'of over 63 bits'} are not sizes")
     return values
 
 

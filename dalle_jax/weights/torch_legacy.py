@@ -48,7 +48,7 @@ def _first(file: BufferedReader, path: str) -> Any:
     except UserError as error:
         kind = foreign(path)
         known = "PyTorch, TorchScript, safetensors, NumPy's .npz, Flax's .msgpack"
-        raise UserError(f"{path} is no file of weights that is known here ({known}): it {kind}") from error
+        raise UserError(f"{path} is not a file of weights that is known here ({known}): it {kind}") from error
 
 
 class _Storages:

@@ -1,4 +1,4 @@
-"""CLIP: a training step, and encoding pictures and captions."""
+"""CLIP: a training step, and encoding images and captions."""
 
 import dataclasses
 import functools
@@ -83,7 +83,7 @@ def encode_text(preset: str, batch_size: int) -> Workload:
 
 
 def _peer(preset: str, batch_size: int) -> tuple[Any, Any, Any]:
-    """open_clip's model of a preset with pictures and captions for it."""
+    """open_clip's model of a preset with images and captions for it."""
     torch = import_torch()
     import open_clip
 
@@ -137,7 +137,7 @@ ROWS = (
     _row(
         "clip_encode_image",
         "ViT-B/32, batch 64",
-        "pictures",
+        "images",
         lambda: encode_image("vit_b32", 64),
         lambda: peer_encode("vit_b32", "image", 64),
     ),
@@ -152,10 +152,10 @@ ROWS = (
     _row(
         "clip_rn50_encode_image",
         "RN50, batch 64",
-        "pictures",
+        "images",
         lambda: encode_image("rn50", 64),
         lambda: peer_encode("rn50", "image", 64),
     ),
     Row("clip_b16_step", "ViT-B/16, batch 256", "pairs", lambda: step("vit_b16", 256), gpu=True),
-    Row("clip_b16_encode_image", "ViT-B/16, batch 256", "pictures", lambda: encode_image("vit_b16", 256), gpu=True),
+    Row("clip_b16_encode_image", "ViT-B/16, batch 256", "images", lambda: encode_image("vit_b16", 256), gpu=True),
 )

@@ -1,4 +1,4 @@
-"""The published discrete VAE: pictures to tokens, and back."""
+"""The published discrete VAE: images to tokens, and back."""
 
 import dataclasses
 import functools
@@ -85,7 +85,7 @@ def _row(name: str, batch_size: int, gpu: bool = False) -> Row:
     return Row(
         name=f"codec_{name}_{batch_size}",
         shape=f"published dVAE, 256x256, batch {batch_size}",
-        unit="pictures",
+        unit="images",
         make=functools.partial(ours, batch_size),
         make_peer=None if gpu else functools.partial(theirs, batch_size),
         peer="OpenAI's torch code",

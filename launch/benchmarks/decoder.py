@@ -1,4 +1,4 @@
-"""The decoder: a training step, and drawing the pictures of one prompt."""
+"""The decoder: a training step, and sampling the images of one prompt."""
 
 import dataclasses
 from typing import Any
@@ -12,7 +12,7 @@ from configs import decoder_1b
 from dalle_jax.config import from_config_dict
 from dalle_jax.decoder.config import DecoderConfig, DecoderStage
 from dalle_jax.decoder.model import init_params
-from dalle_jax.decoder.sampling import SamplingConfig, candidate_keys, draw, no_prime, prefill, sampling_params
+from dalle_jax.decoder.sampling import SamplingConfig, candidate_keys, no_prime, prefill, sample_tokens, sampling_params
 from dalle_jax.decoder.task import DecoderTask, training_flops
 from dalle_jax.nn.attention import Pattern, attended_pairs
 from dalle_jax.nn.cpu_decoding import DecodingLayout
@@ -61,7 +61,7 @@ class _Tokens:
         raise NotImplementedError("the batch has image_tokens")
 
     def decode(self, tokens: Any) -> Any:
-        raise NotImplementedError("nothing is drawn")
+        raise NotImplementedError("nothing is sampled")
 
 
 def step(config: DecoderConfig, batch_size: int, micro_batches: int = 1) -> Workload:
@@ -85,7 +85,7 @@ def sampling(config: DecoderConfig, candidates: int) -> Workload:
     keys, prime = candidate_keys(0, jnp.arange(candidates)), no_prime(config, 1)
 
     def run() -> jax.Array:
-        return draw(config, params, prefill(config, params, text), keys, prime, SamplingConfig())
+        return sample_tokens(config, params, prefill(config, params, text), keys, prime, SamplingConfig())
 
     return Workload(
         run,
@@ -103,7 +103,7 @@ def _products(config: DecoderConfig) -> tuple[int, int]:
 
 
 def sampling_flops(config: DecoderConfig, candidates: int) -> float:
-    """The prompt's positions once, those of every candidate's picture; counted as in `training_flops`, forward only."""
+    """The prompt's positions once, those of every candidate's image; counted as in `training_flops`, forward only."""
     layers, head = _products(config)
     text, image = config.text_length, config.image_length
     text_pairs = config.num_layers * text * (text + 1) // 2
@@ -121,7 +121,7 @@ def sampling_bytes(config: DecoderConfig, candidates: int) -> float:
 
 
 def sampling_pairs(config: DecoderConfig) -> int:
-    """(query, key) pairs between the image positions of one picture, over all layers."""
+    """(query, key) pairs between the image positions of one image, over all layers."""
     return attended_pairs(config.schedule, text_length=0, **dataclasses.asdict(config.grid))
 
 
@@ -182,7 +182,7 @@ def peer_sampling() -> Workload:
 
 
 def _sampling_row(name: str, patterns: tuple[Pattern, ...]) -> Row:
-    shape = f"{'/'.join(pattern.value for pattern in patterns)}, 4 pictures of one prompt, 256 steps"
+    shape = f"{'/'.join(pattern.value for pattern in patterns)}, 4 images of one prompt, 256 steps"
     make = lambda: sampling(small(patterns), 4)  # noqa: E731
     return Row(
         name=name,

@@ -15,7 +15,7 @@ BATCH_SIZE, IMAGE_SIZE = 64, 256
 
 
 def jpeg() -> bytes:
-    """A smooth picture with some detail, as photographs are; about 60 kB."""
+    """A smooth image with some detail, as photographs are; about 60 kB."""
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     encoded = io.BytesIO()
     Image.fromarray(noise).resize((512, 512), Image.Resampling.BICUBIC).save(encoded, "jpeg", quality=90)
@@ -23,7 +23,7 @@ def jpeg() -> bytes:
 
 
 class _Copies(Source):
-    """One picture many times."""
+    """One image many times."""
 
     name = "one JPEG"
 
@@ -74,7 +74,7 @@ ROWS = (
     Row(
         name="input",
         shape="JPEG 512 to 256 crop, batch 64, one core",
-        unit="pictures",
+        unit="images",
         make=batches,
         make_peer=peer_batches,
         peer="open_clip's training transform",

@@ -1,4 +1,4 @@
-"""What a step's samples cost to find among 10^3, 10^5 and 10^7: tars that are not there, of tiny pictures.
+"""What a step's samples cost to find among 10^3, 10^5 and 10^7: tars that are not there, of tiny images.
 
 Beside that, the seconds to split and to shuffle where the index is there, and its memory.
 """
@@ -23,7 +23,7 @@ TAR_SIZE = 10_000
 
 
 class _Fabricated(WebDataset):
-    """The index of tars as img2dataset writes them; every record is the same picture."""
+    """The index of tars as img2dataset writes them; every record is the same image."""
 
     def __init__(self, size: int):
         starts = range(0, size, TAR_SIZE)
@@ -39,7 +39,7 @@ class _Fabricated(WebDataset):
 
 
 def _index(start: int, count: int) -> TarIndex:
-    """Keys and places of pictures with `.txt` and `.json`."""
+    """Keys and places of images with `.txt` and `.json`."""
     rows = np.zeros(count, [("key", "S9"), ("hash", "<u8"), *((part, "<u4", 2) for part in ("image", "txt", "json"))])
     rows["key"] = [b"%09d" % i for i in range(start, start + count)]
     rows["hash"] = np.random.default_rng(start).integers(0, 2**64, count, np.uint64)

@@ -32,7 +32,7 @@ class Row:
     name: str
     shape: str
     unit: str
-    """Of what comes out: `pictures`, `tokens`."""
+    """Of what comes out: `images`, `tokens`."""
     make: Callable[[], Workload]
     make_peer: Callable[[], Workload] | None = None
     """Imports torch and the peer; called with `--peer` alone, in another process."""

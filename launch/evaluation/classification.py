@@ -13,7 +13,7 @@ from launch.evaluation.results import NotApplicable
 
 
 def require_labels(source: Source) -> None:
-    """Asks the first sample that can be read, before pictures are encoded for nothing.
+    """Asks the first sample that can be read, before images are encoded for nothing.
 
     Raises:
       NotApplicable: it has no label.

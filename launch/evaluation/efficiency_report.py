@@ -1,4 +1,4 @@
-"""Curves of accuracy over pictures processed: their ratios, a table, and the figure."""
+"""Curves of accuracy over images processed: their ratios, a table, and the figure."""
 
 import csv
 import itertools
@@ -18,7 +18,7 @@ ACCURACY = "eval/zero_shot_accuracy"
 PAIRS = tuple(itertools.combinations(Objective, 2))
 
 Curve = Sequence[tuple[float, float]]
-"""Pictures processed, zero-shot accuracy."""
+"""Images processed, zero-shot accuracy."""
 
 
 def read_curve(metrics: str, batch_size: int) -> list[tuple[float, float]]:
@@ -27,8 +27,8 @@ def read_curve(metrics: str, batch_size: int) -> list[tuple[float, float]]:
     return [(float(row["step"] * batch_size), row[ACCURACY]) for row in rows if row.get(ACCURACY) is not None]
 
 
-def pictures_to(curve: Curve, accuracy: float, chance: float) -> float:
-    """Pictures processed when a curve, which begins at chance, first reaches an accuracy that it does reach."""
+def images_to(curve: Curve, accuracy: float, chance: float) -> float:
+    """Images processed when a curve, which begins at chance, first reaches an accuracy that it does reach."""
     before = (0.0, chance)
     for point in curve:
         if point[1] >= accuracy:
@@ -45,7 +45,7 @@ def common_accuracy(curves: Sequence[Curve]) -> float:
 
 
 def compare(slow: Sequence[Curve], fast: Sequence[Curve], chance: float) -> dict[str, Any] | None:
-    """How many times the pictures of the second the first needs: geometric mean and ends over all pairs of runs.
+    """How many times the images of the second the first needs: geometric mean and ends over all pairs of runs.
 
     Pairs of which one does not get above chance are left out; None where that is all of them.
     """
@@ -53,7 +53,7 @@ def compare(slow: Sequence[Curve], fast: Sequence[Curve], chance: float) -> dict
     for pair in itertools.product(slow, fast):
         accuracy = common_accuracy(pair)
         if accuracy > chance:
-            first, second = (pictures_to(curve, accuracy, chance) for curve in pair)
+            first, second = (images_to(curve, accuracy, chance) for curve in pair)
             ratios.append(first / second)
     if not ratios:
         return None
@@ -87,7 +87,7 @@ def write_csv(path: epath.Path, runs: Sequence[Mapping[str, Any]]) -> None:
             writer.writerows([*head, *point] for point in found["curve"])
 
 
-def draw(report: Mapping[str, Any]) -> Image.Image:
+def plot(report: Mapping[str, Any]) -> Image.Image:
     """Thin lines: the chosen runs; thick ones: their means; arrows: ratios to the one that ends next above."""
     lines, chosen, means = [], {}, {}
     for objective, colour in zip(Objective, COLOURS, strict=False):
@@ -101,11 +101,11 @@ def draw(report: Mapping[str, Any]) -> Image.Image:
         accuracy = common_accuracy([means[slow], means[fast]])
         ratio = compare(chosen[slow], chosen[fast], report["chance"])
         if ratio is not None and accuracy > report["chance"]:
-            start, end = (pictures_to(means[objective], accuracy, report["chance"]) for objective in (fast, slow))
+            start, end = (images_to(means[objective], accuracy, report["chance"]) for objective in (fast, slow))
             spans.append(Span(describe(ratio), start, end, accuracy))
     return draw_lines(
         lines,
-        Axis("pictures processed", start=0.0, tight=True),
+        Axis("images processed", start=0.0, tight=True),
         Axis("zero-shot accuracy, %", start=0.0, form=percent),
         spans,
     )

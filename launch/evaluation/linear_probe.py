@@ -20,7 +20,7 @@ def evaluate(
     Raises:
       NotApplicable: there are no labels.
       UserError: the data or the names of their classes cannot be read, or do not belong together; or two splits are
-        the same pictures, or of other classes.
+        the same images, or of other classes.
     """
     source = open_split(data, split, flags, labelled=True)
     classification.require_labels(source)
@@ -60,6 +60,6 @@ def _check_apart(data: str, parts: dict[str, Source]) -> None:
         other = seen.setdefault(part.fingerprint(), flag)
         if other != flag:
             raise UserError(
-                f"--{other} and --{flag} of {data} are the same pictures, {part.name}: a linear probe needs them apart "
+                f"--{other} and --{flag} of {data} are the same images, {part.name}: a linear probe needs them apart "
                 "(a folder for each split, {split} in the path of tars, or the splits of a TFDS name)"
             )

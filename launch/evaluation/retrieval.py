@@ -1,4 +1,4 @@
-"""Retrieval of captions by pictures and of pictures by captions (Radford et al. 2021, App. E.1)."""
+"""Retrieval of captions by images and of images by captions (Radford et al. 2021, App. E.1)."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from launch.evaluation.results import NotApplicable
 
 
 def evaluate(clip: Clip, data: str, split: str, flags: DataFlags, prefix: str = "") -> dict[str, Any]:
-    """One line of the table. Pictures without a caption are left out.
+    """One line of the table. Images without a caption are left out.
 
     Args:
       clip: the model.
@@ -26,12 +26,12 @@ def evaluate(clip: Clip, data: str, split: str, flags: DataFlags, prefix: str = 
       UserError: the data cannot be read.
     """
     source = open_split(data, split, flags, labelled=False)
-    if not any(_captions(source, index) for index in range(len(source))):  # before pictures are encoded for nothing
+    if not any(_captions(source, index) for index in range(len(source))):  # before images are encoded for nothing
         raise NotApplicable(f"{source.name} has no captions: retrieval needs them (--caption_field names their field)")
     encoded = encode_source(clip.encode_image, source, clip.config.vision)
     rows = np.flatnonzero([bool(record.captions) for record in encoded.records])
     if not len(rows):
-        raise UserError(f"{source.name}: none of the pictures with captions can be read")
+        raise UserError(f"{source.name}: none of the images with captions can be read")
     captions = [encoded.records[row].captions for row in rows]
     owners = np.repeat(np.arange(len(rows)), [len(several) for several in captions])
     text = clip.encode_text([prefix + caption for several in captions for caption in several])

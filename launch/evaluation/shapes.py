@@ -1,7 +1,7 @@
-"""The whole road measured on drawn scenes: do the pictures show what their captions say?
+"""The whole road measured on drawn scenes: do the images show what their captions say?
 
 A judge that looks at pixels alone (`dalle_jax.data.shapes.judge`) reads every attribute back. Captions are drawn anew:
-`seen` ones use colour-shape pairs of the training set, `unseen` ones the pairs that no training picture holds.
+`seen` ones use colour-shape pairs of the training set, `unseen` ones the pairs that no training image holds.
 """
 
 import time
@@ -12,7 +12,7 @@ from etils import epath
 from PIL import Image, ImageDraw, ImageFont
 
 from clip_jax import Clip
-from dalle_jax.data.images.grid import picture_grid, save_png
+from dalle_jax.data.images.grid import image_grid, save_png
 from dalle_jax.data.shapes.judge import ATTRIBUTES, CHANCE, accuracy
 from dalle_jax.data.shapes.scenes import Scene, captions, draw, random_scene
 from dalle_jax.pipeline import Dalle
@@ -53,24 +53,24 @@ def evaluate(dalle: Dalle, clip: Clip, out: epath.Path, max_objects: int = 1) ->
         both.append(results)
         report[f"clip_gap_closed_{split}"] = gap_closed(results)
     report |= _spread(np.concatenate(both))
-    scenes, texts, pictures = _scenes("seen", dalle.codec.image_size, max_objects)
-    report |= _codec_figures(dalle, scenes, pictures, out)
-    report["clip_retrieval_at_1"] = retrieval_at_1(clip, scenes, texts, pictures)
+    scenes, texts, images = _scenes("seen", dalle.codec.image_size, max_objects)
+    report |= _codec_figures(dalle, scenes, images, out)
+    report["clip_retrieval_at_1"] = retrieval_at_1(clip, scenes, texts, images)
     _draw_sheet(dalle, clip, max_objects, out)
     return report
 
 
 def _scenes(split: str, image_size: int, max_objects: int) -> tuple[list[Scene], list[str], np.ndarray]:
-    """Scenes, a caption for each in one of its phrasings, and a picture of each; the same at every call."""
+    """Scenes, a caption for each in one of its phrasings, and an image of each; the same at every call."""
     rng = np.random.default_rng((SEED, split == "unseen"))
-    scenes, texts, pictures = [], [], []
+    scenes, texts, images = [], [], []
     for _ in range(NUM_CAPTIONS):
         num_objects = int(rng.integers(1, max_objects, endpoint=True))
         scene = random_scene(rng, unseen=split == "unseen", num_objects=num_objects)
         scenes.append(scene)
         texts.append(str(rng.choice(captions(scene))))
-        pictures.append(draw(scene, image_size, rng))
-    return scenes, texts, np.stack(pictures)
+        images.append(draw(scene, image_size, rng))
+    return scenes, texts, np.stack(images)
 
 
 def _accuracies(dalle: Dalle, clip: Clip, scenes: list[Scene], texts: list[str]) -> np.ndarray:
@@ -120,24 +120,24 @@ def gap_closed(results: np.ndarray) -> float | None:
     return None if best <= mean else round(float((scores[:, 0].mean() - mean) / (best - mean)), 4)
 
 
-def _codec_figures(dalle: Dalle, scenes: list[Scene], pictures: np.ndarray, out: epath.Path) -> dict[str, Any]:
-    """PSNR, codes in use and the judge's view of what the codec alone makes of real pictures: the decoder's ceiling."""
-    tokens = dalle.encode(pictures)
+def _codec_figures(dalle: Dalle, scenes: list[Scene], images: np.ndarray, out: epath.Path) -> dict[str, Any]:
+    """PSNR, codes in use and the judge's view of what the codec alone makes of real images: the decoder's ceiling."""
+    tokens = dalle.encode(images)
     copies = dalle.decode(tokens)
-    error = np.mean((pictures / 255.0 - copies / 255.0) ** 2, axis=(1, 2, 3))
+    error = np.mean((images / 255.0 - copies / 255.0) ** 2, axis=(1, 2, 3))
     columns = 16
-    _save(_interleave(pictures[: 3 * columns], copies[: 3 * columns], columns), out / "reconstructions.png")
+    _save(_interleave(images[: 3 * columns], copies[: 3 * columns], columns), out / "reconstructions.png")
     return {
         "codec_psnr": round(float(np.mean(-10 * np.log10(np.maximum(error, 1e-10)))), 2),
         "codebook_usage": round(len(np.unique(tokens)) / dalle.codec.codebook_size, 4),
         "judge_on_reconstructions": _summary(accuracy(copies, scenes)),
-        "judge_on_originals": _summary(accuracy(pictures, scenes)),
+        "judge_on_originals": _summary(accuracy(images, scenes)),
     }
 
 
-def retrieval_at_1(clip: Clip, scenes: list[Scene], texts: list[str], pictures: np.ndarray) -> float:
-    """Share of pictures whose best caption, and captions whose best picture, describes the same scene; mean of both."""
-    features = [np.asarray(x) for x in (clip.encode_image(pictures), clip.encode_text(texts))]
+def retrieval_at_1(clip: Clip, scenes: list[Scene], texts: list[str], images: np.ndarray) -> float:
+    """Share of images whose best caption, and captions whose best image, describes the same scene; mean of both."""
+    features = [np.asarray(x) for x in (clip.encode_image(images), clip.encode_text(texts))]
     image, text = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in features)
     cosines = image @ text.T
     hits = [scenes[i] == scenes[j] for i, j in enumerate(cosines.argmax(1))]
@@ -156,7 +156,7 @@ def _draw_sheet(dalle: Dalle, clip: Clip, max_objects: int, out: epath.Path) -> 
 
 
 def captioned_grid(images: np.ndarray, texts: list[str], gap: int = 4, line: int = 18) -> np.ndarray:
-    """Rows of pictures [rows, columns, height, width, 3] under a line of text each, uint8."""
+    """Rows of images [rows, columns, height, width, 3] under a line of text each, uint8."""
     rows, columns, height, width, _ = images.shape
     sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + line + gap) + gap), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
@@ -164,17 +164,17 @@ def captioned_grid(images: np.ndarray, texts: list[str], gap: int = 4, line: int
         top = gap + row * (height + line + gap)
         pen.text((gap, top), text, fill="black", font=font)
         for column in range(columns):
-            picture = Image.fromarray(images[row, column])
-            sheet.paste(picture, (gap + column * (width + gap), top + line))
+            image = Image.fromarray(images[row, column])
+            sheet.paste(image, (gap + column * (width + gap), top + line))
     return np.asarray(sheet)
 
 
 def _interleave(originals: np.ndarray, copies: np.ndarray, columns: int) -> np.ndarray:
-    """A row of originals, then the same pictures as the codec gives them back, and so on."""
+    """A row of originals, then the same images as the codec gives them back, and so on."""
     pairs = [
         part[start : start + columns] for start in range(0, len(originals), columns) for part in (originals, copies)
     ]
-    return picture_grid(np.concatenate(pairs), columns)
+    return image_grid(np.concatenate(pairs), columns)
 
 
 def _save(sheet: np.ndarray, path: epath.Path) -> None:

@@ -10,7 +10,7 @@ from launch.evaluation.datasets import DataFlags, find_prompts, open_split
 
 
 def evaluate(clip: Clip, data: str, split: str, flags: DataFlags) -> dict[str, Any]:
-    """One line of the table; pictures with several classes are ranked by cosine, as all others are.
+    """One line of the table; images with several classes are ranked by cosine, as all others are.
 
     Raises:
       NotApplicable: there are no labels.

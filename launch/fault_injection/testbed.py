@@ -120,8 +120,8 @@ def copy_records(source: Source, folder: Path) -> list[Path]:
     samples = []
     for i in range(min(len(source), RECORDS)):
         record = source[i]
-        picture = record.image if isinstance(record.image, bytes) else _png(record.image)
-        samples.append({"key": f"{i:06d}".encode(), "png": picture, "txt": "\n".join(record.captions).encode()})
+        image = record.image if isinstance(record.image, bytes) else _png(record.image)
+        samples.append({"key": f"{i:06d}".encode(), "png": image, "txt": "\n".join(record.captions).encode()})
     paths = [folder / f"{i:05d}.tar" for i in range(SHARDS)]
     for i, path in enumerate(paths):
         write_shard(path, samples[i::SHARDS])

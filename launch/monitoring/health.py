@@ -83,7 +83,7 @@ class Health:
     """What a person should look at though training goes on; empty: nothing."""
 
 
-def look(stage_dir: epath.PathLike, now: float) -> Health | None:
+def read_health(stage_dir: epath.PathLike, now: float) -> Health | None:
     """How a stage fares at Unix time `now`; None where it has not begun."""
     stage_dir = epath.Path(stage_dir)
     starts = read_attempts(stage_dir)
@@ -173,7 +173,7 @@ def judge(
     if time_in_data is not None and time_in_data >= SLOW_INPUT:
         return Verdict.SLOW_INPUT, (
             f"{100 * time_in_data:.0f}% of the time for steps is spent waiting for data: more --config.data.workers, "
-            "smaller pictures, or a faster disk"
+            "smaller images, or a faster disk"
         )
     if start.step == start.first_step:
         return Verdict.HEALTHY, f"beginning: in '{doing}' for {duration(still)}"

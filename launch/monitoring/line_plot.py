@@ -1,4 +1,4 @@
-"""A line plot as a picture, drawn with Pillow: the core brings no plotting library."""
+"""A line plot as an image, drawn with Pillow: the core brings no plotting library."""
 
 import dataclasses
 import itertools
@@ -65,14 +65,14 @@ def draw_lines(
       x: its label stands below.
       y: its label stands above, at the left.
       spans: arrows over the curves.
-      width: of the picture, pixels.
-      height: of the picture, pixels.
+      width: of the image, pixels.
+      height: of the image, pixels.
     """
     return _Plot(lines, x, y, width, height).draw(spans)
 
 
 class _Plot:
-    """One frame and all that stands in it. Coordinates are pixels of the finished picture."""
+    """One frame and all that stands in it. Coordinates are pixels of the finished image."""
 
     def __init__(self, lines: Sequence[Line], x: Axis, y: Axis, width: int, height: int):
         self.lines = sorted(lines, key=lambda line: line.bold)

@@ -42,8 +42,8 @@ def page(plans: Sequence[Plan]) -> str:
 def _section(plans: Sequence[Plan]) -> str:
     first = plans[0]
     if first.is_sampling:
-        title = f"## {first.config}: {first.batch_size} pictures of a caption"
-        columns = ["chips", "mesh", "weights", "memory", "a token takes at least", "bound by", "all pictures"]
+        title = f"## {first.config}: {first.batch_size} images of a caption"
+        columns = ["chips", "mesh", "weights", "memory", "a token takes at least", "bound by", "all images"]
         cells = _sampling_cells
     else:
         title = f"## {first.config}: {first.stage}, batch {first.batch_size:,}, {first.num_steps:,} updates"

@@ -12,14 +12,14 @@ from launch.planning.roofline import Roofline
 
 @dataclasses.dataclass(frozen=True)
 class CacheRow:
-    """What the layers of one attention pattern keep of one picture that is being drawn; bytes.
+    """What the layers of one attention pattern keep of one image that is being sampled; bytes.
 
     Attributes:
       pattern: its name.
       layers: that have it.
       positions: image positions kept by each.
       kept: by all of them.
-      read: by all of them for one token, the caption's part aside, which all pictures of a caption share.
+      read: by all of them for one token, the caption's part aside, which all images of a caption share.
     """
 
     pattern: str
@@ -41,7 +41,7 @@ class Change:
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """Bytes, transfers and seconds are of one device; FLOPs of all of them. One step: an update, or one token of every
-    picture that is drawn."""
+    image that is sampled."""
 
     config: str
     stage: str
@@ -51,7 +51,7 @@ class Plan:
     notes: tuple[str, ...]
     batch_size: int
     num_steps: int
-    """Updates of the run, or tokens of a picture."""
+    """Updates of the run, or tokens of an image."""
     parameters: int
     state_bytes: int
     peak_bytes: int
@@ -82,7 +82,7 @@ class Plan:
 
     @property
     def is_sampling(self) -> bool:
-        """Whether a step is a token of every picture, not an update."""
+        """Whether a step is a token of every image, not an update."""
         return self.stage == "sampling"
 
     @property
@@ -102,7 +102,7 @@ class Plan:
 
     @property
     def drawing_seconds(self) -> float | None:
-        """Of all pictures, at the bound."""
+        """Of all images, at the bound."""
         return self.seconds.seconds * self.num_steps if self.seconds and self.is_sampling else None
 
 

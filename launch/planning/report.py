@@ -11,7 +11,7 @@ def table(plan: Plan) -> str:
     rows = [
         ("parameters", f"{plan.parameters:,}"),
         ("memory a chip", _memory(plan)),
-        *_listed("caches a picture", _caches(plan)),
+        *_listed("caches an image", _caches(plan)),
         *_flops(plan),
         *_listed("sent by a chip", _transfers(plan)),
         *_times(plan),
@@ -47,7 +47,7 @@ def gib(size: float) -> str:
 
 def _head(plan: Plan) -> str:
     data, fsdp, tensor = plan.mesh
-    what = f"{plan.batch_size:,} pictures of one caption" if plan.is_sampling else f"batch {plan.batch_size:,}"
+    what = f"{plan.batch_size:,} images of one caption" if plan.is_sampling else f"batch {plan.batch_size:,}"
     mesh = f"data {data} x fsdp {fsdp} x tensor {tensor}"
     return f"{plan.stage} of {plan.config} on {plan.topology}: {plan.chips} chips as {mesh}, {what}"
 
@@ -100,7 +100,7 @@ def _times(plan: Plan) -> list[tuple[str, str]]:
         rows.append((f"a {'token' if plan.is_sampling else 'step'} takes", f"at least: {bounds(plan)}"))
         rows.append(("bound by", plan.seconds.bound))
     if plan.drawing_seconds is not None:
-        rows.append(("all pictures", f"{plan.drawing_seconds:.1f} s at the bound, {plan.num_steps:,} tokens each"))
+        rows.append(("all images", f"{plan.drawing_seconds:.1f} s at the bound, {plan.num_steps:,} tokens each"))
     if plan.steps_a_day is not None:
         rows.append(("steps a day", f"{plan.steps_a_day:,.0f} at the bound"))
     if plan.days_published is not None:
@@ -116,13 +116,13 @@ def _change(plan: Plan) -> list[tuple[str, str]]:
     if plan.change is None:
         nothing = "no finer mesh, micro-batches or recomputation found"
         if plan.is_sampling:
-            nothing = "neither fewer pictures at once nor a finer mesh suffices"
+            nothing = "neither fewer images at once nor a finer mesh suffices"
         return [("would fit", f"{nothing}: take more or larger chips")]
     flags, estimated = " ".join(plan.change.flags), gib(plan.change.estimated_bytes)
     measured = f"{gib(plan.change.measured_bytes)} GiB" if plan.change.measured_bytes else "refused"
     lines = [f"{flags}: estimated {estimated} GiB, compiled {measured}"]
     if "--num_samples" in flags:
-        lines.append("this many at a time; launch.generate draws the rest after them (--max_sequences)")
+        lines.append("this many at a time; launch.generate samples the rest after them (--max_sequences)")
     return _listed("would fit", lines)
 
 

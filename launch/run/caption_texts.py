@@ -79,7 +79,7 @@ def lines(path: str) -> list[str]:
     """The lines of a text file, a caption each, without those that are blank.
 
     Raises:
-      UserError: it is no text in UTF-8.
+      UserError: it is not text in UTF-8.
     """
     text = read_text(path)
     found = [line.strip() for line in split_lines(text)]
@@ -88,7 +88,7 @@ def lines(path: str) -> list[str]:
             line.encode()
         except UnicodeEncodeError:
             raise UserError(
-                f"--data={path}: line {number} is not UTF-8, so this is no text, or one in another encoding: write it "
+                f"--data={path}: line {number} is not UTF-8, so this is not text, or one in another encoding: write it "
                 "as UTF-8 (iconv -f LATIN1 -t UTF-8), or name a text file, a table, a folder or tars"
             ) from None
     return [line for line in found if line]

@@ -15,7 +15,7 @@ from dalle_jax.training.parallel.processes import is_primary
 from dalle_jax.training.parallel.sharding import ShardingRules, check_batch
 from launch.run.config import RunConfig, open_data
 from launch.run.coordination import AnyTokenizer
-from launch.run.initialization import check_base, check_base_run, find_tokenizer
+from launch.run.initialization import check_init_from, check_init_from_params, find_tokenizer
 from launch.run.stages import STAGES, StagePlan, check_source
 
 
@@ -62,13 +62,13 @@ def prepare_run(run: RunConfig, workdir: epath.Path, stages: list[str]) -> Prepa
         check_workdir(workdir, run)
         _warn_of_rates(run, workdir, stages)
     sources = open_data(run.data, as_begun=begun)
-    check_base(run, workdir, stages)
+    check_init_from(run, workdir, stages)
     plans = {name: STAGES[name].plan(run, workdir, "codec" not in stages) for name in stages}
     for source in sources.values():
         for plan in plans.values():
             check_source(source, plan)
     tokenizer = find_tokenizer(run, workdir)
-    check_base_run(run, workdir, {name: plan.task for name, plan in plans.items()})
+    check_init_from_params(run, workdir, {name: plan.task for name, plan in plans.items()})
     return PreparedRun(run, workdir, tuple(stages), sources, plans, tokenizer)
 
 

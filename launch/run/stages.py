@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
+from ml_collections import ConfigDict
 
 from clip_jax import ClipStage, ClipTask
 from dalle_jax.codec import CodecStage, CodecTask, FrozenCodec, load_codec
@@ -38,13 +39,13 @@ class StagePlan:
     image_size: int
     text: TextConfig | None
     codec: FrozenCodec | None = None
-    """What makes its tokens, where it learns from tokens; None: it learns from pictures."""
+    """What makes its tokens, where it learns from tokens; None: it learns from images."""
     resizing: Resizing = Resizing()
     """What CLIP's `augment` leaves open."""
 
 
 def plan_codec(run: RunConfig, workdir: epath.Path, trained: bool = True) -> StagePlan:
-    """The codec sees pictures alone."""
+    """The codec sees images alone."""
     assert run.codec is not None
     task = CodecTask(run.codec, run.data.image_size)
     return StagePlan(task, run.codec.train, run.codec.augment, run.data.image_size, None)
@@ -81,7 +82,7 @@ def find_codec(run: RunConfig, workdir: epath.Path, trained: bool) -> FrozenCode
         raise UserError("the decoder needs a codec: set config.decoder.codec_from to a work directory with one")
     if codec.image_size != size:
         raise UserError(
-            f"config.data.image_size is {size}, but the codec takes pictures of {codec.image_size} pixels a side: "
+            f"config.data.image_size is {size}, but the codec takes images of {codec.image_size} pixels a side: "
             f"set --config.data.image_size={codec.image_size}, or name another codec"
         )
     return codec
@@ -120,7 +121,7 @@ STAGES: dict[str, Stage] = {
 """By section of the config, in the order of training; another one is added here, or by the config file that has it."""
 
 
-def read_run_config(config: Mapping[str, Any]) -> RunConfig:
+def read_run_config(config: Mapping[str, Any] | ConfigDict) -> RunConfig:
     """The config of a run, with a section for each of `STAGES`.
 
     Raises:
@@ -154,13 +155,13 @@ def check_source(source: Source, plan: StagePlan) -> None:
     """Whether a stage can learn from a source.
 
     Raises:
-      UserError: the source holds tokens, and the stage needs pictures or has another codec.
+      UserError: the source holds tokens, and the stage needs images or has another codec.
     """
     if source.encoding is None:
         return
     if plan.codec is None:
         raise UserError(
-            f"{source.name} holds tokens in place of pictures, and the {plan.task.name} learns from pictures: name "
+            f"{source.name} holds tokens in place of images, and the {plan.task.name} learns from images: name "
             "them with config.data.source and config.data.path"
         )
     theirs, ours = dataclasses.asdict(source.encoding), dataclasses.asdict(plan.codec.encoding)

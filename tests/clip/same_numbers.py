@@ -1,4 +1,4 @@
-"""What the parity tests compare with: the same pictures and captions through a peer's model and through ours.
+"""What the parity tests compare with: the same images and captions through a peer's model and through ours.
 
 Imports no peer, so that test modules which skip themselves without one can share it.
 """
@@ -23,7 +23,7 @@ def relative_difference(ours, theirs):
 
 
 def same_numbers(clip, encode_image, encode_text, logit_scale):
-    """Features of pictures and captions, and the logits of all pairs."""
+    """Features of images and captions, and the logits of all pairs."""
     import torch
 
     images = pictures(clip.config.vision.image_size)

@@ -94,7 +94,7 @@ def write_tokenizer(folder, end):
 def test_a_vocabulary_that_goes_on_after_the_end_is_read_at_the_highest_id(tmp_path):
     assert end_at_highest(49408, None) == {"end_id": 49407}
     assert end_at_highest(49536, None) == {"end_id": 49407, "read_at": ReadAt.HIGHEST}
-    assert end_at_highest(100, str(tmp_path)) == {"end_id": 99}  # OpenAI's tokenizer is no choice
+    assert end_at_highest(100, str(tmp_path)) == {"end_id": 99}  # OpenAI's tokenizer is not a choice
     write_tokenizer(tmp_path, 89)
     assert end_at_highest(100, str(tmp_path)) == {"end_id": 89, "read_at": ReadAt.HIGHEST}
     assert end_at_highest(90, str(tmp_path)) == {"end_id": 89}
@@ -179,11 +179,11 @@ def test_a_function_is_asked_anew(clip):
 @pytest.mark.parametrize(
     ("names", "templates", "message"),
     [
-        ([0, 1], ["a {}"], "the name of class 0 is no string but int: 0"),
-        (["cat", None], ["a {}"], "the name of class 1 is no string but NoneType"),
-        (["cat", float("nan")], ["a {}"], "class 1 is no string but float: nan"),
-        ([b"cat"], ["a {}"], "class 0 is no string but bytes"),
-        ([["cat", 3]], ["a {}"], "class 0 is no string but int: 3"),
+        ([0, 1], ["a {}"], "the name of class 0 is not a string but int: 0"),
+        (["cat", None], ["a {}"], "the name of class 1 is not a string but NoneType"),
+        (["cat", float("nan")], ["a {}"], "class 1 is not a string but float: nan"),
+        ([b"cat"], ["a {}"], "class 0 is not a string but bytes"),
+        ([["cat", 3]], ["a {}"], "class 0 is not a string but int: 3"),
         ({0: "cat", 1: "dog"}, ["a {}"], "class names come in a list, not as dict"),
         ({"cat"}, ["a {}"], "class names come in a list, not as set"),
         (None, ["a {}"], "class names come in a list, not as NoneType"),

@@ -130,7 +130,7 @@ def test_a_folder_of_both_families(clip, variables, tmp_path):
         clip_jax.load(tmp_path)
     for wrong in ("text_cfg", "preprocess_cfg"):
         (tmp_path / "open_clip_config.json").write_text(json.dumps(settings))
-        with pytest.raises(UserError, match=f"describes no model: its '{wrong}' is no object"):
+        with pytest.raises(UserError, match=f"describes no model: its '{wrong}' is not an object"):
             clip_jax.load(tmp_path)
         settings["model_cfg"].pop("text_cfg", None)
 
@@ -146,7 +146,7 @@ def test_a_folder_of_both_families(clip, variables, tmp_path):
         (lambda s: s["text_config"].update(vocab_size="many", eos_token_id=2), "describes no model"),
         (lambda s: s["text_config"].update(eos_token_id=None), "eos_token_id is null"),
         (lambda s: s["text_config"].update(eos_token_id=[5, 6]), r"eos_token_id is \[5, 6\]"),
-        (lambda s: s.update(text_config=[1]), "describes no model: its 'text_config' is no object"),
+        (lambda s: s.update(text_config=[1]), "describes no model: its 'text_config' is not an object"),
     ],
 )
 def test_a_folder_of_another_model(clip, tmp_path, change, message):

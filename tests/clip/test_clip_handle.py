@@ -1,4 +1,4 @@
-"""The handle: the same features however pictures and captions come, zero-shot by hand, and loading."""
+"""The handle: the same features however images and captions come, zero-shot by hand, and loading."""
 
 import dataclasses
 import gc
@@ -171,12 +171,12 @@ def test_zero_shot_is_the_softmax_of_scores_for_one_template(clip, images):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda clip, images: clip.score(images, ["red", "blue"]), "5 pictures and 2 captions"),
+        (lambda clip, images: clip.score(images, ["red", "blue"]), "5 images and 2 captions"),
         (lambda clip, images: clip.encode_image(images / 255), "uint8"),
         (lambda clip, images: clip.encode_image(jnp.asarray(images[0])), "uint8"),
         (lambda clip, images: clip.encode_image(["/nowhere.png"]), "/nowhere.png"),
         (lambda clip, images: clip.encode_text("red star"), "list of captions"),
-        (lambda clip, images: clip.zero_shot(images, ["star"], ["a picture"]), "'a picture'"),
+        (lambda clip, images: clip.zero_shot(images, ["star"], ["an image"]), "'an image'"),
         (lambda clip, images: clip.zero_shot(images, []), "at least one class"),
     ],
 )
@@ -265,7 +265,7 @@ def test_one_string_is_no_list(clip, images):
             call()
     with pytest.raises(UserError, match="class 1 has no name"):
         clip.class_directions([["red"], []], ["{}"])
-    with pytest.raises(UserError, match="caption 1 is no string but NoneType"):
+    with pytest.raises(UserError, match="caption 1 is not a string but NoneType"):
         clip.encode_text(np.array(["red", None], object))
     np.testing.assert_array_equal(clip.encode_text(word for word in ("red", "blue")), clip.encode_text(["red", "blue"]))
 
@@ -292,7 +292,7 @@ def test_inside_jit_it_says_what_to_do(clip, images):
         jax.jit(lambda: fresh.encode_text(["red"]))()
     np.testing.assert_array_equal(fresh.encode_text(["red"]), clip.encode_text(["red"]))  # nothing of the trace stayed
     assert clip.encode_image(jnp.asarray(images)).shape == (5, 8)
-    with pytest.raises(UserError, match="pictures on a device are uint8"):
+    with pytest.raises(UserError, match="images on a device are uint8"):
         clip.encode_image(jnp.asarray(images)[..., :1])
 
 

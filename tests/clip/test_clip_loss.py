@@ -197,7 +197,7 @@ def test_accumulation_is_one_batch(parts, loss):
     gradients, (value, _) = accumulated_gradients(encode, objective, params, inputs, jax.random.key(0), parts)
     np.testing.assert_allclose(value, expected[0], rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), gradients, expected[1])
-    # And no mean over the parts, whose pictures are told from fewer captions.
+    # And no mean over the parts, whose images are told from fewer captions.
     cut = [jax.tree.map(lambda x, i=i: x[i::2], inputs) for i in range(2)]
     means = np.mean([float(objective(params, encode(params, part, None))[0]) for part in cut])
     assert abs(means - value) > 0.1

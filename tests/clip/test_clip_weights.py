@@ -80,7 +80,7 @@ def test_the_activation_of_a_bare_file_is_said(openai, tmp_path, activation):
     path = pickled.state_dict(tmp_path / "plain.pt", openai)
     towers = clip_jax.load(path, activation=activation.value).config
     assert {towers.vision.transformer.activation, towers.text.transformer.activation} == {activation}
-    with pytest.raises(UserError, match="'quickgelu' is none, did you mean 'quick_gelu'"):
+    with pytest.raises(UserError, match="'quickgelu', did you mean 'quick_gelu'"):
         clip_jax.load(path, activation="quickgelu")
 
 
@@ -125,7 +125,7 @@ def test_a_half_precision_model_stays_one_and_computes_in_single(openai, tmp_pat
 def test_parameters_are_floats(openai, tmp_path, dtype):
     """Whole numbers would be zeros and ones."""
     path = pickled.state_dict(tmp_path / "plain.pt", openai)
-    with pytest.raises(UserError, match=rf"param_dtype '{dtype}' is none.*\(known: float32, bfloat16, float16\)"):
+    with pytest.raises(UserError, match=rf"param_dtype '{dtype}'.*\(known: float32, bfloat16, float16\)"):
         clip_jax.load(path, param_dtype=dtype)
     assert jax.tree.leaves(clip_jax.load(path, param_dtype="bfloat16").variables)[0].dtype == "bfloat16"
 

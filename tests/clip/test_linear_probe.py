@@ -95,7 +95,7 @@ def test_validation_rows_are_a_fifth_of_each_class():
     assert np.bincount(labels[held_out], minlength=3).tolist() == [10, 2, 0]
     assert (validation_rows(labels) == held_out).all() and not held_out[:10].all()
     assert validation_rows(np.ones((20, 3), bool)).sum() == 4
-    with pytest.raises(UserError, match="too few pictures"):
+    with pytest.raises(UserError, match="too few images"):
         validation_rows(np.arange(4))
 
 

@@ -47,7 +47,7 @@ def test_roc_auc():
 def test_eleven_point_map():
     # Class 0, best first: hit, miss, hit, miss. Precision 1 up to a recall of 1/2 (six points), 2/3 beyond (five).
     first = np.array([[1, 0], [0, 1], [1, 0], [0, 0]], bool)
-    # Class 1: its picture is third, so 1/3 everywhere.
+    # Class 1: its image is third, so 1/3 everywhere.
     scores = np.array([[4, 3], [3, 1], [2, 2], [1, 0]], float)
     expected = ((6 * 1 + 5 * 2 / 3) / 11 + 1 / 3) / 2
     assert eleven_point_map(first, scores) == pytest.approx(expected)
@@ -71,7 +71,7 @@ def test_what_is_reported():
     assert set(seven) == {"accuracy", "top5_accuracy", "mean_of_top1_and_top5", "mean_per_class"}
     assert classification_metrics(np.ones((2, 3), bool), np.ones((2, 3))) == {"eleven_point_map": 1.0}
     assert "roc_auc" not in classification_metrics(np.zeros(3, int), one_hot([0, 1, 0], 2))
-    with pytest.raises(UserError, match="no labelled pictures"):
+    with pytest.raises(UserError, match="no labelled images"):
         classification_metrics(np.zeros((2, 3), bool), np.ones((2, 3)))
 
 
@@ -83,17 +83,17 @@ def test_without_scikit_learn(monkeypatch):
 
 
 def test_retrieval_with_several_captions():
-    """Two pictures of three have captions that win; lengths of features do not count."""
+    """Two images of three have captions that win; lengths of features do not count."""
     image = np.float32([[1, 0, 0], [0, 2, 0], [0, 0, 3]])
     text = np.float32([[5, 1, 0], [0, 0, 1], [0, 1, 0.5], [1, 0, 0.1], [0.9, 0, 1], [0, 0.2, 1]])
     owners = np.array([0, 0, 1, 1, 2, 2])
-    # Cosines of the captions, by picture: 0: .98, 0, 0, .995, .67, 0; 1: .196, 0, .894, 0, 0, .196;
-    # 2: 0, 1, .447, .0995, .743, .98. To text: picture 0 finds caption 3 of picture 1 first, its own second; picture 1
-    # its own; picture 2 caption 1 of picture 0 first, its own second.
+    # Cosines of the captions, by image: 0: .98, 0, 0, .995, .67, 0; 1: .196, 0, .894, 0, 0, .196;
+    # 2: 0, 1, .447, .0995, .743, .98. To text: image 0 finds caption 3 of image 1 first, its own second; image 1
+    # its own; image 2 caption 1 of image 0 first, its own second.
     found = retrieval_recalls(image, text, owners, ks=(1, 2, 3))
     assert found["text_recall_at_1"] == pytest.approx(1 / 3) and found["text_recall_at_2"] == 1
-    # To pictures: captions 0, 2, 4 and 5 find theirs; 1 scores pictures 0 and 1 alike behind 2, so its own is last; 3
-    # is picture 1's and scores 0 there, behind both others.
+    # To images: captions 0, 2, 4 and 5 find theirs; 1 scores images 0 and 1 alike behind 2, so its own is last; 3
+    # is image 1's and scores 0 there, behind both others.
     assert found["image_recall_at_1"] == pytest.approx(4 / 6)
     assert found["image_recall_at_2"] == pytest.approx(4 / 6) and found["image_recall_at_3"] == 1
 

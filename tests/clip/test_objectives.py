@@ -66,7 +66,7 @@ def test_each_objective_learns_to_classify(objective):
 def test_labels_of_no_class_are_refused():
     task = task_of(Objective.WORDS)
     rows = batch(np.random.default_rng(0))
-    with pytest.raises(UserError, match="a picture has the label 3, and there are 3 classes"):
+    with pytest.raises(UserError, match="an image has the label 3, and there are 3 classes"):
         task.evaluate(init(task), {}, [rows | {"label": rows["label"] + 1}])
 
 
@@ -140,7 +140,7 @@ def test_contrastive_scores_are_cosines():
 
 @pytest.mark.parametrize("objective", Objective)
 def test_a_step_in_micro_batches(objective):
-    """Every picture is contrasted with all captions of the batch, not with those of its part alone."""
+    """Every image is contrasted with all captions of the batch, not with those of its part alone."""
     rows = batch(np.random.default_rng(0))
     if objective is Objective.CAPTION:  # whose mean is over tokens: equally many in every part
         rows["text"] = jnp.asarray(CAPTIONS[np.arange(12) % 2])

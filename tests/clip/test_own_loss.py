@@ -78,7 +78,7 @@ def test_others_files_have_no_place_for_it(stage, tmp_path, format):
 def test_one_that_is_not_there_is_named():
     wrong = to_config_dict(CONFIG)
     wrong.loss = "sigmiod"
-    with pytest.raises(UserError, match="loss 'sigmiod' is none.*did you mean 'sigmoid'.*known: softmax, sigmoid"):
+    with pytest.raises(UserError, match="loss 'sigmiod'.*did you mean 'sigmoid'.*known: softmax, sigmoid"):
         from_config_dict(type(CONFIG), wrong, "config.clip.model")
 
 

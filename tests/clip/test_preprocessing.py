@@ -12,9 +12,9 @@ from PIL import Image
 import clip_jax
 from clip_jax import Clip, ClipConfig, TextConfig, VisionConfig, VisionTower, tower_config
 from clip_jax.model import abstract_variables
-from clip_jax.preprocessing.hf import CLIP, SIGLIP, pictures_from_hf, preprocessor_to_hf, read_preprocessor
+from clip_jax.preprocessing.hf import CLIP, SIGLIP, images_from_hf, preprocessor_to_hf, read_preprocessor
 from clip_jax.preprocessing.images import preprocess, preprocess_on_device
-from clip_jax.preprocessing.open_clip import pictures_from_open_clip, pictures_to_open_clip
+from clip_jax.preprocessing.open_clip import images_from_open_clip, images_to_open_clip
 from clip_jax.towers.vit import normalize_pixels
 from configs.clip_finetune import augment_of
 from dalle_jax.data.config import Augment, Resample, Resizing
@@ -30,7 +30,7 @@ PICTURE = np.random.default_rng(0).integers(0, 256, (45, 70, 3), dtype=np.uint8)
 
 
 def read(change=None, usual=CLIP):
-    return dataclasses.replace(VISION, **pictures_from_hf(STATED | (change or {}), SIZE, usual, "folder"))
+    return dataclasses.replace(VISION, **images_from_hf(STATED | (change or {}), SIZE, usual, "folder"))
 
 
 def resized(width, height, filter_):
@@ -56,7 +56,7 @@ def test_images_come_out_as_the_settings_say(name):
     on_device = np.asarray(preprocess_on_device(jnp.asarray(PICTURE)[None], SIZE, *how)[0])
     difference = np.abs(on_device - expected)
     assert difference.max() <= (0 if name == "nearest" else 5) and difference.mean() < 0.5
-    again = pictures_from_hf(preprocessor_to_hf(vision, CLIP), SIZE, CLIP, "folder")
+    again = images_from_hf(preprocessor_to_hf(vision, CLIP), SIZE, CLIP, "folder")
     assert dataclasses.replace(VISION, **again) == vision
 
 
@@ -139,7 +139,7 @@ def test_the_processor_of_transformers_5_comes_first(tmp_path):
     older.unlink()
     assert read_preprocessor(str(tmp_path)) == {"resample": 1}
     newer.write_text(json.dumps({"image_processor": [1]}))
-    with pytest.raises(UserError, match="processor_config.json: its 'image_processor' is no object"):
+    with pytest.raises(UserError, match="processor_config.json: its 'image_processor' is not an object"):
         read_preprocessor(str(tmp_path))
 
 
@@ -170,7 +170,7 @@ def test_a_siglip_whose_images_are_cropped():
     vision = dataclasses.replace(VISION, tower=VisionTower.SIGLIP)
     written = preprocessor_to_hf(vision, SIGLIP)
     assert written["image_processor_type"] == "CLIPImageProcessor"
-    assert dataclasses.replace(vision, **pictures_from_hf(written, SIZE, SIGLIP, "folder")) == vision
+    assert dataclasses.replace(vision, **images_from_hf(written, SIZE, SIGLIP, "folder")) == vision
     squeezed = preprocessor_to_hf(dataclasses.replace(vision, **SQUARE), SIGLIP)
     assert squeezed["image_processor_type"] == "SiglipImageProcessor" and "crop_size" not in squeezed
 
@@ -189,18 +189,18 @@ OPEN_CLIP = {
 @pytest.mark.parametrize("name", OPEN_CLIP)
 def test_open_clips_ways_to_a_square(name):
     settings, expected = OPEN_CLIP[name]
-    vision = dataclasses.replace(VISION, **pictures_from_open_clip(settings, VISION, "file"))
+    vision = dataclasses.replace(VISION, **images_from_open_clip(settings, VISION, "file"))
     how = vision.preprocessing, vision.resizing
     np.testing.assert_array_equal(preprocess([PICTURE], SIZE, *how)[0], expected)
     assert np.abs(np.asarray(preprocess_on_device(jnp.asarray(PICTURE)[None], SIZE, *how)[0]) - expected).max() <= 5
     assert vision.pixel_mean == ((0.5,) * 3 if "mean" in settings else VISION.pixel_mean)
-    again = pictures_from_open_clip(pictures_to_open_clip(vision), VISION, "file")
+    again = images_from_open_clip(images_to_open_clip(vision), VISION, "file")
     assert dataclasses.replace(VISION, **again) == vision
 
 
 def test_what_open_clip_cannot_do_is_not_written():
     with pytest.raises(UserError, match="not 'lanczos'"):
-        pictures_to_open_clip(dataclasses.replace(VISION, resizing=Resizing(Resample.LANCZOS)))
+        images_to_open_clip(dataclasses.replace(VISION, resizing=Resizing(Resample.LANCZOS)))
     with pytest.raises(ValueError, match="from 0 to 255, not 256"):
         Resizing(fill=256)
 

@@ -9,9 +9,9 @@ import sentencepiece
 from PIL import Image
 
 import clip_jax
-from clip_jax.preprocessing.hf import SIGLIP, pictures_from_hf
+from clip_jax.preprocessing.hf import SIGLIP, images_from_hf
 from clip_jax.preprocessing.images import preprocess
-from clip_jax.preprocessing.open_clip import pictures_from_open_clip
+from clip_jax.preprocessing.open_clip import images_from_open_clip
 from clip_jax.tokenizers.cleaning import Cleaning
 from clip_jax.tokenizers.published import load_tokenizer
 from clip_jax.towers.vit import normalize_pixels
@@ -97,7 +97,7 @@ def test_images_through_the_folders_processor(tmp_path, model, plain, name, layo
 @pytest.mark.parametrize("resample", [2, 3])
 def test_a_siglip_through_its_processor(resample):
     processor = transformers.SiglipImageProcessorPil(resample=resample, size={"height": 32, "width": 32})
-    found = pictures_from_hf(processor.to_dict(), 32, SIGLIP, "folder")
+    found = images_from_hf(processor.to_dict(), 32, SIGLIP, "folder")
     squares = preprocess(images(), 32, found["preprocessing"], found["resizing"])
     pixels = (squares / 255 - np.array(found["pixel_mean"])) / np.array(found["pixel_std"])
     theirs = processor(images(), return_tensors="np")["pixel_values"].transpose(0, 2, 3, 1)
@@ -114,7 +114,7 @@ def test_open_clips_transform(interpolation, resize_mode, shape):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8))
     theirs = package.image_transform(32, is_train=False, **settings)(image).numpy().transpose(1, 2, 0)
     vision = clip_jax.VisionConfig(32, 16, clip_jax.tower_config(1, 64))
-    found = pictures_from_open_clip(settings, vision, "file")
+    found = images_from_open_clip(settings, vision, "file")
     (square,) = preprocess([image], 32, found["preprocessing"], found["resizing"])
     pixels = (square / 255 - np.array(found["pixel_mean"])) / np.array(found["pixel_std"])
     np.testing.assert_allclose(pixels, theirs, atol=1e-5)

@@ -46,7 +46,7 @@ def variables():
 
 @pytest.fixture(scope="module")
 def batch():
-    """Every picture brighter than the one before it: shares of the batch have other statistics than the whole."""
+    """Every image brighter than the one before it: shares of the batch have other statistics than the whole."""
     rng = np.random.default_rng(1)
     images = (rng.integers(0, 256, (16, 64, 64, 3)) * np.linspace(0.05, 1, 16)[:, None, None, None]).astype(np.uint8)
     ids = rng.integers(4, 40, (16, 8)).astype(np.int32)
@@ -62,7 +62,7 @@ def random_like(module, x, seed=0):
 
 
 def numpy_conv(x, kernel, stride=1):
-    """By the definition: a sum over the kernel's cells of shifted pictures, zeros around."""
+    """By the definition: a sum over the kernel's cells of shifted images, zeros around."""
     side = len(kernel)
     padded = np.pad(x, ((0, 0), (side // 2, side // 2), (side // 2, side // 2), (0, 0)))
     height, width = x.shape[1], x.shape[2]
@@ -286,7 +286,7 @@ def test_a_run_keeps_statistics_and_reads_them(run, batch):
     pixels = normalize_pixels(jnp.asarray(batch["image"]), TINY.vision)
     expected = ClipModel(TINY).apply(average, pixels, method="encode_image")
     np.testing.assert_allclose(clip.encode_image(batch["image"]), expected, rtol=1e-3, atol=1e-4)
-    alone = clip.encode_image(batch["image"][5:6])  # no other picture has a say
+    alone = clip.encode_image(batch["image"][5:6])  # no other image has a say
     np.testing.assert_allclose(alone, clip.encode_image(batch["image"])[5:6], rtol=1e-3, atol=1e-4)
     batch = jax.tree.map(jnp.asarray, batch)
     evaluated = ClipTask(stage()).evaluate(state.ema, state.model_state, [batch])

@@ -79,7 +79,7 @@ def test_names_are_the_published_ones(openai):
 
 
 def test_bare_files(openai, variables, tmp_path):
-    """Sizes from shapes; counters of batches are no parameters."""
+    """Sizes from shapes; counters of batches are not parameters."""
     norms = [name.removesuffix("running_mean") for name in openai if name.endswith("running_mean")]
     counters = {f"{name}num_batches_tracked": np.int64(5) for name in norms}
     pickled.state_dict(tmp_path / "plain.pt", openai | counters)

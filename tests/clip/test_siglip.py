@@ -322,7 +322,7 @@ def test_training_learns_and_leaves_the_scale_free(params, batch):
 
 
 def test_useful_flops():
-    """ViT-B/16's 17.6 G a picture of multiplications and additions counted once, a little less without class token."""
+    """ViT-B/16's 17.6 G an image of multiplications and additions counted once, a little less without class token."""
     stage = from_config_dict(ClipStage, presets.get_config("siglip_b16").clip)
     model = stage.model
     blocks = 12 * (196 * 12 * 768**2 + 2 * 196**2 * 768)

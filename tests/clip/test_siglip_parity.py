@@ -58,7 +58,7 @@ def transformers(config):
 
 
 def of_transformers(model, pixels, ids):
-    """Features of pictures and captions, and the logits of all pairs."""
+    """Features of images and captions, and the logits of all pairs."""
     image = model.get_image_features(pixels).pooler_output
     return image, model.get_text_features(ids).pooler_output, model(input_ids=ids, pixel_values=pixels).logits_per_image
 

@@ -259,7 +259,7 @@ def test_open_clips_names_without_a_config(tmp_path, caplog):
         (lambda m: m["vision_cfg"].update(timm_pool="avg"), "timm_pool='avg' is of a model that is not built here"),
         (lambda m: m["vision_cfg"].update(timm_proj="linear"), "timm_proj='linear' is of a model"),
         (lambda m: m["vision_cfg"].pop("timm_pool"), "leaves timm_pool or timm_proj out"),
-        (lambda m: m["vision_cfg"].update(image_size=64), "pictures of 64, and timm's .* reads 32"),
+        (lambda m: m["vision_cfg"].update(image_size=64), "images of 64, and timm's .* reads 32"),
         (lambda m: m["text_cfg"].update(pool_type="first"), "no_causal_mask=True"),
         (lambda m: m["text_cfg"].update(no_causal_mask=False), "pool_type='last'"),
         (lambda m: m["text_cfg"].update(hf_tokenizer_name="timm/ViT-B-16-SigLIP2"), "SigLIP 2's"),

@@ -13,7 +13,7 @@ def dvae() -> CodecTask:
 
 
 def vq() -> CodecTask:
-    """Its codebook is no parameter: moving averages of the batch's vectors, and codes that are replaced by some."""
+    """Its codebook is not a parameter: moving averages of the batch's vectors, and codes that are replaced by some."""
     patch = PatchConfig(4, merge=2, fine_dim=16, fine_blocks=1, token_dim=16, encoder_blocks=1, decoder_blocks=1)
     return task_of(CodecConfig(16, Body.PATCH, Relaxation.VQ, patch=patch, vq=VqConfig(code_dim=4)))
 

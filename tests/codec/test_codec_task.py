@@ -20,7 +20,7 @@ from dalle_jax.codec import (
     VqConfig,
 )
 from dalle_jax.codec.losses import kl_to_uniform, reconstruction_loss
-from dalle_jax.codec.metrics import picture_errors, usage_collapsed, usage_metrics
+from dalle_jax.codec.metrics import image_errors, usage_collapsed, usage_metrics
 from dalle_jax.codec.model import Codec
 from dalle_jax.codec.pixels import map_pixels
 from dalle_jax.codec.relaxation import gumbel_softmax
@@ -58,7 +58,7 @@ def task_of(config):
 
 
 class RepeatedBatch:
-    """The same pictures at every step."""
+    """The same images at every step."""
 
     bad_counts: dict[str, int] = {}
     captions_cut = 0
@@ -144,11 +144,11 @@ def test_two_steps_of_the_tiny_preset(tmp_path):
 def test_a_codec_that_draws_only_backgrounds_is_seen():
     images = jnp.asarray(pictures(2))
     flat = jnp.full((2, 16, 16, 3), 220 / 255)
-    errors = picture_errors(flat, images)
+    errors = image_errors(flat, images)
     np.testing.assert_allclose(errors["foreground"], errors["flat"], rtol=1e-5)
     assert (errors["foreground_values"] == 5 * 5 * 3).all()
     np.testing.assert_allclose(errors["foreground"], errors["mse"] * 16 * 16 * 3, rtol=1e-5)  # all error is there
-    assert picture_errors(images / 255.0, images)["foreground"].max() < 1e-10
+    assert image_errors(images / 255.0, images)["foreground"].max() < 1e-10
 
 
 def test_evaluation_rings_both_alarms(caplog):

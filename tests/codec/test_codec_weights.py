@@ -58,7 +58,7 @@ def same(found, wanted):
 
 
 def module(tensors, name="dall_e.encoder.Encoder"):
-    """A pickled `nn.Module`: parameters and modules in dictionaries of its state, and more that is no weight."""
+    """A pickled `nn.Module`: parameters and modules in dictionaries of its state, and more that is not a weight."""
     own = {key: tensor for key, tensor in tensors.items() if "." not in key}
     inner = {}
     for key, tensor in tensors.items():
@@ -225,7 +225,7 @@ def test_vqgan_is_the_original_in_float32(shared_data, tmp_path):
     np.testing.assert_array_equal(codes.reshape(2, -1), recorded["codes"])
     pictures = np.asarray(run("decode", codes)).transpose(0, 3, 1, 2)
     close(np.clip(pictures, -1, 1), np.clip(recorded["reconstruction"], -1, 1))
-    # And as pictures of bytes.
+    # And as images of bytes.
     images = np.rint((np.clip(pixels, -1, 1) + 1) * 127.5).astype(np.uint8)
     tokens = codec.encode(images)
     np.testing.assert_array_equal(tokens, run("encode", images.astype(np.float32) / 127.5 - 1).reshape(2, -1))

@@ -1,4 +1,4 @@
-"""Pictures, tars and sources made on the spot."""
+"""Images, tars and sources made on the spot."""
 
 import io
 import tarfile
@@ -11,7 +11,7 @@ from PIL import Image
 from dalle_jax.data.records import Record, Source
 
 
-def encode_picture(array: np.ndarray, format: str = "PNG", **options) -> bytes:
+def encoded_image(array: np.ndarray, format: str = "PNG", **options) -> bytes:
     file = io.BytesIO()
     Image.fromarray(array).save(file, format, **options)
     return file.getvalue()
@@ -41,18 +41,18 @@ class ListSource(Source):
 @pytest.fixture(scope="session")
 def png() -> Callable[..., bytes]:
     """`png(seed, height, width)`: noise as PNG."""
-    return lambda seed=0, height=8, width=8: encode_picture(
+    return lambda seed=0, height=8, width=8: encoded_image(
         np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     )
 
 
 @pytest.fixture(scope="session")
 def list_source(png) -> Callable[..., ListSource]:
-    """`list_source(records)`, or `list_source(n)`: n pictures with two captions and a label each."""
+    """`list_source(records)`, or `list_source(n)`: n images with two captions and a label each."""
 
     def make(records):
         if isinstance(records, int):
-            captions = [(f"picture number {i}", f"the {i}th of them") for i in range(records)]
+            captions = [(f"image number {i}", f"the {i}th of them") for i in range(records)]
             records = [Record(png(i), texts, f"key-{i}", label=i) for i, texts in enumerate(captions)]
         return ListSource(records)
 

@@ -26,7 +26,7 @@ SIZE = 8
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer([f"picture number {i} the {i}th of them" for i in range(60)], 45)
+    return train_tokenizer([f"image number {i} the {i}th of them" for i in range(60)], 45)
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +116,8 @@ def test_resuming_is_starting_there(make):
 @pytest.fixture
 def tar_source(write_tar, png):
     # Worker processes import what they unpickle, which a source of this test would not survive.
-    members = {f"{i:02}.png": png(i) for i in range(20)} | {f"{i:02}.txt": f"picture {i}".encode() for i in range(20)}
-    members |= {"20.png": png(20)[:100], "20.txt": b"picture number"}
+    members = {f"{i:02}.png": png(i) for i in range(20)} | {f"{i:02}.txt": f"image {i}".encode() for i in range(20)}
+    members |= {"20.png": png(20)[:100], "20.txt": b"image number"}
     return WebDataset([write_tar("x.tar", members)])
 
 
@@ -152,7 +152,7 @@ def test_what_workers_find_wrong_reaches_the_person(make, tar_source):
 
 
 def test_nothing_readable_is_an_error_from_a_worker_too(make, write_tar, png):
-    source = WebDataset([write_tar("x.tar", {"a.png": png()[:60], "a.txt": b"picture"})])
+    source = WebDataset([write_tar("x.tar", {"a.png": png()[:60], "a.txt": b"image"})])
     with pytest.raises(UserError, match="100 samples of webdataset .* in a row cannot be used"):
         next(make(source, workers=1, max_bad_fraction=1.0).iterate())
 
@@ -253,7 +253,7 @@ def test_a_pass_over_a_mixture_counts_no_sample_twice(list_source):
 
 
 def bad_records(png):
-    good = [Record(png(i), (f"picture {i}",), f"good-{i}") for i in range(8)]
+    good = [Record(png(i), (f"image {i}",), f"good-{i}") for i in range(8)]
     return [
         *good,
         BadSample(BadReason.MISSING),
@@ -333,7 +333,7 @@ def test_counts_are_of_the_batches_handed_out(make, png):
 
 def test_captions_that_do_not_fit_are_counted(make, tokenizer):
     batches = make(text=TextConfig(6))
-    assert tokenizer.num_tokens("picture number 1") > 6
+    assert tokenizer.num_tokens("image number 1") > 6
     batches[0]
     assert batches.captions_cut == 8
     roomy = make()

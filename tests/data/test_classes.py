@@ -1,4 +1,4 @@
-"""Data sets with classes: folders by class, several classes a picture, captions made from names."""
+"""Data sets with classes: folders by class, several classes an image, captions made from names."""
 
 import io
 
@@ -70,7 +70,7 @@ def test_several_classes_of_a_picture_in_a_tar(write_tar, png):
 
 
 class Marked(tfds.core.GeneratorBasedBuilder):
-    """Pictures with every class that they show, as VOC has them."""
+    """Images with every class that they show, as VOC has them."""
 
     VERSION = tfds.core.Version("1.0.0")
     png: bytes = b""

@@ -1,4 +1,4 @@
-"""Every kind of picture that people have, and every way for one to be bad."""
+"""Every kind of image that people have, and every way for one to be bad."""
 
 import io
 import struct

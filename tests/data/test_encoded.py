@@ -36,14 +36,14 @@ ENCODING = Encoding("0123456789abcdef", 256, GRID, SIZE)
 
 
 def codec(images):
-    """Tokens of a picture: a pixel of each quarter. So it shows which crop of which picture they are of."""
+    """Tokens of an image: a pixel of each quarter. So it shows which crop of which image they are of."""
     assert images.shape == (4, SIZE, SIZE, 3)
     return np.asarray(images[:, ::4, ::4, 0], np.int32).reshape(len(images), -1)
 
 
 @pytest.fixture(scope="module")
 def source(list_source, png):
-    records = [Record(png(i, 16, 12), (f"picture {i}", "déjà vu"), f"key-{i}") for i in range(SAMPLES)]
+    records = [Record(png(i, 16, 12), (f"image {i}", "déjà vu"), f"key-{i}") for i in range(SAMPLES)]
     records[5] = Record(png(5)[:60], ("picture",), "key-5")
     records[9] = BadSample(BadReason.MISSING)
     records[20] = Record(png(20), (), "key-20")
@@ -75,7 +75,7 @@ def folder(source, tmp_path_factory):
 
 def test_records_survive():
     for size, dtype in ((1 << 16, np.uint16), (1 << 17, np.int32)):
-        record = Record(b"picture", ("one", "déjà \N{GRINNING FACE}"), "a/\udcff")
+        record = Record(b"image", ("one", "déjà \N{GRINNING FACE}"), "a/\udcff")
         tokens = np.array([[0, 1, 2, 3], [size - 1, 5, 6, 7]], np.int32)
         data = pack(pack_header(record), tokens, size)
         assert data.endswith(tokens.astype(dtype).tobytes())
@@ -107,7 +107,7 @@ def test_each_record_holds_the_crops_of_its_picture(folder, source):
     assert len(encoded) == len(good)
     for place, i in enumerate(good):
         record = encoded[place]
-        assert (record.key, record.captions) == (f"key-{i}", (f"picture {i}", "déjà vu"))
+        assert (record.key, record.captions) == (f"key-{i}", (f"image {i}", "déjà vu"))
         picture = decode.decode(source[i].image, max_pixels=10_000)
         for crop, tokens in enumerate(record.tokens):
             rng = np.random.default_rng([1, hash_key(f"key-{i}"), crop])
@@ -249,7 +249,7 @@ def test_other_folders_and_versions(copy, tmp_path):
 
 @pytest.fixture(scope="module")
 def make(folder):
-    tokenizer = train_tokenizer([f"picture {i} déjà vu" for i in range(60)], 40)
+    tokenizer = train_tokenizer([f"image {i} déjà vu" for i in range(60)], 40)
 
     def batches(source=None, **options):
         source = source or Encoded(str(folder), TRAIN)
@@ -283,7 +283,7 @@ def test_through_a_config(folder):
     config = DataConfig(source=SourceKind.ENCODED, path=str(folder), image_size=SIZE)
     assert splits_of(config) == [TRAIN, EVAL]
     assert [len(open_source(config, split)) for split in splits_of(config)] == [20, 20]
-    assert open_source(config, TRAIN).captions(0) == ("picture 0", "déjà vu")
+    assert open_source(config, TRAIN).captions(0) == ("image 0", "déjà vu")
 
 
 def test_more_shards_than_files_may_be_open_are_refused(folder, monkeypatch):

@@ -1,4 +1,4 @@
-"""Folders: captions beside the pictures, or in a table."""
+"""Folders: captions beside the images, or in a table."""
 
 import pytest
 
@@ -48,12 +48,12 @@ def test_jsonl(folder):
 
 
 def test_named_fields(folder):
-    (folder / "metadata.csv").write_text("id,picture,title,alt\n1,a.JPG,T,A\n")
+    (folder / "metadata.csv").write_text("id,image,title,alt\n1,a.JPG,T,A\n")
     source = Folder(str(folder), caption_field="alt", image_field="picture")
     assert everything(source) == {"a.JPG": ("A",)}
-    with pytest.raises(UserError, match=r"line 2: no picture is named by file_name or .*\(its fields: id, picture"):
+    with pytest.raises(UserError, match=r"line 2: no image is named by file_name or .*\(its fields: id, image"):
         Folder(str(folder))
-    with pytest.raises(UserError, match="no picture is named by pictur .*did you mean 'picture'"):
+    with pytest.raises(UserError, match="no image is named by pictur .*did you mean 'image'"):
         Folder(str(folder), image_field="pictur")
     with pytest.raises(UserError, match=r"no field 'tilte', did you mean 'title'\? \(config.data.caption_field\)"):
         Folder(str(folder), image_field="picture", caption_field="tilte")
@@ -81,7 +81,7 @@ def test_a_csv_with_a_quote_that_is_not_closed(folder):
 
 
 def test_no_folder_no_pictures(tmp_path):
-    with pytest.raises(UserError, match="holds no picture"):
+    with pytest.raises(UserError, match="holds no image"):
         Folder(str(tmp_path))
     for path in ("", str(tmp_path / "nowhere")):
         with pytest.raises(UserError, match="is not a folder"):

@@ -1,4 +1,4 @@
-"""The judge: right about drawn scenes, at chance about other captions, and worse where a picture is worse."""
+"""The judge: right about drawn scenes, at chance about other captions, and worse where an image is worse."""
 
 import dataclasses
 

@@ -252,7 +252,7 @@ def test_tars_of_img_and_cap(write_tar, png):
 
 def test_data_of_another_kind(put):
     root = put({"data/x.parquet": "", "readme.md": ""})
-    with pytest.raises(UserError, match="holds no picture .* but data/x.parquet: set config.data.source=parquet"):
+    with pytest.raises(UserError, match="holds no image .* but data/x.parquet: set config.data.source=parquet"):
         Folder(str(root))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dalle_jax.data.images.arrays import read_picture
+from dalle_jax.data.images.arrays import read_image
 from dalle_jax.data.images.decode import decode
 from dalle_jax.data.readers.webdataset_index import IMAGE_SUFFIXES
 from dalle_jax.data.records import BadReason, BadSample
@@ -191,9 +191,7 @@ def test_where_an_orientation_may_be_noted():
             expected = as_noted(upright[format], code)
             message = f"{place} of a {format}, orientation {code}"
             np.testing.assert_array_equal(read(data), expected, message)
-            np.testing.assert_array_equal(
-                read_picture(Image.open(io.BytesIO(data))), expected, f"{message}, of Pillow's"
-            )
+            np.testing.assert_array_equal(read_image(Image.open(io.BytesIO(data))), expected, f"{message}, of Pillow's")
 
 
 def test_an_avif_is_turned_as_its_container_says():
@@ -201,7 +199,7 @@ def test_an_avif_is_turned_as_its_container_says():
     note[0x0112] = 8
     avif = save("AVIF", exif=note.tobytes(), xmp=xmp(3))
     assert read(avif).shape == (40, 24, 3)
-    np.testing.assert_array_equal(read_picture(Image.open(io.BytesIO(avif))), read(avif))
+    np.testing.assert_array_equal(read_image(Image.open(io.BytesIO(avif))), read(avif))
 
 
 def test_exif_goes_before_xmp():

@@ -21,7 +21,7 @@ PICTURE = np.zeros((8, 8, 3), np.uint8)
 
 
 def pictures(name, count, **more):
-    return [Record(PICTURE, (f"picture {i} of {name}",), f"{name}-{i}", label=i, **more) for i in range(count)]
+    return [Record(PICTURE, (f"image {i} of {name}",), f"{name}-{i}", label=i, **more) for i in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_indices_are_of_the_parts_one_after_the_other(mixture):
     assert len(mixture) == sum(SIZES)
     for index, part, inner in ((0, "a", 0), (6, "a", 6), (7, "b", 0), (46, "b", 39), (47, "c", 0), (1046, "c", 999)):
         assert mixture[index].key == f"{part}-{inner}" and mixture.key(index) == f"{part}/key-{inner}"
-        assert mixture.captions(index) == (f"picture {inner} of {part}",)
+        assert mixture.captions(index) == (f"image {inner} of {part}",)
         assert index in mixture.alternatives(index) and len(mixture.alternatives(index)) == SIZES["abc".index(part)]
 
 
@@ -72,7 +72,7 @@ def test_parts_of_one_length_have_orders_of_their_own(list_source):
 
 @pytest.fixture(scope="module")
 def make(mixture):
-    tokenizer = train_tokenizer([f"picture {i} of {name}" for i in range(60) for name in "abc"], 40)
+    tokenizer = train_tokenizer([f"image {i} of {name}" for i in range(60) for name in "abc"], 40)
 
     def batches(source=mixture, **options):
         settings = dict(batch_size=20, image_size=8, augment=Augment.NONE, seed=3, tokenizer=tokenizer)
@@ -133,9 +133,9 @@ def test_a_part_without_captions_is_named(make, list_source):
 
 def test_pictures_and_tokens_in_one_batch(make, list_source):
     encoding = Encoding("codec", 16, 2, 8)
-    encoded = list_source([Record(b"", ("a picture",), "k", tokens=np.array([[1, 2, 3, 4]], np.int32))] * 5)
+    encoded = list_source([Record(b"", ("an image",), "k", tokens=np.array([[1, 2, 3, 4]], np.int32))] * 5)
     encoded.encoding, encoded.has_images = encoding, False
-    plain = list_source([Record(PICTURE + 9, ("a picture",), "k")] * 5)
+    plain = list_source([Record(PICTURE + 9, ("an image",), "k")] * 5)
     batch = make(Mixture([plain, encoded], ["p", "e"], (1.0, 3.0)))[0]
     has_tokens = batch["image_tokens"][:, 0] >= 0
     assert has_tokens.sum() == 15
@@ -160,7 +160,7 @@ def folders(tmp_path, png):
         for i in range(count):
             (tmp_path / name).mkdir(exist_ok=True)
             (tmp_path / name / f"{i:02}.png").write_bytes(png(i))
-            (tmp_path / name / f"{i:02}.txt").write_text(f"picture {i} of {name}")
+            (tmp_path / name / f"{i:02}.txt").write_text(f"image {i} of {name}")
     return tmp_path
 
 

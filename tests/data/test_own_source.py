@@ -62,5 +62,5 @@ def test_what_it_has_no_use_for_is_refused_as_everywhere():
 
 
 def test_one_that_is_not_there_is_named():
-    with pytest.raises(UserError, match="config.data.source='grays' is none, did you mean 'greys'.*webdataset"):
+    with pytest.raises(UserError, match="config.data.source='grays', did you mean 'greys'.*webdataset"):
         open_source(DataConfig(source="grays"))

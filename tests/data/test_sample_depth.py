@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dalle_jax.data.images.arrays import read_picture
+from dalle_jax.data.images.arrays import read_image
 from dalle_jax.data.images.decode import decode
 from dalle_jax.data.records import BadReason, BadSample
 from dalle_jax.errors import UserError
@@ -79,7 +79,7 @@ def test_a_damaged_transparent_color_is_a_bad_sample():
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32])
 def test_greys_of_more_than_8_bits_keep_their_order_and_their_range(white, dtype):
     image = Image.fromarray(np.round(RAMP * white).astype(dtype)[None])
-    for pixels in (read(saved(image, "TIFF")), read_picture(image)):
+    for pixels in (read(saved(image, "TIFF")), read_image(image)):
         np.testing.assert_allclose(pixels[0, :, 0], RAMP * 255, atol=1)
         assert np.all(np.diff(pixels[0, :, 0].astype(int)) >= 0)
 
@@ -87,7 +87,7 @@ def test_greys_of_more_than_8_bits_keep_their_order_and_their_range(white, dtype
 @pytest.mark.parametrize("white", [1.0, 255.0])
 def test_floats_are_brightness(white):
     image = Image.fromarray((RAMP * white).astype(np.float32)[None])
-    for pixels in (read(saved(image, "TIFF")), read_picture(image)):
+    for pixels in (read(saved(image, "TIFF")), read_image(image)):
         np.testing.assert_array_equal(pixels[0, :, 0], np.arange(256))
 
 
@@ -108,8 +108,8 @@ def test_what_is_no_brightness_is_refused(samples):
     with pytest.raises(BadSample, match="its samples reach from .* scale it to 8 or 16 bits") as caught:
         read(saved(image, "TIFF"))
     assert caught.value.reason is BadReason.NOT_A_PICTURE
-    with pytest.raises(UserError, match="cannot read picture 3: its samples reach from"):
-        read_picture(image, 3)
+    with pytest.raises(UserError, match="cannot read image 3: its samples reach from"):
+        read_image(image, 3)
 
 
 def test_jpegs_of_12_bits_are_refused():
@@ -124,12 +124,12 @@ def test_jpegs_of_12_bits_are_refused():
 def test_an_image_of_pillows_with_a_transparent_color_of_16_bits():
     """Pillow has thrown the lower bytes away before it hands the image over."""
     data = png(np.array([[[0x1234] * 3, [0x5678] * 3]]), 16, (0x1234,) * 3)
-    assert read_picture(Image.open(io.BytesIO(data)))[0].tolist() == [[255] * 3, [0x56] * 3]
+    assert read_image(Image.open(io.BytesIO(data)))[0].tolist() == [[255] * 3, [0x56] * 3]
     grey = Image.open(io.BytesIO(png(np.array([[[0x1234], [0x1235]]]), 16, (0x1234,))))
-    assert read_picture(grey)[0, :, 0].tolist() == [255, 0x12]
+    assert read_image(grey)[0, :, 0].tolist() == [255, 0x12]
 
 
 def test_a_file_of_pillows_that_ends_early(tmp_path):
     (tmp_path / "a.png").write_bytes(saved(Image.effect_noise((64, 64), 50), "PNG")[:-500])
-    with pytest.raises(UserError, match="cannot read picture 1: "):
-        read_picture(Image.open(tmp_path / "a.png"), 1)
+    with pytest.raises(UserError, match="cannot read image 1: "):
+        read_image(Image.open(tmp_path / "a.png"), 1)

@@ -27,7 +27,7 @@ from dalle_jax.data.tokenizer import Tokenizer, train_tokenizer
 from dalle_jax.errors import UserError, run_main
 from dalle_jax.training.telemetry.writers import open_writers
 
-TEXTS = [f"picture {i}, déjà vu" for i in range(30)]
+TEXTS = [f"image {i}, déjà vu" for i in range(30)]
 
 
 @pytest.fixture(params=["disk", "bucket"])

@@ -19,7 +19,7 @@ from dalle_jax.errors import UserError
 
 
 class Captioned(tfds.core.GeneratorBasedBuilder):
-    """Pictures with captions as COCO has them, a label and a second text."""
+    """Images with captions as COCO has them, a label and a second text."""
 
     VERSION = tfds.core.Version("1.0.0")
     png: bytes = b""

@@ -14,7 +14,7 @@ from dalle_jax.data.images.decode import decode
 
 @pytest.fixture(scope="module")
 def coordinates():
-    """A picture whose red is its column and whose green is its row, so that a crop tells where it came from."""
+    """An image whose red is its column and whose green is its row, so that a crop tells where it came from."""
 
     def make(height, width):
         rows, columns = np.mgrid[:height, :width]
@@ -86,7 +86,7 @@ def test_clip_crop(coordinates):
 
 
 def test_crop_and_mirror():
-    """All 81 crops of the padded picture come up, each both ways, and nothing else does."""
+    """All 81 crops of the padded image come up, each both ways, and nothing else does."""
     picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     padded = np.pad(picture, ((4, 4), (4, 4), (0, 0)), mode="reflect")
     crops = [padded[top : top + 32, left : left + 32] for top in range(9) for left in range(9)]

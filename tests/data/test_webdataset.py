@@ -136,10 +136,10 @@ def test_captions_that_are_not_text(write_tar, png):
 
 
 def test_labels_and_what_is_no_sample(write_tar, png):
-    path = write_tar("0.tar", {"x/a.png": png(), "x/a.cls": b"7\n", "b.txt": b"no picture", "._a.png": b"macOS"})
+    path = write_tar("0.tar", {"x/a.png": png(), "x/a.cls": b"7\n", "b.txt": b"no image", "._a.png": b"macOS"})
     source = WebDataset([path])
     assert source.has_labels and source[0].label == 7 and source.key(0) == "x/a" and len(source) == 1
-    with pytest.raises(UserError, match="no member is a picture"):
+    with pytest.raises(UserError, match="no member is an image"):
         WebDataset([write_tar("1.tar", {"b.txt": b"alone"})])
 
 
@@ -149,7 +149,7 @@ def left_out(source):
 
 def test_what_is_left_out_is_counted_by_reason(write_tar, png):
     members = {
-        "a.png": png(0), "a.txt": b"one", "a.jpg": png(1), "b.txt": b"no picture", "c.json": b"{}", "._a.png": b"macOS",
+        "a.png": png(0), "a.txt": b"one", "a.jpg": png(1), "b.txt": b"no image", "c.json": b"{}", "._a.png": b"macOS",
         "readme.md": b"", "d.tar.gz": b"", "x/e.v2.png": png(2), "x/e.v2.txt": b"two", "png": b"", "f.png": png(3),
         "f.TXT": b"old", "f.txt": b"new",
     }  # fmt: skip
@@ -202,7 +202,7 @@ def test_keys_up_to_the_last_dot(write_tar, png):
 def test_where_every_name_has_dots_the_option_is_named(write_tar, png):
     path = write_tar("0.tar", {f"2020.01.{i:02}.png": png(i) for i in range(3)})
     with pytest.raises(
-        UserError, match=r"no member is a picture .* set config\.data\.key=stem .* 3, such as 2020\.01\.00"
+        UserError, match=r"no member is an image .* set config\.data\.key=stem .* 3, such as 2020\.01\.00"
     ):
         WebDataset([path])
     assert len(WebDataset([path], key=TarKey.STEM)) == 3

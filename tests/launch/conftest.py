@@ -14,7 +14,7 @@ import pytest
 from clip_jax.evaluation.prompts import published_prompts
 from configs.clip_cifar10 import TEMPLATES
 from dalle_jax.data.readers.webdataset_writer import write_shard
-from tests.data.conftest import encode_picture
+from tests.data.conftest import encoded_image
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,7 +72,7 @@ def photographs(tmp_path_factory) -> str:
     shard = [
         {
             "key": b"%010d" % i,
-            "png": encode_picture(np.uint8(colours[i % 10] + rng.integers(-40, 40, (32, 32, 3)))),
+            "png": encoded_image(np.uint8(colours[i % 10] + rng.integers(-40, 40, (32, 32, 3)))),
             "txt": TEMPLATES[i % len(TEMPLATES)].replace("{}", classes[i % 10]).encode(),
             "cls": b"%d" % (i % 10),
         }

@@ -64,6 +64,6 @@ def _leave(script: str, arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what is printed here by accident is no answer
+    os.dup2(2, 1)  # what is printed here by accident is not an answer
     for line in sys.stdin:
         print(json.dumps(run(**json.loads(line))), file=answers, flush=True)

@@ -54,7 +54,7 @@ TRAIN = TrainConfig(
 
 
 class Noise(Source):
-    """Twenty pictures of noise with captions."""
+    """Twenty images of noise with captions."""
 
     name = "noise"
 
@@ -66,14 +66,14 @@ class Noise(Source):
 
     def __getitem__(self, index):
         pixels = np.random.default_rng(index).integers(0, 256, (12, 16, 3), np.uint8)
-        return Record(pixels, (f"picture number {index}", f"the {index}th of them"), self.key(index))
+        return Record(pixels, (f"image number {index}", f"the {index}th of them"), self.key(index))
 
 
 def facts(workdir: Path, mesh_config: MeshConfig) -> dict:
     """Everything that must be the same, or nearly, however many processes there are."""
     mesh, rules = make_mesh(mesh_config), ShardingRules()
     sharding = batch_sharding(mesh, rules)
-    tokenizer = train_tokenizer([f"picture number {i} the {i}th of them" for i in range(60)], DECODER.text_vocab_size)
+    tokenizer = train_tokenizer([f"image number {i} the {i}th of them" for i in range(60)], DECODER.text_vocab_size)
 
     def batches_on(sharding) -> Batches:
         return Batches(
@@ -104,7 +104,7 @@ def facts(workdir: Path, mesh_config: MeshConfig) -> dict:
     )  # fmt: skip
     dalle = Dalle(codec, tokenizer, DECODER, state.params, mesh, rules)
     samples = dalle.generate(
-        ["picture number 3", "the 7th"], num_samples=10, keep=4, score_fn=brightness, max_sequences=16
+        ["image number 3", "the 7th"], num_samples=10, keep=4, score_fn=brightness, max_sequences=16
     )
     return {
         "batches": hashes(sharding),
@@ -141,7 +141,7 @@ def digest(batch) -> str:
 
 def disagree(folder: Path) -> None:
     """Prints what each process says where process 1 has other data, another tokenizer, code or disk than process 0."""
-    texts = [f"picture number {i} the {i}th of them" for i in range(60)]
+    texts = [f"image number {i} the {i}th of them" for i in range(60)]
     tokenizers = [train_tokenizer(texts, size) for size in (40, 45)]
     mine = jax.process_index()
     for part in range(2):

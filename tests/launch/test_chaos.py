@@ -57,7 +57,7 @@ def test_few_faults_are_of_many_kinds_and_some_may_be_left_out():
 
 @pytest.fixture
 def place(tmp_path) -> Place:
-    (tmp_path / "0.tar").write_bytes(b"pictures")
+    (tmp_path / "0.tar").write_bytes(b"images")
     return Place(tmp_path, "decoder", [tmp_path / "0.tar"])
 
 
@@ -130,4 +130,4 @@ def test_an_unreadable_shard_comes_back(place, tmp_path):
     assert group.wait() == 0
     assert not (tmp_path / "0.tar").exists()
     place.after(fault)
-    assert Path(tmp_path / "0.tar").read_bytes() == b"pictures"
+    assert Path(tmp_path / "0.tar").read_bytes() == b"images"

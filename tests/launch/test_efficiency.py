@@ -1,4 +1,4 @@
-"""The efficiency figure: its ratios by hand, its picture, and a tiny run of everything."""
+"""The efficiency figure: its ratios by hand, its image, and a tiny run of everything."""
 
 import csv
 import json
@@ -24,16 +24,16 @@ SLOW = [(10.0, 0.2), (20.0, 0.15), (30.0, 0.3), (40.0, 0.4)]
 
 
 def test_pictures_to_an_accuracy():
-    assert report.pictures_to(FAST, 0.7, 0.1) == pytest.approx(25)  # halfway between two points
-    assert report.pictures_to(FAST, 0.2, 0.1) == pytest.approx(5)  # halfway from chance
-    assert report.pictures_to(SLOW, 0.2, 0.1) == pytest.approx(10)  # the first time
-    assert report.pictures_to(SLOW, 0.4, 0.1) == 40
+    assert report.images_to(FAST, 0.7, 0.1) == pytest.approx(25)  # halfway between two points
+    assert report.images_to(FAST, 0.2, 0.1) == pytest.approx(5)  # halfway from chance
+    assert report.images_to(SLOW, 0.2, 0.1) == pytest.approx(10)  # the first time
+    assert report.images_to(SLOW, 0.4, 0.1) == 40
     with pytest.raises(ValueError, match="does not reach"):
-        report.pictures_to(SLOW, 0.5, 0.1)
+        report.images_to(SLOW, 0.5, 0.1)
 
 
 def test_ratios():
-    # At the slow one's highest accuracy, 0.4: 40 pictures against 15; the other seed of the fast one: against 5.
+    # At the slow one's highest accuracy, 0.4: 40 images against 15; the other seed of the fast one: against 5.
     faster = [(10.0, 0.7)]
     assert report.compare([SLOW], [FAST], 0.1)["ratio"] == pytest.approx(40 / 15)
     assert report.compare([FAST], [SLOW], 0.1)["ratio"] == pytest.approx(15 / 40)
@@ -72,8 +72,8 @@ def test_arrows_go_from_each_objective_to_the_one_that_ends_next_above(monkeypat
     curves = dict(zip(Objective, ([(10.0, 0.2), (20.0, 0.4)], [(10.0, 0.2), (20.0, 0.3)], [(10.0, 0.6)]), strict=True))
     runs = [{"objective": objective.value, "chosen": True, "curve": curve} for objective, curve in curves.items()]
     monkeypatch.setattr(report, "draw_lines", lambda lines, x, y, spans: spans)
-    first, second = report.draw({"runs": runs, "chance": 0.1})
-    # Words, which end lowest, against captions: 20 pictures for 0.3 against 15; captions against contrast: 20 and 6.
+    first, second = report.plot({"runs": runs, "chance": 0.1})
+    # Words, which end lowest, against captions: 20 images for 0.3 against 15; captions against contrast: 20 and 6.
     assert (first.text, first.start, first.end, first.y) == ("1.3x (1.3 to 1.3)", 15.0, 20.0, 0.3)
     assert (second.text, second.start, second.end, second.y) == ("3.3x (3.3 to 3.3)", pytest.approx(6.0), 20.0, 0.4)
 

@@ -157,9 +157,9 @@ def assert_refused(ended, *parts):
 def test_what_cannot_be_trained_on_tokens(encoded, scripts, tiny_run, tmp_path):
     where = ["--config.data.source=encoded", f"--config.data.path={encoded}"]
     run = tmp_path / "run"
-    assert_refused(scripts.train("quickstart.py:tiny", run, *where), "holds tokens", "the codec learns from pictures")
+    assert_refused(scripts.train("quickstart.py:tiny", run, *where), "holds tokens", "the codec learns from images")
     ended = scripts.train("quickstart.py:tiny", run, *where, "--stages=clip")
-    assert_refused(ended, "holds tokens", "the clip learns from pictures")
+    assert_refused(ended, "holds tokens", "the clip learns from images")
     copy = Path(shutil.copytree(encoded, tmp_path / "copy"))
     record = json.loads((copy / "manifest.json").read_text())
     for key, value in (("codec", "another"), ("grid_size", 16), ("codebook_size", 77), ("image_size", 32)):

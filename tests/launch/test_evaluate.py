@@ -27,7 +27,7 @@ FLAGS = DataFlags(model="unused")
 
 
 class ColourClip:
-    """Pictures are their mean colour; captions are the colour that they name."""
+    """Images are their mean colour; captions are the colour that they name."""
 
     config = SimpleNamespace(vision=VISION)
 
@@ -97,7 +97,7 @@ def write_benchmark(folder, split, labels, per_shard=10, kind="classification"):
 
 @pytest.fixture
 def benchmark(tmp_path):
-    """23 test pictures in three tars, two of them with a wrong label, and 60 to train on."""
+    """23 test images in three tars, two of them with a wrong label, and 60 to train on."""
     labels = [i % 3 for i in range(21)]
     write_benchmark(tmp_path / "wds_colours", "train", [i % 3 for i in range(60)])
     folder = write_benchmark(tmp_path / "wds_colours", "test", labels)
@@ -155,7 +155,7 @@ def test_several_classes_of_a_picture(tmp_path):
     folder = write_benchmark(tmp_path / "wds_voc2007_multilabel", "test", labels, kind="multilabel")
     row = zero_shot.evaluate(ColourClip(), folder, "test", FLAGS)
     assert row["metric"] == "eleven_point_map"
-    # Red and blue rank their pictures first. Green has three: its two first, and the red one among four others like it
+    # Red and blue rank their images first. Green has three: its two first, and the red one among four others like it
     # or last, at a precision between 3/6 and 3/3, for the recalls over 2/3.
     assert (1 + 1 + (7 + 4 * 3 / 6) / 11) / 3 <= row["result"] <= 1
 
@@ -174,7 +174,7 @@ def test_retrieval_in_the_layout_of_clip_benchmark(tmp_path):
 
 
 def test_suites_that_do_not_apply(benchmark, tmp_path):
-    """Found out before a picture is encoded."""
+    """Found out before an image is encoded."""
     captioned = write_benchmark(tmp_path / "pairs", "test", [0, 1, 2], kind="retrieval")
     clip = ColourClip()
     clip.encode_image = clip.probe_features = None
@@ -236,12 +236,12 @@ def test_a_linear_probe(benchmark, tmp_path):
 def test_a_probe_is_not_measured_on_what_it_was_fitted_on(benchmark, folder, tmp_path):
     clip = ColourClip()
     clip.encode_image = clip.probe_features = None
-    with pytest.raises(UserError, match="--split and --validation_split of .* are the same pictures"):
+    with pytest.raises(UserError, match="--split and --validation_split of .* are the same images"):
         linear_probe.evaluate(clip, benchmark, "test", FLAGS, "train", "test")
-    with pytest.raises(UserError, match="--train_split and --validation_split of .* are the same pictures"):
+    with pytest.raises(UserError, match="--train_split and --validation_split of .* are the same images"):
         linear_probe.evaluate(clip, benchmark, "test", FLAGS, "train", "train")
     for data in (f"{folder}/train", f"{benchmark}/test/*.tar"):
-        with pytest.raises(UserError, match="--split and --train_split of .* are the same pictures.*a folder for each"):
+        with pytest.raises(UserError, match="--split and --train_split of .* are the same images.*a folder for each"):
             linear_probe.evaluate(clip, data, "test", DataFlags("unused", classes=Classes.INDEX, prompts="CIFAR10"))
 
 
@@ -294,7 +294,7 @@ def folder(tmp_path):
                 path = tmp_path / "mine" / split / name / f"{i}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(picture(rng, name))
-    (tmp_path / "mine" / "test" / "red" / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "mine" / "test" / "red" / "broken.png").write_bytes(b"no image")
     return str(tmp_path / "mine")
 
 
@@ -384,7 +384,7 @@ def test_pictures_in_order_and_none_that_can_be_read(benchmark, tmp_path, monkey
     assert [record.key for record in encoded.records] == [source.key(i) for i in range(23)]
     assert encoded.features.shape == (23, 3) and encoded.records[0].image == b""
     write_tar(tmp_path / "bad.tar", {"a.png": b"no"})
-    with pytest.raises(UserError, match="none of the 1 pictures"):
+    with pytest.raises(UserError, match="none of the 1 images"):
         encode_source(ColourClip().encode_image, WebDataset([str(tmp_path / "bad.tar")]), VISION)
 
 
@@ -406,7 +406,7 @@ def test_the_script(scripts, tiny_run, benchmark, folder, tmp_path):
     assert lines[0].split()[:5] == ["data", "pictures", "classes", "metric", "result"] and benchmark in lines[1]
     done = scripts(
         "evaluate", f"--model={tiny_run}", "--suite=retrieval", "--data=run", f"--out={tmp_path / 'out'}",
-        "--caption_prefix=a picture of ",
+        "--caption_prefix=an image of ",
     )  # fmt: skip
     assert done.code == 0 and "text_recall_at_10" in done.out, done
     (row,) = json.loads((tmp_path / "out" / "retrieval.json").read_text())["results"]

@@ -64,7 +64,7 @@ def test_folders_called_by_synset(tmp_path):
 
 
 class Pictures(tfds.core.GeneratorBasedBuilder):
-    """Pictures of one colour each, in turn; their labels are the subclass's."""
+    """Images of one colour each, in turn; their labels are the subclass's."""
 
     VERSION = tfds.core.Version("1.0.0")
     supervised = None
@@ -90,7 +90,7 @@ def one_of(*names):
 
 
 class Pets(Pictures):
-    """As `oxford_iiit_pet` is: a second label, a second picture, and a word on which of them are meant."""
+    """As `oxford_iiit_pet` is: a second label, a second image, and a word on which of them are meant."""
 
     supervised = ("image", "label")
 
@@ -104,7 +104,7 @@ class Pets(Pictures):
 
 
 class Voc07(Pictures):
-    """As `voc/2007` is: all classes that a picture shows, and without those that only difficult objects show."""
+    """As `voc/2007` is: all classes that an image shows, and without those that only difficult objects show."""
 
     def labels(self):
         several = tfds.features.Sequence(one_of(*COLOURS))

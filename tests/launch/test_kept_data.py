@@ -15,9 +15,9 @@ from dalle_jax.errors import UserError
 from dalle_jax.training.checkpoints.workdir import check_workdir, open_workdir, read_workdir
 from launch.run.config import held_out_as_begun
 from launch.run.data_record import FILE, fingerprints, keep_data
-from tests.data.conftest import encode_picture
+from tests.data.conftest import encoded_image
 
-PNG = encode_picture(np.zeros((4, 4, 3), np.uint8))
+PNG = encoded_image(np.zeros((4, 4, 3), np.uint8))
 
 
 def write_tar(path: Path, count: int, caption: bytes = b"a caption") -> None:

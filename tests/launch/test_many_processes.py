@@ -49,7 +49,7 @@ def test_several_processes_are_one(alone, tmp_path, count, devices):
         assert found[name] == alone[name], name
     for name in ("losses", "scores"):
         np.testing.assert_allclose(found[name], alone[name], rtol=1e-5, err_msg=name)
-    # One writer: each row once, each picture once.
+    # One writer: each row once, each image once.
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
     assert [path.name for path in (tmp_path / "run" / "previews").iterdir()] == ["step_0000002.png"]
 

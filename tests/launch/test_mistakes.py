@@ -46,7 +46,7 @@ def kept(tiny_run):
 
 @pytest.fixture
 def pictures(tmp_path) -> Path:
-    """A folder of pictures without captions."""
+    """A folder of images without captions."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -143,7 +143,7 @@ def test_data(scripts, tmp_path, pictures):
     ended = scripts.train(TINY, run, WEBDATASET, f"--config.data.path={tmp_path}/none/*.tar")
     assert_refused(ended, f"{tmp_path}/none/*.tar")
 
-    shard = tmp_path / "pictures.tar"
+    shard = tmp_path / "images.tar"
     with tarfile.open(shard, "w") as tar:
         for file in sorted(pictures.iterdir()):
             tar.add(file, file.name)

@@ -132,7 +132,7 @@ def test_several_runs_and_stages(scripts, tiny_run, tmp_path):
         (["RUN", "--metric=los"], "no row of these runs has it, did you mean 'loss'?"),
         (["RUN", "--stage=decode"], "did you mean 'decoder'?"),
         (["RUN", "--out=RUN/config.json/x.png"], "/config.json/x.png: "),
-        (["RUN", "--out=x.nothing"], "--out=x.nothing: pictures are written as .png, "),
+        (["RUN", "--out=x.nothing"], "--out=x.nothing: images are written as .png, "),
         (["RUN", "RUN"], "a run is named twice"),
     ],
 )

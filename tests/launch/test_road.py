@@ -27,7 +27,7 @@ from dalle_jax.training.checkpoints.workdir import read_workdir, saved_steps
 from dalle_jax.training.trees import unbox
 from launch.run.config import RunConfig
 from launch.run.stages import make_batches, plan_decoder
-from tests.data.conftest import encode_picture
+from tests.data.conftest import encoded_image
 from tests.launch.conftest import ROOT
 
 pytestmark = pytest.mark.entry
@@ -41,7 +41,7 @@ def rows(workdir: Path, stage: str) -> list[dict]:
 
 
 def assert_trained(workdir: Path, stage: str) -> None:
-    """Two steps, a checkpoint, finite metrics, held-out ones, and a picture."""
+    """Two steps, a checkpoint, finite metrics, held-out ones, and an image."""
     assert saved_steps(workdir / stage) == [2]
     written = rows(workdir, stage)
     assert {1, 2} <= {row["step"] for row in written if "loss" in row}
@@ -128,10 +128,10 @@ def test_tiny_sibling_trains(scripts, tmp_path, config, stage, arguments):
 
 
 def test_tiny_emoji_run_trains_every_stage(scripts, tmp_path):
-    """On the names of eighty emoji, under plain pictures: the font that draws them is not everywhere."""
+    """On the names of eighty emoji, under plain images: the font that draws them is not everywhere."""
     names = [unicodedata.name(chr(code)).lower() for code in range(0x1F600, 0x1F650)]
     shard = [
-        {"key": b"%d" % i, "png": encode_picture(np.full((64, 64, 3), 3 * i, np.uint8)), "txt": name.encode()}
+        {"key": b"%d" % i, "png": encoded_image(np.full((64, 64, 3), 3 * i, np.uint8)), "txt": name.encode()}
         for i, name in enumerate(names)
     ]
     write_shard(tmp_path / "train.tar", shard)

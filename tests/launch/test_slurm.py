@@ -169,7 +169,7 @@ class Submitted:
     def __init__(self, cluster: SlurmCluster, folder: Path, *arguments: str, by_sbatch: bool = False):
         self.cluster, self._folder = cluster, folder
         python = python_that_installs_nothing(folder / "venv/bin/python", folder / "pip")
-        with socket.socket() as free:  # the nodes' names are no names of the network
+        with socket.socket() as free:  # the nodes' names are not names of the network
             free.bind(("127.0.0.1", 0))
             coordinator = f"127.0.0.1:{free.getsockname()[1]}"
         environment = cluster.environment | {

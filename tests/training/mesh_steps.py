@@ -73,7 +73,7 @@ def _one_step(task: Task, variables, mesh_config: MeshConfig, devices=None) -> t
 
 
 def _batch() -> dict[str, np.ndarray]:
-    """Pictures, each brighter than the one before it, and captions of two lengths."""
+    """Images, each brighter than the one before it, and captions of two lengths."""
     rng, rows = np.random.default_rng(0), TRAIN.batch_size
     brightness = np.linspace(0.1, 1, rows)[:, None, None, None]
     text = rng.integers(4, VOCAB_SIZE, (rows, TEXT_LENGTH), np.int32)

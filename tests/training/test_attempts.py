@@ -178,7 +178,7 @@ def test_a_later_start_counts_the_earlier_ones(tmp_path):
     with Clock() as clock, open_heartbeat(tmp_path, clock, 30) as heartbeat:
         times = heartbeat.times()
     assert times[Kind.LOST] == pytest.approx(7.0) and times[Kind.DOWN] == pytest.approx(953.0, abs=1.0)
-    assert [found.number for found in read_attempts(tmp_path)] == [1, 2]  # the broken file was no start
+    assert [found.number for found in read_attempts(tmp_path)] == [1, 2]  # the broken file was not a start
     assert summary(read_attempts(tmp_path))["starts"] == 2
 
 

@@ -1,4 +1,4 @@
-"""Rows and pictures: written once each, whatever happened before."""
+"""Rows and images: written once each, whatever happened before."""
 
 import json
 import sys

@@ -275,7 +275,7 @@ def test_what_is_no_file_of_weights(tmp_path):
     refused(tmp_path, "is a folder")
     (tmp_path / "empty.pt").write_bytes(b"")
     refused(tmp_path / "empty.pt", "no file of weights")
-    (tmp_path / "text.pt").write_text("hello, these are no weights")
+    (tmp_path / "text.pt").write_text("hello, these are not weights")
     refused(tmp_path / "text.pt", "no file of weights")
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as file:
         file.writestr("readme.txt", b"hello")

@@ -88,7 +88,7 @@ def extension(*array):
         (extension((-1,), "float32", b"\0" * 24), "damaged"),
         (extension((2**62, 2**62), "float32", b""), "damaged"),
         (extension("no", "array"), "damaged"),
-        (msgpack.packb({"w": msgpack.ExtType(2, b"x")}), "'w' is no array"),
+        (msgpack.packb({"w": msgpack.ExtType(2, b"x")}), "'w' is not an array"),
         (msgpack.packb({"w": {"__msgpack_chunked_array__": True}}), "'w' is of over 1 GiB"),
         (msgpack.packb({"params": {}}), "holds no tensors"),
         (b"\x81\xa1w" * 5000, "damaged"),

@@ -29,7 +29,7 @@ class Job:
     source: Source
     augment: Augment
     crops: int
-    """Alternatives of each picture: crop c of a sample is a function of (seed, the sample's key, c)."""
+    """Alternatives of each image: crop c of a sample is a function of (seed, the sample's key, c)."""
     seed: int
     encoding: Encoding
     shard_size: int

@@ -47,7 +47,7 @@ class Split:
 
     augment: Augment
     crops: int
-    """Alternatives of each picture."""
+    """Alternatives of each image."""
     source: str
     """Its name."""
     source_fingerprint: str
@@ -182,7 +182,7 @@ def pack(header: bytes, tokens: Int32[np.ndarray, "crops tokens"], codebook_size
 
 
 def pack_header(record: Record) -> bytes:
-    """What a record keeps of the one that was encoded, besides its picture."""
+    """What a record keeps of the one that was encoded, besides its image."""
     about = {"key": record.key, "captions": record.captions}
     return json.dumps(about, ensure_ascii=False).encode("utf-8", "surrogateescape")
 

@@ -67,7 +67,7 @@ class Writer:
         job: what to encode.
         folder: where the shards go; local or `gs://`.
         encode: uint8 [batch_size, S, S, 3] to tokens [batch_size, G], of which it may not wait for the end.
-        batch_size: pictures at once.
+        batch_size: images at once.
         workers: processes that decode; 0: threads.
         max_bad_fraction: as in `DataConfig`.
         on_crops: called with the number of crops that were encoded since the last call.

@@ -1,4 +1,4 @@
-"""From the bytes of a picture to red, green and blue."""
+"""From the bytes of an image to red, green and blue."""
 
 import io
 from typing import Any
@@ -11,28 +11,28 @@ from dalle_jax.data.images.bare_image import TransparentColor, bare_image
 from dalle_jax.data.images.orientation import noted, turned
 from dalle_jax.data.records import BadReason, BadSample
 
-Picture = UInt8[np.ndarray, "height width 3"]
+RgbImage = UInt8[np.ndarray, "height width 3"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
 """Those that are read, as Pillow calls them. Its other readers run other programs, or are seldom looked after."""
 
 
-def decode(data: bytes | np.ndarray, *, max_pixels: int, shrink_to: int | None = None) -> Picture:
-    """Decodes a picture in any of `FORMATS`; an animation gives its first frame.
+def decode(data: bytes | np.ndarray, *, max_pixels: int, shrink_to: int | None = None) -> RgbImage:
+    """Decodes an image in any of `FORMATS`; an animation gives its first frame.
 
     Whatever the file holds becomes 8-bit RGB: CMYK, palettes, greys and 16-bit are converted (see `to_rgb`),
     transparent parts are laid on white, and the orientation that is noted in EXIF or XMP is applied. Colour profiles
     are ignored, and so is whatever else lies beside the pixels, damaged or not.
 
     Args:
-      data: an encoded picture, or uint8 [height, width, 3], which is returned as it is.
-      max_pixels: larger pictures are refused before anything is unpacked.
+      data: an encoded image, or uint8 [height, width, 3], which is returned as it is.
+      max_pixels: larger images are refused before anything is unpacked.
       shrink_to: allows a JPEG to be decoded at 1/2, 1/4 or 1/8 of its size as long as no side falls below this many
         pixels. It skips most of the work, and averages nearly as a box filter does: good for random augmentation, not
         for exact preprocessing.
 
     Raises:
-      BadSample: where it is no picture, ends early, or is too large.
+      BadSample: where it is not an image, ends early, or is too large.
     """
     if isinstance(data, np.ndarray):
         return data
@@ -85,7 +85,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 class RangeError(ValueError):
-    """The samples of an image are no brightness."""
+    """The samples of an image are not brightness."""
 
 
 def _eight_bits(samples: np.ndarray) -> UInt8[np.ndarray, "height width"]:

@@ -1,4 +1,4 @@
-"""Many pictures on one sheet, and sheets as files."""
+"""Many images on one sheet, and sheets as files."""
 
 import io
 
@@ -9,13 +9,13 @@ from PIL import Image
 from dalle_jax.storage import write_whole
 
 
-def picture_grid(images: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
-    """Lays pictures out row by row on white.
+def image_grid(images: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
+    """Lays images out row by row on white.
 
     Args:
       images: uint8 [n, height, width, 3].
-      columns: pictures a row; the last row may be shorter.
-      gap: white pixels between pictures and around them.
+      columns: images a row; the last row may be shorter.
+      gap: white pixels between images and around them.
 
     Returns:
       uint8 [sheet height, sheet width, 3].

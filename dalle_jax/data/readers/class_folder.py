@@ -1,4 +1,4 @@
-"""Pictures in one folder for each class."""
+"""Images in one folder for each class."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -10,20 +10,20 @@ from dalle_jax.errors import UserError
 
 
 class ClassFolder(Folder):
-    """A folder whose folders are the classes, in the order of `in_class_order`; pictures may lie deeper."""
+    """A folder whose folders are the classes, in the order of `in_class_order`; images may lie deeper."""
 
     def __init__(self, path: str, *, caption_field: str = "", image_field: str = "", wanted: Wanted = EVERYTHING):
         """Lists the folder; see `Folder`.
 
         Raises:
-          UserError: where there is no picture, or one that lies in no class's folder, or the folders are splits.
+          UserError: where there is no image, or one that lies in no class's folder, or the folders are splits.
         """
         super().__init__(path, caption_field=caption_field, image_field=image_field, wanted=wanted)
         self.name = f"folder by class {path}"
         outside = next((file for file in self._files if "/" not in file), None)
         if outside is not None:
             raise UserError(
-                f"'{outside}' lies in {path} itself: give each class a folder with its name, and its pictures in it"
+                f"'{outside}' lies in {path} itself: give each class a folder with its name, and its images in it"
             )
         names = {file.split("/")[0] for file in self._files}
         if len(names) > 1 and all(map(kind_of, names)):

@@ -63,7 +63,7 @@ class Folder(Source):
         else:
             listing = list_files(files, endings)
         if not listing.files:
-            raise UserError(f"{self.name} holds no picture (.{', .'.join(IMAGE_SUFFIXES)}){_other_source(files)}")
+            raise UserError(f"{self.name} holds no image (.{', .'.join(IMAGE_SUFFIXES)}){_other_source(files)}")
         self.split_names = () if listing.division is None else listing.division.names
         choice = choose(listing.division, wanted, path, listing.files)
         if choice is not None:
@@ -137,7 +137,7 @@ def _root(path: str) -> tuple[str, str]:
     if place is not None and place.is_dir():
         return root, ""
     if place is None or not (is_table_name(path) and place.is_file()):
-        raise UserError(f"config.data.path='{path}' is not a folder: name the folder with the pictures")
+        raise UserError(f"config.data.path='{path}' is not a folder: name the folder with the images")
     folder, _, table = (root if storage.is_remote(root) else os.path.abspath(root)).rpartition("/")
     if any(map(is_image, storage.walk(folder))):
         return folder, table

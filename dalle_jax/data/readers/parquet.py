@@ -159,7 +159,7 @@ def read_rows(path: str) -> Iterator[dict[str, Any]]:
     """The rows of a table of metadata, column by column as Python's values.
 
     Raises:
-      UserError: it is no Parquet file, or damaged.
+      UserError: it is not a Parquet file, or damaged.
     """
     with _open(path) as file:
         _check_names(path, file.schema_arrow, file.schema_arrow.names)

@@ -157,7 +157,7 @@ def read_text(path: str) -> str:
         return decode_text(data, "surrogateescape")
     except UnicodeDecodeError as error:
         if error.reason == "zero byte":
-            what = "holds zero bytes, and so is no text: name another file, or write it as UTF-8"
+            what = "holds zero bytes, and so is not text: name another file, or write it as UTF-8"
             raise UserError(f"{path} {what}") from error
         raise UserError(f"{path} begins as UTF-16 and is damaged ({error.reason}): write it again, as UTF-8") from error
 
@@ -172,7 +172,7 @@ def _image_name(path: str, place: str, row: Mapping[str, Any], image_field: str)
         raise UserError(f"{path} has two columns '{key}': which of them names the images? give one another name")
     if not isinstance(name, str):
         raise UserError(
-            f"{path}, {place}: no picture is named by {image_field or ' or '.join(IMAGE_FIELDS)} (its fields: "
+            f"{path}, {place}: no image is named by {image_field or ' or '.join(IMAGE_FIELDS)} (its fields: "
             f"{', '.join(fields)[:200]}); set config.data.image_field{closest(image_field, fields)}"
         )
     return name

@@ -58,7 +58,7 @@ def scan(path: str, tally: Tally | None = None) -> Iterator[Member]:
       tally: counts the members that are not files, folders aside.
 
     Raises:
-      UserError: naming the tar and the offset, where it is compressed, ends inside a member, or is no tar.
+      UserError: naming the tar and the offset, where it is compressed, ends inside a member, or is not a tar.
     """
     tally = tally or Tally()
     files: dict[str, tuple[int, int]] = {}
@@ -146,7 +146,7 @@ def _entries(path: str, file: storage.Reader) -> Iterator[_Entry]:
     if said:
         raise _cut(path, offset, total)  # the member that an extension announced is not there
     if not closed:
-        # Some writers leave them out, so that this is no proof.
+        # Some writers leave them out, so that this is not proof.
         _log.warning("%s ends without the empty blocks that close a tar: it may be cut short between two members", path)
 
 
@@ -163,8 +163,8 @@ def _after_empty_blocks(path: str, file: storage.Reader, offset: int) -> int:
     header = file.pread(BLOCK, end)
     if len(header) < BLOCK or not tar_header.checksum_matches(header):
         raise UserError(
-            f"{path} is damaged: it is empty from byte {offset} on, and what follows at byte {end} is no member; fetch "
-            "it again or leave it out"
+            f"{path} is damaged: it is empty from byte {offset} on, and what follows at byte {end} is not a member; "
+            "fetch it again or leave it out"
         )
     _log.warning(
         "%s has members behind the empty blocks at byte %d, which are read too: it is made of several tars, or lacks "

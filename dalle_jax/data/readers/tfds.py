@@ -13,18 +13,18 @@ from dalle_jax.data.records import BadReason, BadSample, Record, Source
 from dalle_jax.errors import UserError, closest
 
 _USUAL = ("labels_no_difficult",)
-"""Taken of several labels or pictures, after what the data set itself says is its picture and its label.
+"""Taken of several labels or images, after what the data set itself says is its image and its label.
 
 Of VOC 2007's two lists, `labels` and this one, the evaluation of its devkit reads neither: an object that is marked as
-difficult makes a picture neither a right nor a wrong answer for its class. CLIP's paper (Radford et al. 2021, App. A)
-says 11-point mAP and no more. This list has the devkit's right answers; a picture that shows a class in difficult
+difficult makes an image neither a right nor a wrong answer for its class. CLIP's paper (Radford et al. 2021, App. A)
+says 11-point mAP and no more. This list has the devkit's right answers; an image that shows a class in difficult
 objects alone counts as one without it."""
 
 
 class Tfds(Source):
-    """One split of a data set. Pictures stay encoded; captions and labels are found by the features' types.
+    """One split of a data set. Images stay encoded; captions and labels are found by the features' types.
 
-    Where several could be the picture or the label, it is the one that the data set says (`supervised_keys`), or
+    Where several could be the image or the label, it is the one that the data set says (`supervised_keys`), or
     `_USUAL`.
     """
 
@@ -60,13 +60,13 @@ class Tfds(Source):
             )
         features: dict[str, Any] = dict(info.features.items())
         usual = (*(info.supervised_keys or ()), *_USUAL)
-        pictures = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
+        images = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
         labels = [name for name, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
         labels = labels or [name for name, feature in features.items() if _is_label_list(feature)]
-        self._image = _field("image_field", image_field, pictures, features, usual)
+        self._image = _field("image_field", image_field, images, features, usual)
         if self._image is None:
             raise UserError(
-                f"{info.full_name} has {len(pictures)} pictures a sample ({', '.join(pictures)}): choose "
+                f"{info.full_name} has {len(images)} images a sample ({', '.join(images)}): choose "
                 "one with config.data.image_field"
             )
         self._label = _field("label_field", label_field, labels, features, usual)
@@ -120,7 +120,7 @@ class Tfds(Source):
 
 
 def _is_label_list(feature: Any) -> bool:
-    """Whether a feature holds all classes of a picture."""
+    """Whether a feature holds all classes of an image."""
     return isinstance(feature, tfds.features.Sequence) and isinstance(feature.feature, tfds.features.ClassLabel)
 
 

@@ -26,9 +26,9 @@ _THREADS = 16  # that open tars: each waits most of its time for a bucket or a n
 
 
 class WebDataset(Source):
-    """Files that share a key are one sample: a picture, and `.txt`, `.json` or labels beside it.
+    """Files that share a key are one sample: an image, and `.txt`, `.json` or labels beside it.
 
-    A key is a name up to its first dot, or its last (`TarKey`). Where a key has several pictures, the last in its tar
+    A key is a name up to its first dot, or its last (`TarKey`). Where a key has several images, the last in its tar
     is used. Keys may come again in other tars; by `HeldOutBy.TAR_AND_KEY` a record's key has the tar's name before it.
 
     Captions are the lines of the `.txt`, else the caption field of the `.json`; where `caption_field` is given, that
@@ -51,7 +51,7 @@ class WebDataset(Source):
 
         Raises:
           UserError: where one is cut short, compressed or damaged (naming it and the offset), or no sample in any of
-            them has a picture.
+            them has an image.
         """
         self.name = f"webdataset {paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
         self._paths = list(paths)
@@ -66,13 +66,13 @@ class WebDataset(Source):
             self.without_effect = {"caption_field": f"{self.name} has no .json members, in which it is looked for"}
         self._ends = list(itertools.accumulate(map(len, self._tars)))
         if not len(self):
-            raise UserError(self._without_pictures())
+            raise UserError(self._without_images())
         self.has_labels = (
             all(index.has_everywhere("cls") for index in self._tars if len(index)) and self._numbers_classes()
         )
 
     def _numbers_classes(self) -> bool:
-        """Whether the `.cls` of the first sample is a number; names in them are no labels."""
+        """Whether the `.cls` of the first sample is a number; names in them are not labels."""
         (label,) = self._read(0, ("cls",))
         if not label.strip().isdigit():
             _log.warning("%s: .cls files hold %r, and not numbers: there are no labels", self.name, label[:40])
@@ -85,8 +85,8 @@ class WebDataset(Source):
                 tally.add(found.reason, f"{found.example} in {name}.tar", found.count)
         return tally.found()
 
-    def _without_pictures(self) -> str:
-        message = f"{self.name}: no member is a picture (.{', .'.join(IMAGE_SUFFIXES)})"
+    def _without_images(self) -> str:
+        message = f"{self.name}: no member is an image (.{', .'.join(IMAGE_SUFFIXES)})"
         if any(found.reason == DOTTED for found in self.left_out):
             message += ": a key ends at the first dot of a name; set config.data.key=stem to end it at the last"
         return "; ".join([message, *(f"left out: {text}" for text in in_words(self.left_out))])

@@ -1,6 +1,6 @@
 """Where the samples of a tar lie: found once, kept in the cache folder, and shared by all processes of a machine.
 
-An index is one array, a row a sample: about 50 bytes for a picture with `.txt` and `.json`. It is mapped into memory
+An index is one array, a row a sample: about 50 bytes for an image with `.txt` and `.json`. It is mapped into memory
 from its file, so that neither a second start nor a worker process scans or copies it.
 """
 
@@ -43,7 +43,7 @@ _AUXILIARY = "images named after another sample, which alone has captions or a l
 
 
 class TarIndex:
-    """The samples with a picture of one tar. Picklable: by the name of its file, where it has one."""
+    """The samples with an image of one tar. Picklable: by the name of its file, where it has one."""
 
     def __init__(self, rows: np.ndarray, left_out: tuple[LeftOut, ...] = (), file: str | None = None):
         """Use `tar_index`.

@@ -1,4 +1,4 @@
-"""The embedded data set: drawn scenes (`scenes`), their records (`source`), and what reads pictures back (`judge`)."""
+"""The embedded data set: drawn scenes (`scenes`), their records (`source`), and what reads images back (`judge`)."""
 
 from dalle_jax.data.config import ShapesConfig
 from dalle_jax.data.records import Source

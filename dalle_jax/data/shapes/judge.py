@@ -1,4 +1,4 @@
-"""Reads a picture back into the scene it shows, from pixels alone: image analysis, no trained model.
+"""Reads an image back into the scene it shows, from pixels alone: image analysis, no trained model.
 
 The background is the median colour. What remains is explained by templates, one for each shape and size, by least
 squares: at every position the best colour for the template, and how much of the remainder it explains. The template,
@@ -26,7 +26,7 @@ CHANCE = {
 """Accuracy of a guess that does not look."""
 
 NONE = "none"
-"""In place of an attribute that the picture does not show."""
+"""In place of an attribute that the image does not show."""
 
 _SIDE = 64
 _NOISE = 24.0  # Euclidean distances in RGB; the palest object is 90 away from its background
@@ -37,24 +37,24 @@ _PLACE_TOLERANCE = 7 / 64  # of the side; jitter reaches 2.9 / 64, half-way betw
 
 
 def judge(images: UInt8[np.ndarray, "B height width 3"], num_objects: int = 1) -> list[Scene]:
-    """Reads the scenes that pictures show.
+    """Reads the scenes that images show.
 
     Args:
-      images: square pictures of any size.
+      images: square images of any size.
       num_objects: objects to look for, most conspicuous first.
 
     Returns:
-      One scene a picture, with exactly `num_objects` objects; `NONE` stands for an attribute that is not recognised.
+      One scene an image, with exactly `num_objects` objects; `NONE` stands for an attribute that is not recognised.
     """
     return [_judge_one(_at_judged_size(image), num_objects) for image in images]
 
 
 def accuracy(images: UInt8[np.ndarray, "B height width 3"], scenes: Sequence[Scene]) -> Float[np.ndarray, "B 5"]:
-    """Scores pictures against the scenes they were to show.
+    """Scores images against the scenes they were to show.
 
     Returns:
-      For each picture and each of `ATTRIBUTES` (in this order) the share of its objects that have it right: 0 or 1 for
-      one object. Two objects are matched to the picture's in the order that gives more attributes right.
+      For each image and each of `ATTRIBUTES` (in this order) the share of its objects that have it right: 0 or 1 for
+      one object. Two objects are matched to the image's in the order that gives more attributes right.
     """
     scores = np.zeros((len(scenes), len(ATTRIBUTES)))
     for row, image, scene in zip(scores, images, scenes, strict=True):
@@ -89,7 +89,7 @@ def _strongest_object(
 ) -> tuple[Object, Float[np.ndarray, "64 64 3"]]:
     """The object that explains most of the remainder, and the remainder with its surroundings cleared.
 
-    It must explain its share of all that is there, so that a picture of clutter shows nothing; where `others` are
+    It must explain its share of all that is there, so that an image of clutter shows nothing; where `others` are
     still to be found it is the strongest of `1 + others`.
     """
     names, spectra, norms = _templates()
@@ -134,7 +134,7 @@ def _templates() -> tuple[list[tuple[str, str]], np.ndarray, np.ndarray]:
 
 
 def _coverage(shape: str, diameter: float) -> Float[np.ndarray, "64 64"]:
-    """How much of each pixel a shape around the origin covers, in [0, 1]; the picture wraps round."""
+    """How much of each pixel a shape around the origin covers, in [0, 1]; the image wraps round."""
     finer = 8
     canvas = Image.new("L", (_SIDE * finer, _SIDE * finer), 0)
     middle = _SIDE * finer / 2

@@ -1,7 +1,7 @@
 """Drawn scenes with captions that name every attribute: a text-to-image task whose answers can be measured.
 
 A scene is a background and one or two objects, each with a colour, a shape, a size and a place. All lengths are in
-units of the picture's side. Objects never touch each other or the border, whatever the jitter.
+units of the image's side. Objects never touch each other or the border, whatever the jitter.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ class Object:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What a picture shows and its caption says."""
+    """What an image shows and its caption says."""
 
     background: str
     objects: tuple[Object, ...]
@@ -74,7 +74,7 @@ def random_scene(rng: np.random.Generator, *, unseen: bool = False, num_objects:
       unseen: every object's colour and shape from `UNSEEN_PAIRS`, or no object's.
       num_objects: 1, or 2 objects of different colours in different corners (in the centre they would overlap).
     """
-    pairs = [pair for pair in _all_pairs() if (pair in UNSEEN_PAIRS) == unseen]
+    pairs = [(color, shape) for color in COLORS for shape in SHAPES if ((color, shape) in UNSEEN_PAIRS) == unseen]
     places = list(PLACES) if num_objects == 1 else rng.permutation(_CORNERS).tolist()
     objects: list[Object] = []
     while len(objects) < num_objects:
@@ -96,7 +96,7 @@ def draw(
       scene: what to draw.
       image_size: pixels a side.
       rng: shifts each object by up to `POSITION_JITTER` along both axes and scales it by up to `SIZE_JITTER`, so that
-        pictures of one caption differ; None draws it exactly in place.
+        images of one caption differ; None draws it exactly in place.
 
     Returns:
       Pixels in [0, 255].
@@ -171,7 +171,3 @@ def captions(scene: Scene) -> tuple[str, ...]:
 
 def _where(thing: Object) -> str:
     return f"in the {thing.place}" if thing.place == "center" else f"at the {thing.place}"
-
-
-def _all_pairs() -> list[tuple[str, str]]:
-    return [(color, shape) for color in COLORS for shape in SHAPES]

@@ -83,5 +83,5 @@ def band_offsets(pattern: str, width: int, kernel: int = 11) -> tuple[int, ...]:
     warnings.warn("band_offsets is the method `offsets` of a pattern now", FutureWarning, stacklevel=2)
     band = find_pattern(pattern)
     if not isinstance(band, Band):
-        raise ValueError(f"{pattern} is no band")
+        raise ValueError(f"{pattern} is not a band")
     return band.offsets(Grid(1, width, kernel))

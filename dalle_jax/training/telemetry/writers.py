@@ -1,4 +1,4 @@
-"""Where a run's numbers and pictures go: JSON lines, TensorBoard, the terminal, and Weights & Biases if asked."""
+"""Where a run's numbers and images go: JSON lines, TensorBoard, the terminal, and Weights & Biases if asked."""
 
 import abc
 import io
@@ -33,9 +33,9 @@ class Writer(abc.ABC):
     def scalars(self, step: int, row: Row) -> None:
         """Writes one row of numbers."""
 
-    def image(self, step: int, name: str, picture: np.ndarray) -> None:
-        """Writes one picture, uint8 [height, width, 3]."""
-        del step, name, picture
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Writes one image, uint8 [height, width, 3]."""
+        del step, name, image
 
     def flush(self) -> None:
         """Brings what was written to where it stays, if the process is killed; called before a checkpoint."""
@@ -98,8 +98,8 @@ class TensorBoard(Writer):
             self._write(step, summary=summary.scalar(name, value))
         self._writer.flush()
 
-    def image(self, step: int, name: str, picture: np.ndarray) -> None:
-        self._write(step, summary=summary.image(name, picture, dataformats="HWC"))
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        self._write(step, summary=summary.image(name, image, dataformats="HWC"))
         self._writer.flush()
 
     def _write(self, step: int, **content: Any) -> None:
@@ -126,7 +126,7 @@ class _InBucket:
 record_writer.register_writer_factory("gs", _InBucket())
 
 
-class Pictures(Writer):
+class Images(Writer):
     """`<directory>/step_0000100.png`."""
 
     def __init__(self, directory: epath.PathLike):
@@ -135,11 +135,11 @@ class Pictures(Writer):
     def scalars(self, step: int, row: Row) -> None:
         del step, row
 
-    def image(self, step: int, name: str, picture: np.ndarray) -> None:
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
         del name
         self._directory.mkdir(parents=True, exist_ok=True)
         encoded = io.BytesIO()
-        Image.fromarray(picture).save(encoded, format="PNG")
+        Image.fromarray(image).save(encoded, format="PNG")
         (self._directory / f"step_{step:07d}.png").write_bytes(encoded.getvalue())
 
 
@@ -193,8 +193,8 @@ class WeightsAndBiases(Writer):
     def scalars(self, step: int, row: Row) -> None:
         self._run.log(dict(row), step=step)
 
-    def image(self, step: int, name: str, picture: np.ndarray) -> None:
-        self._run.log({name: self._wandb.Image(picture)}, step=step)
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        self._run.log({name: self._wandb.Image(image)}, step=step)
 
     def close(self) -> None:
         self._run.finish()
@@ -218,7 +218,7 @@ def open_writers(
     writers: list[Writer] = [
         JsonLines(directory / "metrics.jsonl", step, evaluates=evaluates),
         TensorBoard(directory / "tensorboard", step),
-        Pictures(directory / "previews"),
+        Images(directory / "previews"),
         Terminal(name, step, num_steps),
     ]
     if wandb:

@@ -57,7 +57,7 @@ def test_time_and_flops_of_a_decoder(decoder):
 def test_another_stage(v5e):
     plan = plan_training("configs/clip.py:tiny", run_of(clip), "clip", v5e)
     assert plan.fits and plan.traffic_bytes > 0
-    # Useful is three times the forward pass; the first layer's gradient by the picture is not computed.
+    # Useful is three times the forward pass; the first layer's gradient by the image is not computed.
     assert 0.9 < plan.executed_flops / plan.useful_flops < 1.1
 
 

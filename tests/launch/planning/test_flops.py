@@ -79,7 +79,7 @@ def test_recomputation_counts():
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_convolutions(groups):
-    """3x3 windows inside 9x9 pictures: 7x7 places, each reads 9 pixels of its group's channels."""
+    """3x3 windows inside 9x9 images: 7x7 places, each reads 9 pixels of its group's channels."""
     images, weights = jnp.ones((2, 9, 9, 4)), jnp.ones((3, 3, 4 // groups, 6))
 
     def convolve(x, w):

@@ -98,7 +98,7 @@ def test_no_array_is_text_and_image_squared(decoder):
 
 
 def test_every_stage_has_a_program():
-    """The codec's batch has pictures; nothing need be trained or read for a plan."""
+    """The codec's batch has images; nothing need be trained or read for a plan."""
     target = target_of(run_of(codec_dalle), "codec", MeshConfig(data=8))
     _, flops = target.traced()
     assert target.parameters > 0 and target.useful_flops > 0 and target.formula.startswith("Three times the forward")
@@ -199,7 +199,7 @@ def test_what_is_proposed_is_a_key_of_the_config(module, arg, stage):
 
 @pytest.fixture(scope="module")
 def drawing():
-    """Config and program of the tiny decoder that draws 64 pictures at once, eight on a device."""
+    """Config and program of the tiny decoder that draws 64 images at once, eight on a device."""
     run = dataclasses.replace(run_of(decoder_1b), mesh=MeshConfig(data=8))
     target, _ = sampling_targets(run, run.mesh, topology(), jax.devices(), 64)
     return run, dataclasses.replace(target, name="sampling")

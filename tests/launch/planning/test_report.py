@@ -86,10 +86,10 @@ def test_table():
 
 def test_table_of_sampling():
     lines = table(SAMPLING).splitlines()
-    assert lines[0].endswith("512 pictures of one caption")
-    assert "  caches a picture  row: 47 layers x 32 positions, 23.9 MB kept, 23.9 MB read a token" in lines
+    assert lines[0].endswith("512 images of one caption")
+    assert "  caches an image  row: 47 layers x 32 positions, 23.9 MB kept, 23.9 MB read a token" in lines
     assert "                    column: 16 layers x 1024 positions, 260.0 MB kept, 8.1 MB read a token" in lines
-    assert "  all pictures      1269.8 s at the bound, 1,024 tokens each" in lines
+    assert "  all images      1269.8 s at the bound, 1,024 tokens each" in lines
 
 
 def test_table_of_what_does_not_fit():
@@ -105,7 +105,7 @@ def test_table_of_a_drawing_that_does_not_fit():
     """Nothing of training is proposed, nor said to have been tried."""
     refused = dataclasses.replace(SAMPLING, accepted=False, seconds=None)
     text = table(refused)
-    assert "neither fewer pictures at once nor a finer mesh suffices: take more or larger chips" in text
+    assert "neither fewer images at once nor a finer mesh suffices: take more or larger chips" in text
     assert "micro-batches" not in text and "recomputation" not in text
     text = table(dataclasses.replace(refused, change=Change(("--num_samples=256",), 11 * GIB, 10 * GIB)))
     assert "--num_samples=256: estimated 11.00 GiB, compiled 10.00 GiB" in text and "--max_sequences" in text

@@ -1,4 +1,4 @@
-"""From captions to ranked pictures, by the script and by the library, with the tiny run's models."""
+"""From captions to ranked images, by the script and by the library, with the tiny run's models."""
 
 import dataclasses
 import json
@@ -21,9 +21,9 @@ from dalle_jax.config import read_json, write_json
 from dalle_jax.decoder.sampling import (
     SamplingConfig,
     candidate_keys,
-    draw,
     no_prime,
     prefill,
+    sample_tokens,
     with_empty_captions,
 )
 from dalle_jax.errors import UserError
@@ -73,7 +73,7 @@ def test_manifest_says_how_every_picture_was_made(drawn, tiny_run):
     manifest = json.loads((drawn / "manifest.json").read_text())
     pictures = manifest.pop("pictures")
     assert len(manifest.pop("config_hash")) == 12
-    assert manifest.pop("weights") == dalle_jax.load(tiny_run).fingerprint, "pictures of other weights are not these"
+    assert manifest.pop("weights") == dalle_jax.load(tiny_run).fingerprint, "images of other weights are not these"
     assert manifest.pop("clip_weights") == fingerprint(clip_jax.load(tiny_run).variables)
     assert manifest == {
         "workdir": str(tiny_run),
@@ -100,7 +100,7 @@ def test_pictures_and_grid_are_those_of_the_manifest(drawn, alone):
     images = np.stack([np.asarray(Image.open(drawn / p["file"])) for p in pictures])
     decoded = alone.decode(np.asarray([p["tokens"] for p in pictures], np.int32))
     np.testing.assert_allclose(images.astype(int), decoded.astype(int), atol=1)
-    # Two captions, four pictures each; a model of two steps may draw the same candidate of both alike.
+    # Two captions, four images each; a model of two steps may draw the same candidate of both alike.
     assert all(len(np.unique(half.reshape(4, -1), axis=0)) == 4 for half in np.split(images, 2))
     grid = Image.open(drawn / "grid.png")
     assert grid.width >= 4 * 64 and grid.height >= 2 * 64
@@ -204,7 +204,7 @@ def everything(alone):
 
 
 def brightness(images, caption: str):
-    """A score that a test can work out; of the second caption, dark pictures are the good ones."""
+    """A score that a test can work out; of the second caption, dark images are the good ones."""
     mean = np.asarray(images, np.float32).mean((1, 2, 3))
     return mean if caption == CAPTIONS[0] else -mean
 
@@ -321,9 +321,9 @@ def test_pictures_in_every_form_have_the_same_tokens(alone, everything, tmp_path
     np.testing.assert_array_equal(alone.encode(iter(mixed)), tokens)
     np.testing.assert_array_equal(alone.decode(tokens), decoded)
     assert alone.encode([]).shape == (0, 64) and alone.decode(tokens[:0]).shape == (0, 64, 64, 3)
-    with pytest.raises(UserError, match="picture 0 is float64"):
+    with pytest.raises(UserError, match="image 0 is float64"):
         alone.encode(images / 255.0)
-    with pytest.raises(UserError, match="pictures come in a list"):
+    with pytest.raises(UserError, match="images come in a list"):
         alone.encode(images[0])
     primed = alone.generate(CAPTIONS[0], num_samples=2, prime=Image.fromarray(images[3]), prime_rows=2)
     np.testing.assert_array_equal(primed.tokens[:, :16], np.tile(tokens[3, :16], (2, 1)))
@@ -333,7 +333,7 @@ def test_pictures_in_every_form_have_the_same_tokens(alone, everything, tmp_path
     ("prompts", "options", "part"),
     [
         ([], {}, "no prompt is given"),
-        (np.array(["a red circle", None], object), {}, "prompt 2 of 2 is no string but NoneType"),
+        (np.array(["a red circle", None], object), {}, "prompt 2 of 2 is not a string but NoneType"),
         (["a red circle", "\u200b"], {}, "prompt 2 of 2 is empty"),
         ("a red circle", {"seed": -1}, "seed must be a whole number from 0 to"),
         ("a red circle", {"seed": 2**32}, "seed must be a whole number from 0 to"),
@@ -372,7 +372,7 @@ def test_guidance_is_drawn_on_any_mesh_and_in_chunks(alone, dalle, everything):
     keys = candidate_keys(0, jnp.arange(4))
     with alone._on_mesh():
         text_kv = prefill(alone.config, alone.params, text)
-        tokens = draw(
+        tokens = sample_tokens(
             alone.config, alone.params, text_kv, keys, no_prime(alone.config, 3), SamplingConfig(guidance_scale=3.0)
         )
     np.testing.assert_array_equal(jnp.moveaxis(tokens, 0, 1), guided.tokens)
