@@ -8,7 +8,7 @@ from dalle_jax import storage
 from dalle_jax.data.captions import Captions, captions_from_text
 from dalle_jax.data.config import SourceKind
 from dalle_jax.data.readers.layouts import first_of, tables_in
-from dalle_jax.data.readers.listing import caption_files, is_image, list_files, list_tables
+from dalle_jax.data.readers.listing import Listing, caption_files, is_image, list_files, list_tables
 from dalle_jax.data.readers.own_splits import A_TABLE_EACH, ALL, IN_PATH, Wanted, choose, read_as_one
 from dalle_jax.data.readers.packed import PackedCaptions, Texts
 from dalle_jax.data.readers.tables import is_table_name
@@ -20,6 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 EVERYTHING = Wanted(ALL, None)
+"""The splits of a folder as one, and none of them held out."""
 
 
 class Folder(Source):
@@ -64,19 +65,7 @@ class Folder(Source):
             listing = list_files(files, endings)
         if not listing.files:
             raise UserError(f"{self.name} holds no image (.{', .'.join(IMAGE_SUFFIXES)}){_other_source(files)}")
-        self.split_names = () if listing.division is None else listing.division.names
-        choice = choose(listing.division, wanted, path, listing.files)
-        if choice is not None:
-            listing = listing.only(choice.kept, choice.left_out)
-            self.held_out, self.division = choice.held_out, choice.said
-            if self.held_out is not None and not wanted.held_out:
-                why = f"{self.name} has splits of its own; config.data.split='{ALL}' reads them as one"
-                self.without_effect = {"eval_fraction": why}
-        elif listing.division is not None:
-            self.division = f"its splits {', '.join(filter(None, self.split_names))} are read as one"
-        else:
-            folders = (file.split("/")[0] for file in listing.files if "/" in file)
-            self.division = listing.split_column or read_as_one(folders, A_TABLE_EACH if tables else IN_PATH)
+        listing = self._choose(listing, wanted, path, bool(tables))
         self._files = Texts(listing.files)
         self._keys = self._files if listing.keys == listing.files else Texts(listing.keys)
         self._captions = None if listing.captions is None else PackedCaptions(listing.captions)
@@ -86,6 +75,23 @@ class Folder(Source):
             LeftOut(why, len(what), what[0]) for why, what in beside.items() if what
         )
         self.captions_from = listing.captions_from
+
+    def _choose(self, listing: Listing, wanted: Wanted, path: str, has_tables: bool) -> Listing:
+        """The part of a listing that is read, by its splits."""
+        self.split_names = () if listing.division is None else listing.division.names
+        choice = choose(listing.division, wanted, path, listing.files)
+        if choice is not None:
+            self.held_out, self.division = choice.held_out, choice.said
+            if self.held_out is not None and not wanted.held_out:
+                why = f"{self.name} has splits of its own; config.data.split='{ALL}' reads them as one"
+                self.without_effect = {"eval_fraction": why}
+            return listing.only(choice.kept, choice.left_out)
+        if listing.division is not None:
+            self.division = f"its splits {', '.join(filter(None, self.split_names))} are read as one"
+        else:
+            folders = (file.split("/")[0] for file in listing.files if "/" in file)
+            self.division = listing.split_column or read_as_one(folders, A_TABLE_EACH if has_tables else IN_PATH)
+        return listing
 
     def __len__(self) -> int:
         return len(self._keys)

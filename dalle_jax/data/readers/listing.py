@@ -105,10 +105,7 @@ def list_tables(
         captions_from = f"the field {' or '.join(fields)} of {tables[0]}"
     else:
         captions, found = None, [endings.get(_stem(file), "") for file in images]
-        captions_from = (
-            f"{_BESIDE}, since {tables[0]} has no field of captions (it has {', '.join(read[tables[0]].fields)[:200]}; "
-            f"config.data.caption_field names another than {', '.join(TABLE_CAPTION_FIELDS)})"
-        )
+        captions_from = _beside_a_table(tables[0], read[tables[0]])
     division = rows.division(tables) or by_lists(root, files, lambda name: names.find(name, base), images)
     lists = () if division is None else division.lists
     left_out = (
@@ -117,16 +114,23 @@ def list_tables(
         *_group(f"rows of tables whose images are not in {root}", missing),
         *_left_over([file for file in files if file not in lists], images, found, tables),
     )
-    split_column = next(
-        (
-            f"the column {field} of {file} is not read, and its splits are read as one: {A_TABLE_EACH}"
-            for file, table in read.items()
-            for field in table.fields
-            if field.lower() == "split"
-        ),
-        "",
+    return Listing(images, rows.keys, captions, found, captions_from, left_out, division, _split_column(read))
+
+
+def _beside_a_table(file: str, table: Table) -> str:
+    """Where captions are looked for when a table has none."""
+    return (
+        f"{_BESIDE}, since {file} has no field of captions (it has {', '.join(table.fields)[:200]}; "
+        f"config.data.caption_field names another than {', '.join(TABLE_CAPTION_FIELDS)})"
     )
-    return Listing(images, rows.keys, captions, found, captions_from, left_out, division, split_column)
+
+
+def _split_column(tables: Mapping[str, Table]) -> str:
+    """See `Listing.split_column`."""
+    columns = [(field, file) for file, table in tables.items() for field in table.fields if field.lower() == "split"]
+    return "" if not columns else (
+        f"the column {columns[0][0]} of {columns[0][1]} is not read, and its splits are read as one: {A_TABLE_EACH}"
+    )  # fmt: skip
 
 
 def caption_files(files: Sequence[str]) -> dict[str, str]:

@@ -22,7 +22,7 @@ A_TABLE_EACH = "write a table for each"
 
 _USUAL = re.compile(r"(train)(?:ing)?(?:\d{4})?|(val|valid|validation|dev|eval)(?:\d{4})?|(test)(?:ing)?(?:\d{4})?")
 _KINDS = ("train", "val", "test")
-_LIST = re.compile(r"(?:.*[._-])?(train|val|dev|test)(?:_?images)?\.txt")
+_LIST = re.compile(r"(?:.*[._-])?(train|val|dev|test)_?images\.txt")
 
 
 @dataclasses.dataclass(frozen=True)
