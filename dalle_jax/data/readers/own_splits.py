@@ -169,8 +169,8 @@ def choose(division: Division | None, wanted: Wanted, path: str, samples: Sequen
     if held_out:
         said += f", {_listed(division.names[i] for i in held_out)} held out"
     left_out = []
-    for i, name in enumerate(division.names):
-        places = np.flatnonzero(division.of == i) if i not in (*trained, *held_out) else ()
+    for i in sorted({*range(len(division.names))} - {*trained, *held_out}):
+        places, name = np.flatnonzero(division.of == i), division.names[i]
         if len(places):
             reason = f"images of the split {name}, which is not asked for" if name else "images that no split names"
             left_out.append(LeftOut(reason, len(places), samples[int(places[0])]))
