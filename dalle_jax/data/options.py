@@ -1,6 +1,7 @@
 """Options of a data set that would have no effect: whoever sets one means something by it."""
 
 import dataclasses
+import enum
 from collections.abc import Collection, Mapping
 
 from dalle_jax.data.config import DataConfig, SourceConfig
@@ -82,6 +83,7 @@ def _is_set(config: SourceConfig, name: str) -> bool:
 
 
 def _refuse(name: str, config: SourceConfig, why: str) -> None:
-    raise UserError(
-        f"config.data.{name}={getattr(config, name)!r} has no effect: {why}; mend that, or leave config.data.{name} out"
-    )
+    value = getattr(config, name)
+    value = value.value if isinstance(value, enum.Enum) else value
+    shown = "" if dataclasses.is_dataclass(value) else f"={value!r}"
+    raise UserError(f"config.data.{name}{shown} has no effect: {why}; mend that, or leave config.data.{name} out")
