@@ -85,5 +85,4 @@ def _is_set(config: SourceConfig, name: str) -> bool:
 def _refuse(name: str, config: SourceConfig, why: str) -> None:
     value = getattr(config, name)
     value = value.value if isinstance(value, enum.Enum) else value
-    shown = "" if dataclasses.is_dataclass(value) else f"={value!r}"
-    raise UserError(f"config.data.{name}{shown} has no effect: {why}; mend that, or leave config.data.{name} out")
+    raise UserError(f"config.data.{name}={value!r} has no effect: {why}; mend that, or leave config.data.{name} out")

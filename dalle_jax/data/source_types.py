@@ -24,8 +24,8 @@ class SourceType:
     unused: tuple[str, ...] = ()
     """Options of `SourceConfig` that it has no use for, and that are refused where a person sets one."""
     unused_if_given: tuple[str, ...] = ()
-    """The same, of options that may stand in the file of a config and are refused on the command line alone: `shapes`,
-    and all that said how the images of encoded data were read and held out."""
+    """The same, of options that may stand in the file of a config and are refused on the command line alone: what said
+    how the images of encoded data were read and held out."""
     named_splits: bool = False
     """Whether the data have splits of their own; others have them where `{split}` stands in their path."""
     may_be_divided: bool = False
@@ -140,16 +140,14 @@ SOURCES: dict[str, SourceType] = {
         splits=lambda config: [TRAIN, EVAL],
     ),
     SourceKind.WEBDATASET.value: SourceType(
-        _open_webdataset, unused=("image_field", "label_field", "caption_templates"), unused_if_given=("shapes",)
+        _open_webdataset, unused=("image_field", "label_field", "caption_templates")
     ),
-    SourceKind.FOLDER.value: SourceType(
-        _open_folder, unused=("label_field", *_OF_TARS), unused_if_given=("shapes",), may_be_divided=True
-    ),
-    SourceKind.PARQUET.value: SourceType(_open_parquet, unused=_OF_TARS, unused_if_given=("shapes",)),
-    SourceKind.TFDS.value: SourceType(_open_tfds, unused=_OF_TARS, unused_if_given=("shapes",), named_splits=True),
+    SourceKind.FOLDER.value: SourceType(_open_folder, unused=("label_field", *_OF_TARS), may_be_divided=True),
+    SourceKind.PARQUET.value: SourceType(_open_parquet, unused=_OF_TARS),
+    SourceKind.TFDS.value: SourceType(_open_tfds, unused=_OF_TARS, named_splits=True),
     SourceKind.ENCODED.value: SourceType(
         _open_encoded,
-        unused_if_given=(*_FIELDS, *_OF_TARS, "eval_fraction", "shapes"),
+        unused_if_given=(*_FIELDS, *_OF_TARS, "eval_fraction"),
         named_splits=True,
         splits=_splits_of_encoded,
     ),

@@ -39,8 +39,9 @@ def open_source(config: SourceConfig, split: str = TRAIN, *, as_begun: bool = Fa
       UserError: where the data are missing, damaged or empty, the split does not exist, nothing is held out and `eval`
         is asked for, or an option has no effect on these data (`dalle_jax.data.options`).
     """
-    if not as_begun:
-        check_options(config)
+    mixture = config.mixture if isinstance(config, DataConfig) else ()
+    for part in () if as_begun else mixture or (config,):
+        check_options(part)
     source = _open(config, split)
     if not as_begun:
         check_opened(config, {split: source})
