@@ -100,7 +100,7 @@ def find_tokenizer(run: RunConfig, workdir: epath.Path) -> Tokenizer | CaptionTo
     if tokenizer is None and run.tokenizer.kind is TokenizerKind.PUBLISHED:
         tokenizer = load_tokenizer(context_length=_length(run))
     if tokenizer is None:
-        tokenizer = _train_on(open_source(run.data, TRAIN), run.tokenizer.vocab_size)
+        tokenizer = _train_on(open_source(run.data, TRAIN, as_begun=True), run.tokenizer.vocab_size)
     return _checked(tokenizer, run)
 
 

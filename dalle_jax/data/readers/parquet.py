@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from dalle_jax import storage
 from dalle_jax.data.captions import CAPTION_FIELDS, captions_from_mapping
 from dalle_jax.data.paths import distinct_names
+from dalle_jax.data.readers.own_splits import splits_in_names
 from dalle_jax.data.records import BadReason, BadSample, Record, Source
 from dalle_jax.errors import UserError, closest
 from dalle_jax.fetched import check_fetched
@@ -49,6 +50,7 @@ class Parquet(Source):
         """
         self.name = f"parquet {paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
         self._paths, self._names = list(paths), distinct_names(paths)
+        self.division = splits_in_names(paths)
         with _open(self._paths[0]) as file:
             schema = file.schema_arrow
         self._image = _image_column(self._paths[0], schema, image_field)
