@@ -52,6 +52,11 @@ def test_bytes_in_a_table_are_read_as_files_are(encoding):
     assert captions_from_mapping({"caption": "un café".encode(encoding)}) == (("un café",), None)
 
 
+def test_a_pointer_of_git_lfs_is_no_caption():
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    assert captions_from_text(pointer) == captions_from_json(pointer) == ((), BadReason.LFS_POINTER)
+
+
 def test_a_key_that_comes_again_loses_nothing():
     assert captions_from_json(b'{"caption": "one", "url": "u", "caption": ["two", "three"]}')[0] == (
         "one",

@@ -9,6 +9,7 @@ from dalle_jax.config import parse_json
 from dalle_jax.data.records import BadReason, BadSample, Source
 from dalle_jax.data.rows import row_of
 from dalle_jax.errors import UserError
+from dalle_jax.fetched import GIT_LFS
 from dalle_jax.text_files import decode_text, split_lines
 
 CAPTION_FIELDS = ("caption", "captions", "text")
@@ -23,6 +24,8 @@ Captions = tuple[tuple[str, ...], BadReason | None]
 
 def captions_from_text(data: bytes) -> Captions:
     """Reads a `.txt` file: every line that is not blank is one caption."""
+    if data.startswith(GIT_LFS):
+        return (), BadReason.LFS_POINTER
     try:
         return clean(split_lines(decode_text(data)))
     except UnicodeDecodeError:
@@ -31,6 +34,8 @@ def captions_from_text(data: bytes) -> Captions:
 
 def captions_from_json(data: bytes, field: str = "") -> Captions:
     """Reads the captions in a JSON object; see `captions_from_mapping`. Other JSON has none."""
+    if data.startswith(GIT_LFS):
+        return (), BadReason.LFS_POINTER
     try:
         value = parse_json(decode_text(data), row_of)
     except UnicodeDecodeError:

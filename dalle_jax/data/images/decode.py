@@ -10,6 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from dalle_jax.data.images.bare_image import TransparentColor, bare_image
 from dalle_jax.data.images.orientation import noted, turned
 from dalle_jax.data.records import BadReason, BadSample
+from dalle_jax.fetched import GIT_LFS
 
 RgbImage = UInt8[np.ndarray, "height width 3"]
 
@@ -53,6 +54,8 @@ def decode(data: bytes | np.ndarray, *, max_pixels: int, shrink_to: int | None =
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # one, where warnings are errors
         raise BadSample(BadReason.TOO_LARGE, str(error)) from error
     except (UnidentifiedImageError, RangeError) as error:
+        if data.startswith(GIT_LFS):
+            raise BadSample(BadReason.LFS_POINTER) from error
         raise BadSample(BadReason.NOT_A_PICTURE, str(error)) from error
     except Exception as error:
         # On damaged bytes Pillow's readers raise whatever the damage leads to: OSError for an early end, but also
