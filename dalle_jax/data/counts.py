@@ -49,8 +49,9 @@ class ReadCounts:
         if total > self._max_bad_fraction * max(self.read, _FEW):
             raise UserError(
                 f"{total} of {self.read} samples read from {self._source.name} are bad "
-                f"({describe(self.bad.values(), self._examples.tolist(), self._source)}), more than config.data.max_bad_fraction="
-                f"{self._max_bad_fraction} allows: mend the data or raise the limit"
+                f"({describe(self.bad.values(), self._examples.tolist(), self._source)}), more than "
+                f"config.data.max_bad_fraction={self._max_bad_fraction} allows: {advice(self.bad.values())}, or raise the "
+                "limit"
             )
 
 

@@ -1,4 +1,4 @@
-"""JPEG files that lack the marker at their end, as cameras and cut downloads leave them: whether all pixels are there."""
+"""Whether all pixels of a JPEG are there that lacks the marker at its end, as cameras and cut downloads leave some."""
 
 import io
 import random
