@@ -12,7 +12,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from etils import epath
@@ -139,14 +139,18 @@ def read_json(path: epath.PathLike) -> Any:
         raise UserError(f"{path} is not valid JSON ({error})") from error
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, make_object: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """Reads JSON from wherever it comes.
+
+    Args:
+      text: of it.
+      make_object: from the pairs of an object, in their order; None: a dict, in which the last of equal keys counts.
 
     Raises:
       ValueError: it is none, or holds what Python refuses: a number of thousands of digits, lists in lists without end.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=make_object)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

@@ -4,9 +4,12 @@ import os
 
 from dalle_jax.errors import UserError
 
+GIT_LFS = b"version https://git-lfs"
+"""What a pointer of Git LFS begins with."""
+
 NOT_FETCHED: tuple[tuple[bytes, str], ...] = (
     (
-        b"version https://git-lfs.github.com",
+        GIT_LFS,
         "is a pointer of Git LFS, not the file that it points to: fetch that with `git lfs pull`",
     ),
     (b"<!doctype html", "is an HTML page, such as a server sends in place of a file: download it anew"),

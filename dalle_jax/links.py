@@ -64,12 +64,13 @@ def once(paths: Iterable[str]) -> list[str]:
 
 
 def glob_below(pattern: str) -> list[str]:
-    """Files that a pattern with `**` in it matches, each once; `glob` would go round and round where links do."""
+    """What a pattern with `**` in it matches beside folders, each once; `glob` would go round and round as links do."""
     head, _, tail = pattern.partition("**")
     folders = sorted(glob.glob(head.rstrip("/"))) if head.rstrip("/") else [head or "."]
     found = []
     for folder in folders:
-        below = [file for file in walk(folder).files if _matches(file.split("/"), ["**", *tail.strip("/").split("/")])]
+        walked, segments = walk(folder), ["**", *tail.strip("/").split("/")]
+        below = [file for file in (*walked.files, *walked.special) if _matches(file.split("/"), segments)]
         found += [f"{folder.rstrip('/')}/{file}" if head else file for file in below]
     return found
 

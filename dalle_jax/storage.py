@@ -261,7 +261,7 @@ def once(paths: list[str]) -> list[str]:
 
 
 def glob_files(pattern: str) -> list[str]:
-    """Files that a pattern with `*`, `?`, `[..]` or `**` matches, in order."""
+    """What a pattern with `*`, `?`, `[..]` or `**` matches, in order; of folders, one without `**`."""
     if is_remote(pattern):
         protocol = pattern.split("://", 1)[0]
         return sorted(f"{protocol}://{path}" for path in _system(pattern).glob(pattern))

@@ -64,6 +64,7 @@ INSIDE = {
         "dalle_jax.data.left_out",
         "dalle_jax.data.paths",
         "dalle_jax.data.records",
+        "dalle_jax.data.rows",
     },
     "dalle_jax/data/shapes": {"dalle_jax.data.config", "dalle_jax.data.records"},
     "dalle_jax/nn/attention": {"dalle_jax.nn.precision"},

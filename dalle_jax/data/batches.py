@@ -174,4 +174,4 @@ class Batches:
 
 def _masked(first: np.ndarray, place: int, sample: dict[str, Any]) -> dict[str, Any]:
     """A sample of a pass with its `mask`: it is the one of its place, and there for the first time."""
-    return sample | {"mask": first[place] & (sample["bad_index"] < 0)}
+    return sample | {"mask": first[place] & np.all(sample["bad_index"] < 0)}

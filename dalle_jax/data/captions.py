@@ -7,7 +7,9 @@ from typing import Any
 
 from dalle_jax.config import parse_json
 from dalle_jax.data.records import BadReason, BadSample, Source
+from dalle_jax.data.rows import row_of
 from dalle_jax.errors import UserError
+from dalle_jax.fetched import GIT_LFS
 from dalle_jax.text_files import decode_text, split_lines
 
 CAPTION_FIELDS = ("caption", "captions", "text")
@@ -22,6 +24,8 @@ Captions = tuple[tuple[str, ...], BadReason | None]
 
 def captions_from_text(data: bytes) -> Captions:
     """Reads a `.txt` file: every line that is not blank is one caption."""
+    if data.startswith(GIT_LFS):
+        return (), BadReason.LFS_POINTER
     try:
         return clean(split_lines(decode_text(data)))
     except UnicodeDecodeError:
@@ -30,8 +34,10 @@ def captions_from_text(data: bytes) -> Captions:
 
 def captions_from_json(data: bytes, field: str = "") -> Captions:
     """Reads the captions in a JSON object; see `captions_from_mapping`. Other JSON has none."""
+    if data.startswith(GIT_LFS):
+        return (), BadReason.LFS_POINTER
     try:
-        value = parse_json(decode_text(data))
+        value = parse_json(decode_text(data), row_of)
     except UnicodeDecodeError:
         return (), BadReason.CAPTION_ENCODING
     except ValueError:
@@ -42,24 +48,29 @@ def captions_from_json(data: bytes, field: str = "") -> Captions:
 def captions_from_mapping(mapping: Mapping[str, Any], field: str = "") -> Captions:
     """Reads the captions under `field`, or under the first usual name that holds any.
 
-    The value may be one caption, a list of them, or a list of objects with a caption each (COCO in TFDS).
+    The value may be one caption, as a string or as bytes, a list of them, or a list of objects with a caption each
+    (COCO in TFDS).
     """
     for name in (field,) if field else CAPTION_FIELDS:
         try:
             captions, fault = clean(_strings(mapping.get(name)))
         except RecursionError:  # lists in lists in lists, which hold no caption
             continue
+        except UnicodeDecodeError:
+            return (), BadReason.CAPTION_ENCODING
         if captions or fault:
             return captions, fault
     return (), None
 
 
 def clean(texts: list[str]) -> Captions:
-    """Collapses white space, drops what is empty, and finds the bytes that were not UTF-8.
+    """Collapses white space, drops what is empty, and finds the bytes that were not UTF-8, and zeros.
 
     Text that was decoded with `surrogateescape`, or holds half of a surrogate pair, cannot be encoded again.
     """
     captions = tuple(caption for text in texts if (caption := " ".join(text.split())))
+    if any("\0" in caption for caption in captions):
+        return (), BadReason.CAPTION_ENCODING
     try:
         for caption in captions:
             caption.encode()
@@ -164,7 +175,7 @@ def _no_captions(source: Source, causes: Counter[BadReason | None]) -> str:
 
 def _strings(value: Any) -> list[str]:
     if isinstance(value, bytes):
-        return [value.decode("utf-8", "surrogateescape")]
+        return [decode_text(value, "surrogateescape")]
     if isinstance(value, str):
         return [value]
     if isinstance(value, Mapping):

@@ -1,6 +1,6 @@
 """What was met while batches were read: bad samples by reason, captions that were cut."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -20,8 +20,8 @@ class ReadCounts:
     """
 
     FIELDS = ("bad", "bad_index", "cut", "part")
-    """Of a batch: bad int32 [rows, reasons], bad_index int64 [rows] (-1: none), cut int32 [rows], part int32 [rows]
-    (which part of a mixture)."""
+    """Of a batch: bad int32 [rows, reasons], bad_index int64 [rows, reasons] (of the first bad sample; -1: none),
+    cut int32 [rows], part int32 [rows] (which part of a mixture)."""
 
     def __init__(self, source: Source, max_bad_fraction: float):
         self.bad = dict.fromkeys(REASONS, 0)
@@ -30,7 +30,7 @@ class ReadCounts:
         self.of_parts = np.zeros(len(source.part_names), np.int64)
         self._source = source
         self._max_bad_fraction = max_bad_fraction
-        self._examples: list[str] = []
+        self._examples = np.full(len(REASONS), -1)
 
     def add(self, counts: Mapping[str, np.ndarray]) -> None:
         """Adds one batch's counts.
@@ -44,16 +44,34 @@ class ReadCounts:
         self.cut += int(counts["cut"].sum())
         self.of_parts += np.bincount(counts["part"], minlength=len(self.of_parts))[: len(self.of_parts)]
         self.read += len(counts["cut"]) + int(counts["bad"].sum())
-        for index in counts["bad_index"][counts["bad_index"] >= 0][: 3 - len(self._examples)]:
-            self._examples.append(self._source.key(int(index)))
+        for row in counts["bad_index"]:
+            self._examples = np.where(self._examples < 0, row, self._examples)
         if total > self._max_bad_fraction * max(self.read, _FEW):
             raise UserError(
-                f"{total} of {self.read} samples read from {self._source.name} are bad ({describe(self.bad)}; for "
-                f"example {', '.join(self._examples)}), more than config.data.max_bad_fraction="
-                f"{self._max_bad_fraction} allows: mend the data or raise the limit"
+                f"{total} of {self.read} samples read from {self._source.name} are bad "
+                f"({describe(self.bad.values(), self._examples.tolist(), self._source)}), more than "
+                f"config.data.max_bad_fraction={self._max_bad_fraction} allows: {advice(self.bad.values())}, or raise the "
+                "limit"
             )
 
 
-def describe(counts: Mapping[BadReason, int]) -> str:
-    """`truncated 3, no_caption 1`: the reasons that occurred."""
-    return ", ".join(f"{reason.value} {count}" for reason, count in counts.items() if count)
+def describe(counts: Iterable[int], examples: Iterable[int], source: Source) -> str:
+    """`truncated 3, such as a; no_caption 1, such as b`: the reasons that occurred.
+
+    Args:
+      counts: by reason, in the order of `REASONS`.
+      examples: indices in the source, likewise.
+      source: of the samples.
+    """
+    said = [
+        f"{reason.value} {count}, such as {source.key(int(example))}"
+        for reason, count, example in zip(REASONS, counts, examples, strict=True)
+        if count
+    ]
+    return "; ".join(said)
+
+
+def advice(counts: Iterable[int]) -> str:
+    """What to do about samples that are bad for these reasons; see `describe`."""
+    pointers = dict(zip(REASONS, counts, strict=True))[BadReason.LFS_POINTER]
+    return "fetch what the pointers of Git LFS stand for with `git lfs pull`" if pointers else "check the data"

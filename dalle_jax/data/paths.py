@@ -5,7 +5,6 @@ import glob
 import logging
 import os
 import re
-import stat
 from collections.abc import Sequence
 
 from dalle_jax import storage
@@ -25,7 +24,8 @@ def expand(pattern: str, suffix: str) -> list[str]:
       suffix: such as `.tar`.
 
     Raises:
-      UserError: where it names no file, or a file that does not exist.
+      UserError: where it names no file, a file that does not exist, or a pipe, socket or device, which might be waited
+        for without end; or a pattern matches a folder.
     """
     if not pattern:
         raise UserError("config.data.path is empty: name the data, for example --config.data.path='data/*.tar'")
@@ -36,12 +36,12 @@ def expand(pattern: str, suffix: str) -> list[str]:
         folder, _, name = path.rpartition("/")
         if storage.is_remote(path) and glob.has_magic(path):
             files += storage.glob_files(path)
-        elif name in listed(folder) if storage.is_remote(path) else os.path.isfile(path):
+        elif name in listed(folder) if storage.is_remote(path) else os.path.exists(path) and not os.path.isdir(path):
             files.append(path)
-        elif inside := sorted(name for name in (*listed(path), *_links_to_nothing(path)) if name.endswith(suffix)):
+        elif inside := sorted(name for name in (*listed(path), *_no_files(path)) if name.endswith(suffix)):
             files += [storage.join(path, name) for name in inside]
         elif glob.has_magic(path):
-            files += _only_files(path, storage.glob_files(path))
+            files += _without_folders(path, storage.glob_files(path))
         elif storage.is_remote(path) or not os.path.isdir(path):
             missing.append(path)
     missing += [path for path in files if not storage.is_remote(path) and not os.path.exists(path)]
@@ -50,6 +50,9 @@ def expand(pattern: str, suffix: str) -> list[str]:
             f"{len(missing)} of the files that '{pattern}' names do not exist, the first is '{missing[0]}': "
             "mend the path or the range"
         )
+    special = next((path for path in files if not storage.is_remote(path) and not os.path.isfile(path)), None)
+    if special is not None:
+        raise UserError(f"'{pattern}' names {special}, which is a pipe, socket or device: name files alone")
     if not files:
         raise UserError(f"'{pattern}' matches no {suffix} file: check the path, and quote the pattern in the shell")
     once = storage.once(files)
@@ -61,24 +64,24 @@ def expand(pattern: str, suffix: str) -> list[str]:
     return once
 
 
-def _only_files(pattern: str, found: list[str]) -> list[str]:
-    """Refuses what a pattern matches beside files: a pipe would be waited for, and what is in a folder missed."""
+def _without_folders(pattern: str, found: list[str]) -> list[str]:
+    """Refuses a folder that a pattern matches, since what is in it would be missed."""
     for path in found:
         if os.path.isdir(path):
             raise UserError(
                 f"'{pattern}' matches {path}, which is a folder: write a pattern that matches files alone, or ** for "
                 "all folders below one"
             )
-        if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
-            raise UserError(f"'{pattern}' matches {path}, which is a pipe, socket or device: name files alone")
     return found
 
 
-def _links_to_nothing(folder: str) -> list[str]:
-    """Names of the links in a local folder that lead nowhere; whoever lists its files passes over them."""
+def _no_files(folder: str) -> list[str]:
+    """Names of what is no file in a local folder, nor a folder: links to nothing, pipes; whoever lists its files passes
+    over them."""
     if storage.is_remote(folder) or not os.path.isdir(folder):
         return []
-    return [name for name in os.listdir(folder) if not os.path.exists(os.path.join(folder, name))]
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries if not (entry.is_file() or entry.is_dir())]
 
 
 def distinct_names(paths: Sequence[str]) -> list[str]:

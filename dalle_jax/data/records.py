@@ -21,8 +21,9 @@ class BadReason(enum.Enum):
     TOO_LARGE = "too_large"  # over the pixel limit: decompression bombs
     NO_CAPTION = "no_caption"
     CAPTION_ENCODING = "caption_encoding"  # the caption is not UTF-8, nor UTF-16 with its mark
-    NO_LABEL = "no_label"  # a class file that holds no number, where others do
+    NO_LABEL = "no_label"  # no number, or one of more than 32 bits, where other samples have labels
     CAPTION_JSON = "caption_json"  # what should hold the caption is not JSON
+    LFS_POINTER = "lfs_pointer"  # a pointer of Git LFS stands in place of an image or a caption
 
 
 class BadSample(Exception):

@@ -6,14 +6,13 @@ from typing import Any
 import numpy as np
 
 from dalle_jax.data.config import Augment, Resizing, TextConfig
-from dalle_jax.data.counts import REASONS, describe
+from dalle_jax.data.counts import REASONS, advice, describe
 from dalle_jax.data.images import transforms
 from dalle_jax.data.images.decode import decode
 from dalle_jax.data.records import BadReason, BadSample, Encoding, Record, Source
 from dalle_jax.data.tokenizer import RowTokenizer
 from dalle_jax.errors import UserError
 
-NO_LABEL = -1
 NO_TOKEN = -1
 """In place of the tokens of an image that is not encoded yet."""
 
@@ -42,29 +41,30 @@ class SampleReader:
           `image` uint8 [S, S, 3] where the source has images; `image_tokens` int32 [G] where it has tokens; `text`
           int32 [T] where there is a tokenizer; `label` int32 where the source has labels. Of a source that has both,
           a sample with tokens has a black image, and one with an image `NO_TOKEN` for tokens. And for the counts:
-          `bad` int32 [reasons], `bad_index` int64 (of the first bad sample met, -1 if none), `cut` int32 (1 where the
-          caption was cut), `part` int32; see `ReadCounts`.
+          `bad` int32 [reasons], `bad_index` int64 [reasons] (of the first bad sample met, -1 if none), `cut` int32 (1
+          where the caption was cut), `part` int32; see `ReadCounts`.
 
         Raises:
           UserError: where no readable sample is found in a hundred attempts.
         """
         bad = np.zeros(len(REASONS), np.int32)
-        bad_index = -1
+        bad_index = np.full(len(REASONS), -1, np.int64)
         for _ in range(_ATTEMPTS):
             try:
                 sample = self._sample(self.source[index], rng)
             except BadSample as error:
-                bad[REASONS.index(error.reason)] += 1
-                bad_index = index if bad_index < 0 else bad_index
+                reason = REASONS.index(error.reason)
+                bad[reason] += 1
+                if bad_index[reason] < 0:
+                    bad_index[reason] = index
                 among = self.source.alternatives(index)
                 index = int(rng.integers(among.start, among.stop))
             else:
                 part = np.int32(self.source.part_of(index))
-                return sample | {"bad": bad, "bad_index": np.int64(bad_index), "part": part}
-        reasons = describe(dict(zip(REASONS, bad.tolist(), strict=True)))
+                return sample | {"bad": bad, "bad_index": bad_index, "part": part}
         raise UserError(
-            f"{_ATTEMPTS} samples of {self.source.name} in a row cannot be used ({reasons}; for example "
-            f"{self.source.key(bad_index)}): check the data"
+            f"{_ATTEMPTS} samples of {self.source.name} in a row cannot be used "
+            f"({describe(bad.tolist(), bad_index.tolist(), self.source)}): {advice(bad.tolist())}"
         )
 
     def _sample(self, record: Record, rng: np.random.Generator) -> dict[str, Any]:
@@ -76,7 +76,9 @@ class SampleReader:
         if self.source.encoding is not None:
             sample["image_tokens"] = self._tokens(record, self.source.encoding, rng)
         if self.source.has_labels:
-            sample["label"] = np.int32(NO_LABEL if record.label is None else record.label)
+            if record.label is None or not -(2**31) <= record.label < 2**31:
+                raise BadSample(BadReason.NO_LABEL, f"{record.key} has the label {record.label}")
+            sample["label"] = np.int32(record.label)
         return sample
 
     def _square(self, record: Record, rng: np.random.Generator) -> np.ndarray:

@@ -237,7 +237,7 @@ def test_every_sample_of_a_pass_counts_once(make, batch_size):
 
 def test_what_stands_in_for_a_bad_sample_does_not_count(make, png):
     records = bad_records(png)
-    (batch,) = make(records, batch_size=16, max_bad_fraction=1.0, max_pixels=5000, augment=Augment.NONE).epoch()
+    (batch,) = make(records, batch_size=17, max_bad_fraction=1.0, max_pixels=5000, augment=Augment.NONE).epoch()
     counted = [image.tobytes() for image in np.asarray(batch["image"])[np.asarray(batch["mask"])]]
     assert len(counted) == len(set(counted)) == 8
 
@@ -264,7 +264,11 @@ def bad_records(png):
         Record(png(9), (), "not-utf-8", captions_fault=BadReason.CAPTION_ENCODING),
         Record(png(9), (), "not-json", captions_fault=BadReason.CAPTION_JSON),
         BadSample(BadReason.NO_LABEL),
+        Record(POINTER, ("picture",), "pointer"),
     ]
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
 
 def test_bad_samples_are_replaced_and_counted_by_reason(make, png):
@@ -282,7 +286,7 @@ def test_bad_samples_are_replaced_and_counted_by_reason(make, png):
 
 
 def test_captions_do_not_matter_where_nobody_reads_them(make, png):
-    batches = make(bad_records(png), batch_size=16, max_bad_fraction=1.0, max_pixels=5000, tokenizer=None)
+    batches = make(bad_records(png), batch_size=32, max_bad_fraction=1.0, max_pixels=5000, tokenizer=None)
     batches[0]
     counts = Counter(batches.bad_counts)
     assert counts["no_caption"] == counts["caption_encoding"] == 0 and counts["truncated"] > 0
@@ -293,7 +297,7 @@ def test_a_run_stops_when_too_many_samples_are_bad(make, png):
     batches = make(records, batch_size=10, max_bad_fraction=0.05)
     with pytest.raises(
         UserError,
-        match=r"51 of \d+ samples read from a list are bad \(not_a_picture 51; for example key-9, key-9, key-9\), more "
+        match=r"51 of \d+ samples read from a list are bad \(not_a_picture 51, such as key-9\), more "
         r"than config.data.max_bad_fraction=0.05 allows",
     ):
         for n in range(1000):
@@ -302,6 +306,30 @@ def test_a_run_stops_when_too_many_samples_are_bad(make, png):
     for n in range(101):
         tolerant[n]
     assert tolerant.bad_counts["not_a_picture"] >= 101
+
+
+def test_each_reason_has_an_example(make, png):
+    good = [Record(png(i), (f"image {i}",), str(i)) for i in range(9)]
+    batches = make([*good, Record(b"<html>", ("picture",), "x"), Record(png(), (), "y")], max_bad_fraction=0.05)
+    both = r"not_a_picture \d+, such as key-9; no_caption \d+, such as key-10"
+    with pytest.raises(UserError, match=rf"samples read from a list are bad \({both}\), more than"):
+        for n in range(1000):
+            batches[n]
+    with pytest.raises(UserError, match=r"100 samples of a list in a row .*\d+, such as key-\d; no_caption \d+, such"):
+        make([Record(b"<html>", ("a",), "x"), Record(png(), (), "y")] * 4, max_bad_fraction=1.0)[0]
+    with pytest.raises(UserError, match=r"lfs_pointer 100, such as key-\d\).*git lfs pull"):
+        make([Record(POINTER, ("a",), "x")] * 4, max_bad_fraction=1.0)[0]
+
+
+@pytest.mark.parametrize("label", [None, 2**31, -(2**40)])
+def test_a_label_that_is_none_is_a_bad_sample(make, list_source, png, label):
+    """Not class -1 in silence, nor an `OverflowError`."""
+    source = list_source(
+        [Record(png(i), ("a",), str(i), label=i) for i in range(9)] + [Record(png(), ("a",), "9", label)]
+    )
+    source.has_labels = True
+    batches = make(source, batch_size=20, max_bad_fraction=1.0)
+    assert -1 not in batches[0]["label"].tolist() and batches.bad_counts["no_label"] >= 1
 
 
 def test_one_bad_sample_early_stops_nobody(make, png):
@@ -313,7 +341,7 @@ def test_one_bad_sample_early_stops_nobody(make, png):
 
 def test_nothing_readable_is_an_error_at_once(make, png):
     with pytest.raises(
-        UserError, match=r"100 samples of a list in a row cannot be used \(truncated 100; for example key-\d+\)"
+        UserError, match=r"100 samples of a list in a row cannot be used \(truncated 100, such as key-\d+\)"
     ):
         make([Record(png(0)[:60], ("picture",), "x")] * 5, max_bad_fraction=1.0)[0]
 

@@ -130,6 +130,37 @@ def test_truncated(format):
     )
 
 
+def jpegs(noise):
+    """JPEG files of several kinds, by name."""
+    for subsampling in (0, 2):
+        for quality in (30, 100):
+            yield f"{subsampling} {quality}", save(noise, "JPEG", quality=quality, subsampling=subsampling)
+    yield "optimized", save(noise, "JPEG", optimize=True)
+    yield "grey", save(noise.convert("L"), "JPEG")
+    yield "flat", save(Image.new("RGB", (56, 40), "red"), "JPEG")
+    yield "restarts", save(noise, "JPEG", restart_marker_blocks=1)
+    yield "progressive", save(noise, "JPEG", progressive=True)
+
+
+def test_a_jpeg_without_the_marker_at_its_end_is_read_where_its_pixels_are_there():
+    """And where some are not, it is not filled up with grey: a cut gives the pixels of the whole file, or none."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8))
+    for name, data in jpegs(noise):
+        whole = decode(data, max_pixels=1 << 20)
+        read = set()
+        for cut in range(1, 60):
+            try:
+                np.testing.assert_array_equal(decode(data[:-cut], max_pixels=1 << 20), whole, f"{name}, cut by {cut}")
+                read.add(cut)
+            except BadSample as error:
+                assert error.reason is BadReason.TRUNCATED
+        assert {1, 2} <= read or name in ("restarts", "progressive"), name
+        if name in ("0 100", "2 100", "grey"):
+            assert max(read) <= 6, name
+    shrunk = decode(save(noise, "JPEG")[:-2], max_pixels=1 << 20, shrink_to=20)
+    np.testing.assert_array_equal(shrunk, decode(save(noise, "JPEG"), max_pixels=1 << 20, shrink_to=20))
+
+
 def test_damage_never_raises_anything_else():
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     rng = np.random.default_rng(1)

@@ -123,17 +123,18 @@ def test_a_pipe_that_is_called_as_an_image_is_counted_and_never_opened(tmp_path,
     ]
 
 
-@pytest.mark.parametrize("pattern", ["*.tar", "**/*.tar", "[ab].tar"])
-def test_a_pattern_reads_files_alone(tmp_path, write_tar, png, pattern):
-    good = write_tar("a.tar", {"a.png": png()})
-    os.mkfifo(tmp_path / "b.tar")
-    if pattern == "**/*.tar":
-        assert paths.expand(str(tmp_path / pattern), ".tar") == [good]
+@pytest.mark.parametrize("pattern", ["*.tar", "**/*.tar", "[ab].tar", "", "b.tar", "{a,b}.tar"])
+@pytest.mark.parametrize("link", [False, True])
+def test_a_pattern_reads_files_alone(tmp_path, write_tar, png, pattern, link):
+    write_tar("a.tar", {"a.png": png()})
+    if link:
+        (tmp_path / "b.tar").symlink_to("/dev/zero")
     else:
-        with pytest.raises(UserError, match=r"matches .*b\.tar, which is a pipe, socket or device"):
-            paths.expand(str(tmp_path / pattern), ".tar")
+        os.mkfifo(tmp_path / "b.tar")
+    with pytest.raises(UserError, match=r"b\.tar.*, which is a pipe, socket or device"):
+        paths.expand(str(tmp_path / pattern), ".tar")
     os.unlink(tmp_path / "b.tar")
     (tmp_path / "b.tar").mkdir()
-    if pattern != "**/*.tar":
+    if pattern in ("*.tar", "[ab].tar"):
         with pytest.raises(UserError, match=r"matches .*b\.tar, which is a folder: .* \*\*"):
             paths.expand(str(tmp_path / pattern), ".tar")

@@ -11,6 +11,7 @@ from PIL import Image
 
 from dalle_jax.data.images.arrays import read_image
 from dalle_jax.data.images.decode import decode
+from dalle_jax.data.images.orientation import XMP_SEGMENT
 from dalle_jax.data.readers.webdataset_index import IMAGE_SUFFIXES
 from dalle_jax.data.records import BadReason, BadSample
 
@@ -166,16 +167,24 @@ def test_tags_that_pixels_do_not_depend_on():
     assert seen == 15
 
 
+OTHER_PREFIX = """xmlns:t='http://ns.adobe.com/tiff/1.0/' x:Orientation='5' t:Orientation='%d'"""
+
+
 def test_where_an_orientation_may_be_noted():
     upright = {format: read(save(format)) for format in ("JPEG", "PNG", "WEBP", "TIFF")}
     for code in range(1, 9):
         packed_xmp = b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp(code, "tiff:Orientation>%d</tiff:Orientation"))
-        apple = b"http://ns.adobe.com/xap/1.0/\0" + xmp(code, 'tiff:Orientation="%d"')
+        apple = XMP_SEGMENT + xmp(code, 'tiff:Orientation="%d"')
         for place, format, data in (
             ("EXIF", "JPEG", with_segment(0xE1, exif(turn(code)))),
             ("EXIF, big end first", "JPEG", with_segment(0xE1, exif(turn(code, ">"), order=">"))),
             ("EXIF with a damaged entry", "JPEG", with_segment(0xE1, exif((0x0100, 2, 1, b"8\0\0\0"), turn(code)))),
             ("XMP", "JPEG", with_segment(0xE1, apple)),
+            *(
+                (f"XMP in {encoding}", "JPEG", with_segment(0xE1, XMP_SEGMENT + xmp(code).decode().encode(encoding)))
+                for encoding in ("utf-16", "utf-16-be", "utf-32")
+            ),
+            ("XMP of another prefix", "JPEG", with_segment(0xE1, XMP_SEGMENT + xmp(code, OTHER_PREFIX))),
             ("eXIf", "PNG", with_chunk(chunk(b"eXIf", exif(turn(code))[6:]))),
             ("eXIf at the end", "PNG", with_chunk(chunk(b"eXIf", exif(turn(code))[6:]), at_end=True)),
             ("XMP", "PNG", with_chunk(chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp(code)))),

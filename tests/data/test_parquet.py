@@ -161,14 +161,33 @@ def test_every_type_of_bytes(write, png, kind):
 
 
 def test_columns_of_one_name(tmp_path, png):
-    images, texts = pa.array([png(0)]), pa.array(["one"])
+    images, texts, more = pa.array([png(0)]), pa.array(["one"]), pa.array([["two", "three"]])
     path = tmp_path / "a.parquet"
-    pq.write_table(pa.Table.from_arrays([images, texts, texts], ["image", "text", "text"]), path)
-    with pytest.raises(UserError, match=r"a.parquet has two columns 'text': give one another name"):
-        Parquet([str(path)])
+    pq.write_table(pa.Table.from_arrays([images, texts, more], ["image", "text", "text"]), path)
+    assert Parquet([str(path)])[0].captions == Parquet([str(path)]).captions(0) == ("one", "two", "three")
     pq.write_table(pa.Table.from_arrays([images, texts, texts, texts], ["image", "text", "x", "x"]), path)
     assert Parquet([str(path)])[0].captions == ("one",)
+    pq.write_table(pa.Table.from_arrays([images, images, texts], ["image", "image", "text"]), path)
+    with pytest.raises(UserError, match=r"a.parquet has two columns 'image': give one another name"):
+        Parquet([str(path)], image_field="image")
+    with pytest.raises(UserError, match=r"a.parquet has two columns 'image': give one another name"):
+        Parquet([str(path)])
     named = pa.array(["a.jpg"])
+    pq.write_table(pa.Table.from_arrays([named, texts, more, named, named], ["image", "text", "text", "x", "x"]), path)
+    assert read_table(str(path)).captions == {"a.jpg": (("one", "two", "three"), None)}
     pq.write_table(pa.Table.from_arrays([named, named, texts], ["file_name", "file_name", "text"]), path)
-    with pytest.raises(UserError, match=r"a.parquet has two columns 'file_name'"):
+    with pytest.raises(UserError, match=r"a.parquet, row 0 has 'file_name' twice"):
         read_table(str(path))
+
+
+def test_columns_of_a_dictionary(write, png):
+    """As pandas writes a category, and Arrow what repeats."""
+    images = pa.array([png(i % 2) for i in range(4)]).dictionary_encode()
+    texts, labels = pa.array(["a", "b", "a", "b"]).dictionary_encode(), pa.array([7, 8, 7, 8]).dictionary_encode()
+    source = Parquet([write(count=4, image=images, text=texts, label=labels)])
+    assert (source[1].image, source[1].captions, source[1].label) == (png(1), ("b",), 8) and source.has_labels
+
+
+def test_a_column_of_labels_without_one_is_none(write):
+    assert Parquet([write(count=4, label=pa.array([None, None, 1, None], pa.int64()))]).has_labels
+    assert not Parquet([write(count=4, label=pa.array([None] * 4, pa.int64()))]).has_labels

@@ -229,8 +229,37 @@ def test_several_columns_of_captions_are_several_captions(tmp_path):
 
 def test_two_columns_that_name_images_are_refused(tmp_path):
     path = table(tmp_path, "captions.csv", "file_name,file_name,caption\na.jpg,b.jpg,one\n")
-    with pytest.raises(UserError, match=r"captions.csv has two columns 'file_name': .*give one another name"):
+    with pytest.raises(UserError, match=r"captions.csv, line 2 has 'file_name' twice: .*give one another name"):
         read_table(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("captions.jsonl", '{"file_name": "a.jpg", "file_name": "b.jpg", "caption": "one"}\n'),
+        ("captions.json", '[{"file_name": "a.jpg", "file_name": "b.jpg", "caption": "one"}]'),
+        (
+            "captions_val.json",
+            '{"images": [{"id": 1, "file_name": "a.jpg", "file_name": "b.jpg"}], "annotations": [{"image_id": 1}]}',
+        ),
+    ],
+)
+def test_an_object_that_names_two_images_is_refused(tmp_path, name, content):
+    with pytest.raises(UserError, match=f"{name}.* has 'file_name' twice"):
+        read_table(table(tmp_path, name, content))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("captions.csv", "file_name,caption\ra.jpg,one\rb.jpg,two\r"),
+        ("captions.csv", "file_name;caption\ra.jpg;one, and more, and more\rb.jpg;two\r"),
+        ("all.token", "a.jpg#0\tone\rb.jpg#0\ttwo\r"),
+        ("captions.jsonl", '{"file_name": "a.jpg", "caption": "one"}\r{"file_name": "b.jpg", "caption": "two"}\r'),
+    ],
+)
+def test_lines_that_end_in_cr(tmp_path, name, content):
+    assert list(plain(table(tmp_path, name, content))) == ["a.jpg", "b.jpg"]
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "file_name,caption\n", "file_name,caption\n\n"])

@@ -136,11 +136,10 @@ class Writer:
             yield np.stack([*waiting, *[waiting[-1]] * (self._batch_size - len(waiting))])
 
     def _count(self, index: int, reason: int, bad: collections.Counter[str]) -> None:
-        row = np.zeros((1, len(REASONS)), np.int32)
+        row, which = np.zeros((1, len(REASONS)), np.int32), np.full((1, len(REASONS)), -1)
         if reason >= 0:
-            row[0, reason] = 1
+            row[0, reason], which[0, reason] = 1, index
             bad[REASONS[reason].value] += 1
-        which = np.array([index if reason >= 0 else -1])
         self._counts.add({"bad": row, "bad_index": which, "cut": np.zeros(int(reason < 0)), "part": np.zeros(1, int)})
 
 

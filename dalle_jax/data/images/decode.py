@@ -8,8 +8,10 @@ from jaxtyping import Bool, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from dalle_jax.data.images.bare_image import TransparentColor, bare_image
+from dalle_jax.data.images.jpeg_end import END, lacks_only_its_end
 from dalle_jax.data.images.orientation import noted, turned
 from dalle_jax.data.records import BadReason, BadSample
+from dalle_jax.fetched import GIT_LFS
 
 RgbImage = UInt8[np.ndarray, "height width 3"]
 
@@ -22,7 +24,7 @@ def decode(data: bytes | np.ndarray, *, max_pixels: int, shrink_to: int | None =
 
     Whatever the file holds becomes 8-bit RGB: CMYK, palettes, greys and 16-bit are converted (see `to_rgb`),
     transparent parts are laid on white, and the orientation that is noted in EXIF or XMP is applied. Colour profiles
-    are ignored, and so is whatever else lies beside the pixels, damaged or not.
+    are ignored, and so is whatever else lies beside the pixels, damaged or not; a JPEG may lack the marker at its end.
 
     Args:
       data: an encoded image, or uint8 [height, width, 3], which is returned as it is.
@@ -43,7 +45,12 @@ def decode(data: bytes | np.ndarray, *, max_pixels: int, shrink_to: int | None =
                 raise BadSample(BadReason.TOO_LARGE, f"{image.width}x{image.height} pixels")
             if shrink_to is not None and image.format == "JPEG":
                 image.draft(None, (shrink_to, shrink_to))
-            image.load()
+            try:
+                image.load()
+            except OSError:
+                if image.format != "JPEG" or not lacks_only_its_end(bare.data):
+                    raise
+                return decode(data + END, max_pixels=max_pixels, shrink_to=shrink_to)
             rgb = to_rgb(image)
             if bare.transparent is not None:
                 rgb.paste("white", mask=Image.fromarray(_is_transparent(image, bare.data, bare.transparent)))
@@ -53,6 +60,8 @@ def decode(data: bytes | np.ndarray, *, max_pixels: int, shrink_to: int | None =
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # one, where warnings are errors
         raise BadSample(BadReason.TOO_LARGE, str(error)) from error
     except (UnidentifiedImageError, RangeError) as error:
+        if data.startswith(GIT_LFS):
+            raise BadSample(BadReason.LFS_POINTER) from error
         raise BadSample(BadReason.NOT_A_PICTURE, str(error)) from error
     except Exception as error:
         # On damaged bytes Pillow's readers raise whatever the damage leads to: OSError for an early end, but also

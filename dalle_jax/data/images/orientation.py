@@ -31,7 +31,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_IN_XMP = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>)\s*([1-8])\s*[<"']""")
+_TIFF_PREFIX = re.compile(rb"""xmlns:([\w.-]+)\s*=\s*["']http://ns\.adobe\.com/tiff/1\.0/["']""")
+_IN_XMP = rb"""(?<![\w.-])%s:Orientation\s*(?:=\s*["']|>)\s*([1-8])\s*[<"']"""
 
 
 class Layout(NamedTuple):
@@ -93,8 +94,10 @@ def in_exif(data: bytes) -> int | None:
 
 
 def in_xmp(data: bytes) -> int | None:
-    """The orientation that XMP notes; None: none that is valid."""
-    found = _IN_XMP.search(data)
+    """The orientation that XMP notes, in UTF-8, UTF-16 or UTF-32; None: none that is valid."""
+    data = data.replace(b"\0", b"")  # what is looked for is ASCII in all of them
+    prefix = _TIFF_PREFIX.search(data)
+    found = re.search(_IN_XMP % re.escape(prefix[1] if prefix else b"tiff"), data)
     return int(found[1]) if found else None
 
 

@@ -7,24 +7,22 @@ at.
 import csv
 import re
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 from dalle_jax.data.readers.webdataset_index import IMAGE_SUFFIXES
+from dalle_jax.data.rows import row_of
 from dalle_jax.errors import UserError
 from dalle_jax.text_files import split_lines
 
 _DELIMITERS = (",", "\t", ";", "|")
 
 
-class Columns(list[str]):
-    """What a row has in several columns of one name."""
-
-
-def rows(path: str, text: str, image_fields: Collection[str]) -> Iterator[tuple[int, dict[str, str | Columns]]]:
+def rows(path: str, text: str, image_fields: Collection[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows below the header, each with the number of its first line.
 
     Two columns without a header, a file name and a caption in either order, are read as `file_name` and `caption`, and
     a URL and a caption as `url` and `caption`. A row of fewer fields than the header lacks the last of them. Of columns
-    of one name a row has all, as `Columns`.
+    of one name a row has all (`row_of`).
 
     Args:
       path: of the table, for messages.
@@ -51,26 +49,12 @@ def rows(path: str, text: str, image_fields: Collection[str]) -> Iterator[tuple[
             )
         if lines > 1:
             _check_inside(path, line, cells, header, delimiter, image_fields)
-        distinct = len(set(header)) == len(header)
-        yield line, dict(zip(header, cells, strict=False)) if distinct else _joined(header, cells)
-
-
-def _joined(header: Sequence[str], cells: Sequence[str]) -> dict[str, str | Columns]:
-    """A row under a header in which names come again."""
-    row: dict[str, str | Columns] = {}
-    for name, cell in zip(header, cells, strict=False):
-        if header.count(name) == 1:
-            row[name] = cell
-        else:
-            there = row.setdefault(name, Columns())
-            assert isinstance(there, Columns)
-            there.append(cell)
-    return row
+        yield line, row_of(zip(header, cells, strict=False))
 
 
 def _delimiter(text: str, image_fields: Collection[str]) -> str:
     """The one under which the header names the images; else the one that cuts it into most fields."""
-    header = text.lstrip().partition("\n")[0]
+    header = split_lines(text.lstrip(), 1)[0]
 
     def score(delimiter: str) -> tuple[bool, int]:
         cells = [cell.strip().strip('"').lower() for cell in header.split(delimiter)]
@@ -101,7 +85,7 @@ def _with_ends(text: str) -> Iterator[str]:
 
 def _quotes_nothing(text: str) -> bool:
     """Whether a line of a table with tabs is a row: every line has its fields, and quotes stand as they happen to."""
-    if len({line.count("\t") for line in text.split("\n") if line.strip()}) > 1:
+    if len({line.count("\t") for line in split_lines(text) if line.strip()}) > 1:
         return False
     try:
         for _ in csv.reader(_with_ends(text), delimiter="\t", strict=True):

@@ -18,6 +18,7 @@ from dalle_jax.data.captions import CAPTION_FIELDS, captions_from_mapping
 from dalle_jax.data.paths import distinct_names
 from dalle_jax.data.readers.own_splits import splits_in_names
 from dalle_jax.data.records import BadReason, BadSample, Record, Source
+from dalle_jax.data.rows import row_of
 from dalle_jax.errors import UserError, closest
 from dalle_jax.fetched import check_fetched
 
@@ -40,13 +41,14 @@ class Parquet(Source):
 
         Args:
           paths: at least one.
-          caption_field: column of captions, each one text or a list of them; empty: `caption`, `captions` or `text`.
+          caption_field: column of captions, each one text or a list of them, or several columns of that name; empty:
+            `caption`, `captions` or `text`.
           image_field: column of images; empty: the one of bytes, or that is called as images usually are.
           label_field: column of classes; empty: `label`, where there is one.
 
         Raises:
           UserError: a file is damaged, has other columns than the first, or shares its name with another; or there is
-            no column of images, or no row.
+            no column of images, or two of its name, or no row.
         """
         self.name = f"parquet {paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
         self._paths, self._names = list(paths), distinct_names(paths)
@@ -57,11 +59,11 @@ class Parquet(Source):
         self._caption = _column("caption_field", caption_field, schema, CAPTION_FIELDS)
         self._label = _column("label_field", label_field, schema, ("label",))
         wanted = [name for name in (self._image, self._caption, self._label) if name]
-        _check_names(self._paths[0], schema, wanted)
+        _check_names(self._paths[0], schema, self._image, self._label)
         self._firsts: list[int] = []  # index of each file's first row
         self._groups: list[tuple[int, int]] = []  # of each row group: its file, and its number there
         self._ends: list[int] = []  # of each row group: the index after its last row
-        largest = 0, ""
+        largest, unlabelled = (0, ""), 0
         for i, path in enumerate(self._paths):
             self._firsts.append(len(self))
             with _open(path) as file:
@@ -72,12 +74,15 @@ class Parquet(Source):
                     about = file.metadata.row_group(group)
                     self._groups.append((i, group))
                     self._ends.append(len(self) + about.num_rows)
+                    unlabelled += _nulls(about, self._label)
                     largest = max(largest, (about.total_byte_size, path))
         if not len(self):
             raise UserError(f"{self.name} has no rows")
         _warn_of_large_groups(*largest)
         self.class_names = _class_names(schema, self._label)
-        self.has_labels = bool(self._label) and pa.types.is_integer(schema.field(self._label).type)
+        self.has_labels = (
+            bool(self._label) and pa.types.is_integer(_plain(schema.field(self._label).type)) and unlabelled < len(self)
+        )
         self.captions_from = f"the column '{self._caption}'" if self._caption else (
             f"the columns {' or '.join(CAPTION_FIELDS)} (it has {', '.join(schema.names)}; config.data.caption_field "
             "names another)"
@@ -117,7 +122,8 @@ class Parquet(Source):
         first = self._ends[place - 1] if place else 0
         table = self._cache.get((place, *columns), lambda: self._read(place, columns))
         try:
-            return table.slice(index - first, 1).to_pylist()[0]
+            columns = table.slice(index - first, 1).columns
+            return row_of(zip(table.column_names, (column.to_pylist()[0] for column in columns), strict=True))
         except UnicodeDecodeError as error:  # pyarrow takes a writer's word that a text is UTF-8
             raise BadSample(BadReason.CAPTION_ENCODING, self.key(index)) from error
 
@@ -162,10 +168,11 @@ def read_rows(path: str) -> Iterator[dict[str, Any]]:
       UserError: it is not a Parquet file, or damaged.
     """
     with _open(path) as file:
-        _check_names(path, file.schema_arrow, file.schema_arrow.names)
+        names = file.schema_arrow.names
         try:
             for batch in file.iter_batches(1024):
-                yield from batch.to_pylist()
+                columns = [column.to_pylist() for column in batch.columns]
+                yield from (row_of(zip(names, values, strict=True)) for values in zip(*columns, strict=True))
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{path} is damaged ({error})") from error
 
@@ -192,8 +199,15 @@ def _warn_of_large_groups(size: int, path: str) -> None:
         _log.warning("%s: a row group holds %d MB, %s", path, size >> 20, advice)
 
 
-def _check_names(path: str, schema: pa.Schema, names: Sequence[str]) -> None:
-    """Raises: UserError: a column that is read shares its name with another; rows would have the last alone."""
+def _nulls(group: pq.RowGroupMetaData, name: str) -> int:
+    """How many rows of a group are known to have nothing in a column."""
+    columns = map(group.column, range(group.num_columns))
+    found = next((column.statistics for column in columns if name and column.path_in_schema == name), None)
+    return found.null_count if found is not None and found.has_null_count else 0
+
+
+def _check_names(path: str, schema: pa.Schema, *names: str) -> None:
+    """Raises: UserError: a column shares its name with another, and which of them is meant nothing says."""
     for name in names:
         if schema.names.count(name) > 1:
             raise UserError(f"{path} has two columns '{name}': give one another name")
@@ -201,7 +215,7 @@ def _check_names(path: str, schema: pa.Schema, names: Sequence[str]) -> None:
 
 def _image_column(path: str, schema: pa.Schema, chosen: str) -> str:
     """The chosen column, else the only one that holds bytes, else the one of a usual name."""
-    holding = [field.name for field in schema if _holds_bytes(field.type)]
+    holding = list(dict.fromkeys(field.name for field in schema if _holds_bytes(field.type)))
     if chosen:
         _column("image_field", chosen, schema, ())
         if chosen not in holding:
@@ -216,7 +230,13 @@ def _image_column(path: str, schema: pa.Schema, chosen: str) -> str:
     return found[0]
 
 
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type of the values, where they are stored as places in a dictionary of them."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
 def _holds_bytes(kind: pa.DataType) -> bool:
+    kind = _plain(kind)
     if pa.types.is_struct(kind):
         return any(field.name == "bytes" and _holds_bytes(field.type) for field in kind)
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)

@@ -14,9 +14,10 @@ from dalle_jax.config import parse_json
 from dalle_jax.data.captions import CAPTION_FIELDS, Captions, captions_from_mapping
 from dalle_jax.data.readers import delimited
 from dalle_jax.data.records import LeftOut
+from dalle_jax.data.rows import Several, row_of
 from dalle_jax.errors import UserError, closest
 from dalle_jax.fetched import check_fetched
-from dalle_jax.text_files import decode_text
+from dalle_jax.text_files import decode_text, split_lines
 
 IMAGE_FIELDS = (
     "file_name", "image", "file", "filename", "filepath", "path", "image_name", "image_path", "image_file", "file_path",
@@ -168,8 +169,8 @@ def _image_name(path: str, place: str, row: Mapping[str, Any], image_field: str)
     if not keys:
         keys = _keys(fields, URL_FIELDS)
     key, name = next(((key, row[key]) for key in keys if row.get(key)), ("", None))
-    if isinstance(name, delimited.Columns):
-        raise UserError(f"{path} has two columns '{key}': which of them names the images? give one another name")
+    if isinstance(name, Several):
+        raise UserError(f"{path}, {place} has '{key}' twice: which of them names the image? give one another name")
     if not isinstance(name, str):
         raise UserError(
             f"{path}, {place}: no image is named by {image_field or ' or '.join(IMAGE_FIELDS)} (its fields: "
@@ -193,7 +194,7 @@ def _keys(fields: tuple[str, ...], usual: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _token_rows(path: str, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for line, content in enumerate(text.split("\n"), 1):
+    for line, content in enumerate(split_lines(text), 1):
         name, tab, caption = content.partition("\t")
         if not content.strip():
             continue
@@ -203,11 +204,11 @@ def _token_rows(path: str, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]
 
 
 def _json_lines(path: str, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for line, content in enumerate(text.split("\n"), 1):
+    for line, content in enumerate(split_lines(text), 1):
         if not content.strip():
             continue
         try:
-            row = parse_json(content)
+            row = parse_json(content, row_of)
         except ValueError as error:
             reason = getattr(error, "msg", error)  # JSON's own message counts lines within this one
             raise UserError(f"{path}, line {line} is not JSON ({reason}): mend or delete the line") from error
@@ -218,7 +219,7 @@ def _json_lines(path: str, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]
 
 def _json_rows(path: str, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
-        value = parse_json(text)
+        value = parse_json(text, row_of)
     except ValueError as error:
         if "Extra data" not in str(error):
             raise UserError(f"{path} is not JSON ({error})") from error
