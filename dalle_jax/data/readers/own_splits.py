@@ -43,7 +43,7 @@ class Division:
     of: np.ndarray
     """int [samples]: numbers of `names`."""
     lists: tuple[str, ...] = ()
-    """The files that say so, where they are no tables."""
+    """The files that say so, where they are not tables."""
 
 
 @dataclasses.dataclass(frozen=True)

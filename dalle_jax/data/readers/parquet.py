@@ -122,8 +122,8 @@ class Parquet(Source):
         first = self._ends[place - 1] if place else 0
         table = self._cache.get((place, *columns), lambda: self._read(place, columns))
         try:
-            columns = table.slice(index - first, 1).columns
-            return row_of(zip(table.column_names, (column.to_pylist()[0] for column in columns), strict=True))
+            values = [column.to_pylist()[0] for column in table.slice(index - first, 1).columns]
+            return row_of(zip(table.column_names, values, strict=True))
         except UnicodeDecodeError as error:  # pyarrow takes a writer's word that a text is UTF-8
             raise BadSample(BadReason.CAPTION_ENCODING, self.key(index)) from error
 
