@@ -165,7 +165,9 @@ def _codec(run: RunConfig) -> FrozenCodec:
     else:
         raise UserError("no codec given: --codec=FOLDER, or --workdir=FOLDER of a run with one")
     run = dataclasses.replace(run, decoder=dataclasses.replace(run.decoder, codec_from=codec_from))
-    return find_codec(run, epath.Path(), trained=True)
+    codec = find_codec(run, epath.Path(), trained=True)
+    assert isinstance(codec, FrozenCodec)  # since it is trained
+    return codec
 
 
 def _mine(job: Job, out: str) -> list[int]:

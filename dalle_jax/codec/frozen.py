@@ -1,5 +1,6 @@
 """A trained codec as others use it: images to tokens in raster order, and back."""
 
+import dataclasses
 import functools
 import hashlib
 import os
@@ -19,7 +20,7 @@ from dalle_jax.codec.vqgan import VqganConfig
 from dalle_jax.codec.weights.dvae import find_dvae, load_dvae, save_dvae
 from dalle_jax.codec.weights.vqgan import load_vqgan, save_vqgan
 from dalle_jax.config import write_json
-from dalle_jax.data.records import Encoding
+from dalle_jax.data.records import CodecSpec, Encoding
 from dalle_jax.errors import UserError
 from dalle_jax.run_record import RunRecord, read_run
 from dalle_jax.storage import as_path, is_remote, path_text
@@ -38,19 +39,30 @@ class FrozenCodec:
 
     Attributes:
       config: of the model.
-      codebook_size: how many values a token has.
-      image_size: pixels a side.
-      grid_size: tokens a side.
+      spec: its sizes.
       weights: parameters and model state.
     """
 
     def __init__(self, config: CodecConfig | VqganConfig, params: Any, model_state: Any, image_size: int):
         self.config = config
-        self.codebook_size = config.codebook_size
-        self.image_size = image_size
-        self.grid_size = config.grid_size(image_size)
+        self.spec = CodecSpec(config.codebook_size, config.grid_size(image_size), image_size)
         self.weights = (params, model_state)
         self._placed: dict[Any, Any] = {}
+
+    @property
+    def codebook_size(self) -> int:
+        """How many values a token has."""
+        return self.spec.codebook_size
+
+    @property
+    def grid_size(self) -> int:
+        """Tokens a side."""
+        return self.spec.grid_size
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side."""
+        return self.spec.image_size
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -64,7 +76,7 @@ class FrozenCodec:
     @property
     def encoding(self) -> Encoding:
         """What a data set encoded by this codec says of itself."""
-        return Encoding(self.fingerprint, self.codebook_size, self.grid_size, self.image_size)
+        return Encoding(self.fingerprint, **dataclasses.asdict(self.spec))
 
     def encode(self, images: Array | np.ndarray) -> Int[Array, "B tokens"]:
         """The most likely code of every cell, in raster order, int32, of images uint8 [B, height, width, 3].

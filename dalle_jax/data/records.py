@@ -35,6 +35,17 @@ class BadSample(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
+class CodecSpec:
+    """What of a codec is known without its weights: all that a decoder has to fit."""
+
+    codebook_size: int
+    grid_size: int
+    """Tokens a side."""
+    image_size: int
+    """Pixels a side of what the codec is given."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Encoding:
     """What made the tokens of a data set that was encoded beforehand: only a decoder on the same codec can use them."""
 
@@ -42,9 +53,8 @@ class Encoding:
     """Fingerprint of the codec's weights (`FrozenCodec.fingerprint`)."""
     codebook_size: int
     grid_size: int
-    """Tokens a side."""
     image_size: int
-    """Pixels a side of what the codec was given."""
+    """These as in `CodecSpec`."""
 
 
 @dataclasses.dataclass(frozen=True)

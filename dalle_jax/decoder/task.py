@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from dalle_jax.data.images.grid import image_grid
+from dalle_jax.data.records import CodecSpec
 from dalle_jax.data.samples import NO_TOKEN
 from dalle_jax.decoder.config import DecoderConfig
 from dalle_jax.decoder.model import PAD, Decoder, Output, abstract_params, init_params
@@ -95,7 +96,14 @@ class DecoderTask(Task):
 
     name = "decoder"
 
-    def __init__(self, config: DecoderConfig, codec: ImageTokens):
+    def __init__(self, config: DecoderConfig, codec: ImageTokens | CodecSpec):
+        """Args:
+        config: of the decoder.
+        codec: makes tokens of images; its sizes alone serve where batches bring tokens and nothing is previewed.
+
+        Raises:
+          UserError: their sizes differ.
+        """
         for mine, theirs in (("codebook_size", codec.codebook_size), ("grid_size", codec.grid_size)):
             if getattr(config, mine) != theirs:
                 raise UserError(
@@ -106,6 +114,11 @@ class DecoderTask(Task):
         self.codec = codec
         self.model = Decoder(config)
         self._evaluate_batch = jax.jit(self._evaluate)
+
+    @property
+    def _codec(self) -> ImageTokens:
+        assert isinstance(self.codec, ImageTokens), "sizes of a codec make no tokens"
+        return self.codec
 
     def init(self, key: jax.Array) -> tuple[Params, ModelState]:
         """Fresh parameters; there is no other state."""
@@ -119,9 +132,9 @@ class DecoderTask(Task):
         """
         tokens = batch.get("image_tokens")
         if tokens is None:
-            tokens = self.codec.encode(batch["image"])
+            tokens = self._codec.encode(batch["image"])
         elif "image" in batch:
-            tokens = jnp.where(tokens == NO_TOKEN, self.codec.encode(batch["image"]), tokens)
+            tokens = jnp.where(tokens == NO_TOKEN, self._codec.encode(batch["image"]), tokens)
         weights = text_weights(batch["text"], self.config.pad_loss)
         mask = {"mask": batch["mask"]} if "mask" in batch else {}
         return {"text": batch["text"], "text_weights": weights, "image_tokens": tokens, **mask}
@@ -174,7 +187,7 @@ class DecoderTask(Task):
         keys = candidate_keys(0, jnp.arange(1))
         prime = no_prime(self.config, text.shape[0])
         sampled = sample_tokens(self.config, params, text_kv, keys, prime, SamplingConfig())
-        images = self.codec.decode(jnp.concatenate([tokens, sampled[0]]))
+        images = self._codec.decode(jnp.concatenate([tokens, sampled[0]]))
         return image_grid(to_host(images), columns=text.shape[0])
 
     def step_flops(self, batch_size: int) -> float:

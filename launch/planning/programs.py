@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from dalle_jax.codec import CodecConfig, FrozenCodec
+from dalle_jax.data.records import CodecSpec
 from dalle_jax.decoder.model import abstract_params
 from dalle_jax.decoder.sampling import (
     SamplingConfig,
@@ -116,7 +116,7 @@ def _stage(run: RunConfig, stage: str) -> tuple[Task, TrainConfig, Mapping[str, 
         assert run.decoder is not None
         model, config = run.decoder.model, run.decoder.train
         # The tokens come with the batch; the codec's own work in a step is small beside the decoder's.
-        codec = FrozenCodec(CodecConfig(codebook_size=model.codebook_size), {}, {}, 8 * model.grid_size)
+        codec = CodecSpec(model.codebook_size, model.grid_size, run.data.image_size)
         shapes = {"text": (model.text_length,), "image_tokens": (model.image_length,)}
         return DecoderTask(model, codec), config, _ints(config.batch_size, shapes)
     plan = STAGES[stage].plan(run, epath.Path(), False)

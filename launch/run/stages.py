@@ -14,7 +14,7 @@ from dalle_jax.config import from_config_dict
 from dalle_jax.data.batches import Batches
 from dalle_jax.data.config import Augment, Resizing, TextConfig
 from dalle_jax.data.prefetch import process_rows
-from dalle_jax.data.records import Source
+from dalle_jax.data.records import CodecSpec, Source
 from dalle_jax.data.sources import TRAIN, open_source
 from dalle_jax.data.tokenizer import RowTokenizer
 from dalle_jax.decoder.config import DecoderStage
@@ -38,8 +38,8 @@ class StagePlan:
     augment: Augment
     image_size: int
     text: TextConfig | None
-    codec: FrozenCodec | None = None
-    """What makes its tokens, where it learns from tokens; None: it learns from images."""
+    codec: FrozenCodec | CodecSpec | None = None
+    """What makes its tokens, where it learns from tokens, or the sizes of what is to; None: it learns from images."""
     resizing: Resizing = Resizing()
     """What CLIP's `augment` leaves open."""
 
@@ -55,21 +55,21 @@ def plan_decoder(run: RunConfig, workdir: epath.Path, trained: bool = True) -> S
     """The decoder stands on a trained codec; see `find_codec`."""
     assert run.decoder is not None and run.tokenizer is not None
     codec = find_codec(run, workdir, trained)
-    if trained or run.decoder.codec_from:
+    if isinstance(codec, FrozenCodec):
         check_pinned(codec, workdir / "decoder", run.decoder.codec_from or workdir)
     text = TextConfig(length=run.tokenizer.text_length, dropout=run.tokenizer.bpe_dropout)
     task = DecoderTask(run.decoder.model, codec)
     return StagePlan(task, run.decoder.train, run.decoder.augment, run.data.image_size, text, codec)
 
 
-def find_codec(run: RunConfig, workdir: epath.Path, trained: bool) -> FrozenCodec:
-    """The codec that is named, this run's (without weights unless `trained`), or that of the run it is tuned from."""
+def find_codec(run: RunConfig, workdir: epath.Path, trained: bool) -> FrozenCodec | CodecSpec:
+    """The codec that is named, this run's (its sizes unless it is `trained`), or that of the run it is tuned from."""
     assert run.decoder is not None
     size = run.data.image_size
     if run.decoder.codec_from:
         codec = load_codec(run.decoder.codec_from, image_size=size)
     elif run.codec and not trained:
-        return FrozenCodec(run.codec.model, {}, {}, size)
+        return CodecSpec(run.codec.model.codebook_size, run.codec.model.grid_size(size), size)
     elif run.codec:
         if not saved_steps(workdir / "codec"):
             raise UserError(
@@ -163,6 +163,11 @@ def check_source(source: Source, plan: StagePlan) -> None:
         raise UserError(
             f"{source.name} holds tokens in place of images, and the {plan.task.name} learns from images: name "
             "them with config.data.source and config.data.path"
+        )
+    if isinstance(plan.codec, CodecSpec):
+        raise UserError(
+            f"{source.name} was encoded by another codec than the decoder's, which is yet to be trained: set "
+            "config.decoder.codec_from to the one that it was encoded with"
         )
     theirs, ours = dataclasses.asdict(source.encoding), dataclasses.asdict(plan.codec.encoding)
     different = [f"{key} {theirs[key]}, and not {ours[key]}" for key in theirs if theirs[key] != ours[key]]

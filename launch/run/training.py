@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from dalle_jax.codec import FrozenCodec
 from dalle_jax.codec.compatibility import pin_codec
 from dalle_jax.data.sources import EVAL, TRAIN
 from dalle_jax.training.loop import train
@@ -23,7 +24,7 @@ def train_stage(name: str, prepared: PreparedRun, watch: Watch, began: float | N
     """Trains a stage to its end, or goes on where it was stopped; `began` as in `train`."""
     run, sources, plan = prepared.run, prepared.sources, prepared.take_plan(name)
     stage_dir = prepared.workdir / name
-    if plan.codec is not None and is_primary():
+    if isinstance(plan.codec, FrozenCodec) and is_primary():
         pin_codec(plan.codec, stage_dir)
     batches = {split: make_batches(run, plan, prepared.tokenizer, split, source) for split, source in sources.items()}
     train(

@@ -243,7 +243,7 @@ def test_a_drawing_that_does_not_fit_is_compiled_once_more(drawing, monkeypatch)
         measured = Measurement(True, target.state_bytes + candidates * target.state_bytes, 1.0)
         return dataclasses.replace(target, topology=topology), measured, FlopCount(1e9)
 
-    monkeypatch.setattr(plans, "_drawn", drawn)
+    monkeypatch.setattr(plans, "_sampled", drawn)
     monkeypatch.setattr(Topology, "devices", lambda self: jax.devices())
     plan = plan_sampling("x", run, topology(int(40 * target.state_bytes / SHARE)), 64)
     assert tried == [64, 32] and not plan.fits
