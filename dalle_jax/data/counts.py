@@ -50,8 +50,8 @@ class ReadCounts:
             raise UserError(
                 f"{total} of {self.read} samples read from {self._source.name} are bad "
                 f"({describe(self.bad.values(), self._examples.tolist(), self._source)}), more than "
-                f"config.data.max_bad_fraction={self._max_bad_fraction} allows: {advice(self.bad.values())}, or raise the "
-                "limit"
+                f"config.data.max_bad_fraction={self._max_bad_fraction} allows: {advice(self.bad.values())}, or raise "
+                "the limit"
             )
 
 
