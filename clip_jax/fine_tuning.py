@@ -33,7 +33,7 @@ FREE = (
 """Last parts of the keys of a model's config that say how it is trained, not what it is."""
 
 
-def open_base(config: ClipConfig, path: epath.PathLike) -> Published:
+def open_init_from(config: ClipConfig, path: epath.PathLike) -> Published:
     """Opens published weights for a run with a model; no numbers are read yet.
 
     Args:
@@ -56,9 +56,9 @@ def open_base(config: ClipConfig, path: epath.PathLike) -> Published:
     return published
 
 
-def read_base(config: ClipConfig, path: epath.PathLike, state: TrainState) -> LoadedParams:
+def read_init_from(config: ClipConfig, path: epath.PathLike, state: TrainState) -> LoadedParams:
     """Reads published weights onto the shardings of a run's abstract state, a device's part at a time."""
-    base = open_base(config, path)
+    base = open_init_from(config, path)
 
     def read(params: Params) -> LoadedParams:
         wanted = {"params": params, **state.model_state}

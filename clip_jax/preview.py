@@ -1,4 +1,4 @@
-"""What a person looks at while a CLIP trains."""
+"""The preview of a CLIP that trains."""
 
 import numpy as np
 from jaxtyping import Float, UInt8

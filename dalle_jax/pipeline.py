@@ -25,9 +25,9 @@ from dalle_jax.decoder.sampling import (
     Prime,
     SamplingConfig,
     candidate_keys,
-    draw,
     no_prime,
     prefill,
+    sample_tokens,
     sampling_params,
     sampling_rules,
     with_empty_captions,
@@ -65,7 +65,7 @@ class SamplingRequest:
 
 
 class Dalle:
-    """A trained codec, tokenizer and decoder, ready to draw."""
+    """A trained codec, tokenizer and decoder, ready to sample."""
 
     def __init__(
         self,
@@ -115,7 +115,9 @@ class Dalle:
           UserError: something is not an image, or a file cannot be read.
         """
         squares = [self._square(read_image(image, i)) for i, image in enumerate(image_list(images))]
-        return self._in_parts(self.codec.encode, np.stack(squares)) if squares else self._no_tokens()
+        if not squares:
+            return np.zeros((0, self.codec.grid_size**2), np.int32)
+        return self._in_parts(self.codec.encode, np.stack(squares))
 
     def decode(self, tokens: Int[np.ndarray, "B G"]) -> UInt8[np.ndarray, "B height width 3"]:
         """Tokens to images, as many at once as fit."""
@@ -132,9 +134,6 @@ class Dalle:
             np.asarray(run(jnp.asarray(_pad(part, size))))[: len(part)] for part, size in zip(parts, sizes, strict=True)
         ]
         return np.concatenate(done)
-
-    def _no_tokens(self) -> Int[np.ndarray, "0 G"]:
-        return np.zeros((0, self.codec.grid_size**2), np.int32)
 
     def generate(
         self,
@@ -158,19 +157,19 @@ class Dalle:
 
         Args:
           prompts: one caption, or several.
-          num_samples: candidates of each prompt; the paper draws 512.
+          num_samples: candidates of each prompt; the paper samples 512.
           keep: how many to return; by default the published 32 with a `score_fn` (or all, if fewer), else all.
           score_fn: ranks candidates, usually `clip.score`.
           seed: candidate i of any prompt gets noise from (seed, i) alone; 0 to 2**32 - 1.
           temperature: divides the logits; 0 takes the most likely codes.
-          top_k: draw among this many most likely codes.
-          top_p: draw among the most likely codes that hold this probability.
+          top_k: sample among this many most likely codes.
+          top_p: sample among the most likely codes that hold this probability.
           guidance_scale: above 1 follows the caption more closely; needs a decoder trained with caption dropout.
           prime: an image (an array, a Pillow image, a path) whose first rows of tokens every candidate starts with.
           prime_rows: how many rows of tokens to take from `prime`.
-          max_sequences: sequences drawn at once, all prompts together (on one device 2 at least); by default a power of
-            two that half of the free memory holds, 64 a device at the most on a CPU and 256 elsewhere.
-          store: keeps chunks as they are drawn.
+          max_sequences: sequences sampled at once, all prompts together (on one device 2 at least); by default a power
+            of two that half of the free memory holds, 64 a device at the most on a CPU and 256 elsewhere.
+          store: keeps chunks as they are sampled.
           on_progress: called with (sequences done, sequences in all).
 
         Raises:
@@ -243,7 +242,7 @@ class Dalle:
             if request.prime is not None:
                 tokens = jnp.broadcast_to(request.prime.tokens, prime.tokens.shape)
                 prime = Prime(tokens, request.prime.length)
-            return draw(self.config, self.params, text_kv, keys, prime, request.sampling)
+            return sample_tokens(self.config, self.params, text_kv, keys, prime, request.sampling)
 
     def _rank(self, tokens: jax.Array, count: int, prompts: Sequence[str], score_fn: ScoreFn | None) -> Chunk:
         """Decodes and scores on device; only tokens and scores come to the host."""

@@ -32,7 +32,7 @@ from dalle_jax.data.account import in_lines
 from dalle_jax.data.class_captions import ClassCaptions, fill
 from dalle_jax.data.config import TextConfig
 from dalle_jax.data.records import Source
-from dalle_jax.data.sources import EVAL, TRAIN, open_source, open_splits
+from dalle_jax.data.sources import EVAL, TRAIN, open_source
 from dalle_jax.data.tokenizer import RowTokenizer
 from dalle_jax.errors import UserError
 from dalle_jax.storage import as_path
@@ -41,8 +41,8 @@ from dalle_jax.training.loop import train
 from dalle_jax.training.parallel.processes import from_primary, is_primary
 from dalle_jax.training.telemetry.rows import NotFinite
 from launch.cli import define_config, start
-from launch.evaluation.efficiency_report import describe, draw, read_curve, summarise, write_csv
-from launch.run.config import EfficiencyConfig, RunConfig, check_data_options, held_out_as_begun
+from launch.evaluation.efficiency_report import describe, plot, read_curve, summarise, write_csv
+from launch.run.config import EfficiencyConfig, RunConfig, held_out_as_begun, open_data
 from launch.run.coordination import begin, check_processes
 from launch.run.initialization import find_tokenizer
 from launch.run.stages import StagePlan, make_batches
@@ -69,14 +69,12 @@ class Experiment:
 
 
 def main() -> None:
-    """Trains what is not trained yet, and draws."""
+    """Trains what is not trained yet, and plots."""
     config, workdir = from_config_dict(EfficiencyConfig, CONFIG()), as_path(WORKDIR.value)
     check_processes(config=config)
     config = dataclasses.replace(config, data=held_out_as_begun(config.data, workdir))
     from_primary(lambda: check_same_points(config, workdir))
-    if not (workdir / "config.json").exists():
-        check_data_options(config.data)
-    sources = open_splits(config.data)
+    sources = open_data(config.data, as_begun=(workdir / "config.json").exists())
     names = class_names(config)
     about = _run_config(config, 0)
     tokenizer = find_tokenizer(about, workdir)
@@ -102,7 +100,7 @@ def class_names(config: EfficiencyConfig) -> list[str]:
       UserError: the held-out data have no labels, or name other classes than `config.prompts`.
     """
     prompts = published_prompts(config.prompts)
-    source = open_source(config.data, EVAL)
+    source = open_source(config.data, EVAL, as_begun=True)
     if not source.has_labels:
         raise UserError(
             f"what is held out has no labels ({source.name}): zero-shot accuracy needs a class for each image"
@@ -116,9 +114,9 @@ def class_names(config: EfficiencyConfig) -> list[str]:
 
 
 def check_same_points(config: EfficiencyConfig, workdir: epath.Path) -> None:
-    """Whether the runs of a folder can be drawn beside those that are to come.
+    """Whether the runs of a folder can be plotted beside those that are to come.
 
-    Any other run may be made longer or looked at more often. Here that would put points of other places, and runs
+    Any other run may be made longer or evaluated more often. Here that would put points of other places, and runs
     whose learning rate falls along another curve, into one figure.
 
     Raises:
@@ -140,7 +138,7 @@ def write_report(report: dict[str, Any], workdir: epath.Path) -> None:
     """The figure, its points, and the ratios."""
     write_json(workdir / "efficiency.json", report | {"commit": code_version()})
     write_csv(workdir / "efficiency.csv", report["runs"])
-    draw(report).save(workdir / "efficiency.png")
+    plot(report).save(workdir / "efficiency.png")
     for name, ratio in report["ratios"].items():
         print(f"{name}: {describe(ratio)}")
     print(f"figure: {workdir / 'efficiency.png'}; points: {workdir / 'efficiency.csv'}")

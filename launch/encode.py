@@ -39,7 +39,7 @@ from dalle_jax.data.encoded.folder import (
 )
 from dalle_jax.data.encoded.source import MANIFEST, read_manifest
 from dalle_jax.data.encoded.writer import Writer
-from dalle_jax.data.sources import TRAIN, open_splits
+from dalle_jax.data.sources import TRAIN
 from dalle_jax.errors import UserError
 from dalle_jax.run_record import read_run
 from dalle_jax.training.config import MeshConfig
@@ -48,7 +48,7 @@ from dalle_jax.training.parallel.mesh import make_mesh
 from dalle_jax.training.parallel.processes import from_primary, is_primary
 from dalle_jax.training.parallel.sharding import ShardingRules, batch_sharding
 from launch.cli import define_config, start
-from launch.run.config import RunConfig, check_data_options
+from launch.run.config import RunConfig, open_data
 from launch.run.coordination import check_processes, require_shared
 from launch.run.stages import find_codec, read_run_config
 
@@ -120,9 +120,8 @@ def make_jobs(run: RunConfig, codec: FrozenCodec) -> list[Job]:
             f"--crops={CROPS.value}: all crops are the same under config.decoder.augment='{augment.value}'; set it to "
             "'dalle', or leave --crops out"
         )
-    check_data_options(run.data)
     jobs = []
-    for split, source in open_splits(run.data).items():
+    for split, source in open_data(run.data).items():
         if source.encoding is not None:
             raise UserError(f"{source.name} is encoded already: name the images with config.data.source")
         how = (augment, CROPS.value) if split == TRAIN else (augment.held_out, 1)

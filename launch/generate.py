@@ -2,7 +2,7 @@
 
     python -m launch.generate --workdir=W --prompt="a small red circle" --num_samples=512 --keep=32 --out=DIR
 
-writes DIR/grid.png (a row a prompt, best first), the images, and DIR/manifest.json. What has been drawn is kept in
+writes DIR/grid.png (a row a prompt, best first), the images, and DIR/manifest.json. What has been sampled is kept in
 DIR/drawn as it comes: the same command after a stop goes on from there.
 """
 
@@ -47,19 +47,19 @@ CLIP = flags.DEFINE_string(
 )
 SEED = flags.DEFINE_integer("seed", 0, "candidate i gets its noise from (seed, i) alone")
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "divides the logits; 0: most likely codes")
-TOP_K = flags.DEFINE_integer("top_k", None, "draw among this many most likely codes")
-TOP_P = flags.DEFINE_float("top_p", None, "draw among the most likely codes with this probability in all")
+TOP_K = flags.DEFINE_integer("top_k", None, "sample among this many most likely codes")
+TOP_P = flags.DEFINE_float("top_p", None, "sample among the most likely codes with this probability in all")
 GUIDANCE = flags.DEFINE_float("guidance_scale", 1.0, "above 1 follows the caption more closely")
 PRIME = flags.DEFINE_string("prime", None, "image whose first rows of tokens are kept")
 PRIME_ROWS = flags.DEFINE_integer("prime_rows", 0, "how many rows of tokens to keep of --prime")
 MAX_SEQUENCES = flags.DEFINE_integer(
-    "max_sequences", None, "drawn at once; default: as many as fit, 64 a device at the most on a CPU, 256 elsewhere"
+    "max_sequences", None, "sampled at once; default: as many as fit, 64 a device at the most on a CPU, 256 elsewhere"
 )
 STEP = flags.DEFINE_integer("step", None, "of the decoder's checkpoint; default: the newest")
 
 
 def main() -> None:
-    """Loads the models, draws, ranks and writes."""
+    """Loads the models, samples, ranks and writes."""
     prompts = read_prompts()
     if WORKDIR.value is None or OUT.value is None:
         raise UserError("--workdir (the trained run) and --out (folder for the results) are needed")

@@ -23,8 +23,8 @@ from launch.run.stages import choose_stages, read_run_config
 
 CONFIG = define_config(optional=["init_from"])
 TOPOLOGY = flags.DEFINE_string("topology", None, "chips to plan for: v5e-256, v4-256, v5p-128, 2xv5e-256, ...")
-MODE = flags.DEFINE_enum("mode", "train", ["train", "generate"], "plan training, or drawing images")
-NUM_SAMPLES = flags.DEFINE_integer("num_samples", 512, "with --mode=generate: images of one caption drawn at once")
+MODE = flags.DEFINE_enum("mode", "train", ["train", "generate"], "plan training, or sampling images")
+NUM_SAMPLES = flags.DEFINE_integer("num_samples", 512, "with --mode=generate: images of one caption sampled at once")
 STAGES = flags.DEFINE_list("stages", [], "plan only these of the config's stages: codec, decoder, clip, say")
 JSON = flags.DEFINE_bool("json", False, "print JSON instead of a table")
 ALL = flags.DEFINE_bool("all", False, "make the page of the published configs (--out)")

@@ -17,13 +17,13 @@ from PIL import Image
 from dalle_jax import storage
 from dalle_jax.errors import UserError, closest
 from launch.cli import start_command
-from launch.monitoring.curves import Look, X, curve, frame, known_metrics, names, order, stack, stages
+from launch.monitoring.curves import PlotOptions, X, curve, frame, known_metrics, names, order, stack, stages
 from launch.monitoring.line_plot import COLOURS
 
 OUT = flags.DEFINE_string("out", "plot.png", "image to write, local or gs://")
 METRIC = flags.DEFINE_string("metric", "loss", "column of metrics.jsonl, such as eval/loss")
 OVER = flags.DEFINE_enum_class("x", X.STEP, X, "what the curves run over")
-STAGE = flags.DEFINE_string("stage", "", "draw this stage alone; default: each in a frame of its own")
+STAGE = flags.DEFINE_string("stage", "", "plot this stage alone; default: each in a frame of its own")
 SMOOTH = flags.DEFINE_float("smooth", 0.0, "weight of the past in a running mean; the raw curve stays behind it",
                             lower_bound=0.0, upper_bound=0.9999)  # fmt: skip
 LOG = flags.DEFINE_multi_enum("log", [], ["x", "y"], "axes with a logarithmic scale")
@@ -34,20 +34,20 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WebP", ".pd
 
 
 def main(runs: Sequence[str]) -> None:
-    """Reads the curves, one frame a stage, and draws."""
+    """Reads the curves, one frame a stage, and plots them."""
     if not runs:
         raise UserError("no run given: python -m launch.plot W1 W2 --out=loss.png")
     if len(runs) > len(COLOURS):
-        raise UserError(f"{len(runs)} runs are given, and {len(COLOURS)} colours can be told apart: draw fewer")
+        raise UserError(f"{len(runs)} runs are given, and {len(COLOURS)} colours can be told apart: plot fewer")
     found = {name: stages(storage.as_path(run)) for name, run in zip(names(runs), runs, strict=True)}
     colours = dict(zip(found, COLOURS, strict=False))
-    look = Look(METRIC.value, OVER.value, SMOOTH.value, frozenset(LOG.value), WIDTH.value, HEIGHT.value)
+    options = PlotOptions(METRIC.value, OVER.value, SMOOTH.value, frozenset(LOG.value), WIDTH.value, HEIGHT.value)
     images = []
     for stage in _chosen({stage for folders in found.values() for stage in folders}):
-        curves = {name: curve(folders[stage], look) for name, folders in found.items() if stage in folders}
+        curves = {name: curve(folders[stage], options) for name, folders in found.items() if stage in folders}
         curves = {name: points for name, points in curves.items() if points}
         if curves:
-            images.append(frame(stage, curves, colours, look))
+            images.append(frame(stage, curves, colours, options))
     if not images:
         known = known_metrics([path for folders in found.values() for path in folders.values()])
         where = f" with a place on --x={OVER.value.value}" if METRIC.value in known else ""

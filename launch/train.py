@@ -9,7 +9,6 @@ import sys
 
 import jax
 from absl import flags
-from etils import epath
 
 from dalle_jax.config import to_json
 from dalle_jax.data.account import in_lines
@@ -25,7 +24,7 @@ from dalle_jax.training.program import build_step
 from dalle_jax.training.telemetry.attempts import read_attempts
 from dalle_jax.training.telemetry.clock import process_began
 from launch.cli import define_config, start
-from launch.run.config import RunConfig, held_out_as_begun, with_absolute_paths
+from launch.run.config import held_out_as_begun, with_absolute_paths
 from launch.run.coordination import begin, check_processes
 from launch.run.preparation import PreparedRun, prepare_run
 from launch.run.process_settings import set_deterministic
@@ -67,16 +66,13 @@ def main() -> None:
         prepared = prepare_run(run, workdir, stages)
         begin(run, prepared.sources, workdir, prepared.tokenizer)
         ready()
-        if is_primary() and any(_is_unfinished(run, workdir, name) for name in stages):
+        unfinished = [n for n in stages if getattr(run, n).train.num_steps not in saved_steps(workdir / n)]
+        if is_primary() and unfinished:
             print(in_lines(run.data, prepared.sources), file=sys.stderr, flush=True)
         began = process_began()
         for name in stages:
             train_stage(name, prepared, watch, began)
             began = max([began, *(start.beat for start in read_attempts(workdir / name))])
-
-
-def _is_unfinished(run: RunConfig, workdir: epath.Path, stage: str) -> bool:
-    return getattr(run, stage).train.num_steps not in saved_steps(workdir / stage)
 
 
 def _profile_steps() -> tuple[int, int] | None:

@@ -53,7 +53,7 @@ def accumulated_gradients(
     micro = jax.tree.map(lambda x: _split(x, parts), batch)
     keys = jax.random.split(key, parts)
     features = jax.lax.map(lambda part: encode(params, *part), (micro, keys))
-    merged = jax.tree.map(_merge, features)
+    merged = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), features)
     value_and_grad = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
     (value, auxiliary), (gradients, cotangents) = value_and_grad(params, merged)
 
@@ -71,7 +71,3 @@ def accumulated_gradients(
 # into parts that lie on all of them.
 def _split(x: jax.Array, parts: int) -> jax.Array:
     return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
-
-
-def _merge(x: jax.Array) -> jax.Array:
-    return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])

@@ -21,7 +21,7 @@ def pin_codec(codec: FrozenCodec, stage_dir: epath.PathLike) -> None:
 
 
 def check_pinned(codec: FrozenCodec, stage_dir: epath.PathLike, where: epath.PathLike) -> None:
-    """Whether a decoder can go on, or draw, with a codec; runs of old, which noted none, take any.
+    """Whether a decoder can go on, or sample, with a codec; runs of old, which noted none, take any.
 
     Raises:
       UserError: it has learned from another one than that of `where`.

@@ -29,15 +29,18 @@ class Account:
     rule: str
     """By which they are held out, in words; empty: none are."""
     left_out: tuple[LeftOut, ...]
+    divisions: tuple[str, ...] = ()
+    """What splits of the data's own were used as."""
 
     def lines(self) -> list[str]:
-        """One line, and one for each reason for which something was left out."""
+        """One line, one for splits of the data's own, and one for each reason for which something was left out."""
         head = f"data, part '{self.part}'" if self.part else "data"
         captions = "captions not counted" if self.captioned is None else f"{self.captioned:,} with captions"
         share = f"{self.held_out:,} held out ({self.held_out / self.samples:.2%}; {self.rule})"
         return [
             f"{head}: {self.samples:,} {'images' if self.has_images else 'encoded images'}, {captions}, "
             f"{share if self.rule else 'none held out'}: {' and '.join(self.names)}",
+            *(f"{head}: {said}" for said in self.divisions),
             *(f"{head}: left out: {text}" for text in in_words(self.left_out)),
         ]
 
@@ -74,15 +77,16 @@ def _account(part: str, config: SourceConfig, splits: Mapping[str, Source]) -> A
         has_images=wholes[0].has_images,
         captioned=None if None in captioned else sum(count for count in captioned if count),
         held_out=len(splits[EVAL]) if EVAL in splits else 0,
-        rule=_rule(config) if EVAL in splits else "",
+        rule=_rule(config, wholes[0]) if EVAL in splits else "",
         left_out=tuple(found for whole in wholes for found in whole.left_out),
+        divisions=tuple(whole.division for whole in wholes if whole.division),
     )
 
 
-def _rule(config: SourceConfig) -> str:
+def _rule(config: SourceConfig, whole: Source) -> str:
     if config.eval_split:
         return f"eval_split={config.eval_split}"
-    if source_type(config.source).splits is not None:
+    if whole.held_out is not None or source_type(config.source).splits is not None:
         return "a split of its own"
     by_key = config.source == SourceKind.WEBDATASET and config.held_out_by is HeldOutBy.KEY
     return f"eval_fraction={config.eval_fraction:g}" + (", by the key alone" if by_key else "")

@@ -26,6 +26,7 @@ class ClassCaptions(Source):
         self._source, self._templates = source, tuple(templates)
         self.name = f"{source.name} with config.data.caption_templates"
         self.has_labels, self.class_names, self.left_out = source.has_labels, source.class_names, source.left_out
+        self.held_out, self.division, self.without_effect = source.held_out, source.division, source.without_effect
         self._captions = [tuple(fill(template, name) for template in templates) for name in names or source.class_names]
 
     def __len__(self) -> int:

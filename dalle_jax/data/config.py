@@ -111,9 +111,11 @@ class SourceConfig:
     parquet: the same of Parquet files; folder: the folder, or a table in it; tfds: a name (`coco_captions`) or a
     prepared directory; encoded: the folder that `launch.encode` wrote. `{split}` in it stands for the split's name."""
     split: str = "train"
-    """The split that is trained on: of a TFDS data set, or what replaces `{split}` in `path`."""
+    """The split that is trained on: of a TFDS data set, of a folder whose tables or lists name splits (`all`: all of
+    them as one), or what replaces `{split}` in `path`."""
     eval_split: str = ""
-    """The split that is held out; empty: `eval_fraction` of `split`, chosen by a hash of each sample's key."""
+    """The split that is held out; empty: the one that a folder names for validation or tests, else `eval_fraction` of
+    `split`, chosen by a hash of each sample's key."""
     eval_fraction: float = 0.02
     held_out_by: HeldOutBy = HeldOutBy.TAR_AND_KEY
     """Of tars. A run that was begun before there was a choice goes on by the key alone."""

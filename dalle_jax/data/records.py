@@ -4,6 +4,8 @@ import abc
 import dataclasses
 import enum
 import hashlib
+import types
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -95,6 +97,12 @@ class Source(abc.ABC):
     """Where captions were looked for, for the message that there are none; empty: each record says."""
     left_out: tuple[LeftOut, ...] = ()
     """What was found where the samples lie and is not among them; a person is told at the start of a run."""
+    held_out: np.ndarray | None = None
+    """Indices of the samples that the data themselves hold out, ascending; None: they do not say."""
+    division: str = ""
+    """What the data's own splits were used as, in words; a person is told at the start of a run."""
+    without_effect: Mapping[str, str] = types.MappingProxyType({})
+    """Options of `SourceConfig` that have no effect on what was found, and why."""
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -194,6 +202,11 @@ class Subset(Source):
 
     def _place(self, index: int) -> int:
         return int(self._indices[index])
+
+
+def whole_of(source: Source) -> Source:
+    """What a source holds a part of for a run, where some of it is held out; else the source."""
+    return source.whole if isinstance(source, Subset) else source
 
 
 class Rest(Subset):

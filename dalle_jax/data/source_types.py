@@ -22,11 +22,14 @@ class SourceType:
 
     Raises `UserError` where the data are missing, damaged or empty, or have no such split."""
     unused: tuple[str, ...] = ()
-    """Options of `SourceConfig` that it has no use for, and that are refused where a person sets one. Those that are
-    not here may stand in the file of a config whose data the command line replaces: `shapes`, `eval_fraction`, and all
-    that said how the images of encoded data were read."""
+    """Options of `SourceConfig` that it has no use for, and that are refused where a person sets one."""
+    unused_if_given: tuple[str, ...] = ()
+    """The same, of options that may stand in the file of a config and are refused on the command line alone: what said
+    how the images of encoded data were read and held out."""
     named_splits: bool = False
     """Whether the data have splits of their own; others have them where `{split}` stands in their path."""
+    may_be_divided: bool = False
+    """Whether what is opened may name splits (`Source.held_out`), where `{split}` does not stand in the path."""
     splits: Callable[[SourceConfig], list[str]] | None = None
     """Which of `train` and `eval` there are, where the data themselves say what is held out; None: the config says."""
 
@@ -81,10 +84,14 @@ def _open_webdataset(config: SourceConfig, split: str) -> Source:
 def _open_folder(config: SourceConfig, split: str) -> Source:
     from dalle_jax.data.readers.class_folder import ClassFolder
     from dalle_jax.data.readers.folder import Folder
+    from dalle_jax.data.readers.own_splits import Wanted
 
     kind = ClassFolder if config.caption_templates else Folder
-    path = stored_path(config, split)
-    return kind(path, caption_field=config.caption_field, image_field=config.image_field)
+    fields = {"caption_field": config.caption_field, "image_field": config.image_field}
+    if "{split}" in config.path:
+        return kind(stored_path(config, split), **fields)
+    held_out = config.eval_split or ("" if config.eval_fraction else None)
+    return kind(config.path, **fields, wanted=Wanted(split, held_out if split == config.split else None))
 
 
 def _open_parquet(config: SourceConfig, split: str) -> Source:
@@ -122,19 +129,27 @@ def _splits_of_encoded(config: SourceConfig) -> list[str]:
     return [TRAIN, EVAL] if EVAL in read_manifest(storage.expanduser(config.path)).splits else [TRAIN]
 
 
+_FIELDS = ("caption_field", "image_field", "label_field", "caption_templates")
+_OF_TARS = ("key", "held_out_by")
+
 SOURCES: dict[str, SourceType] = {
     SourceKind.SHAPES.value: SourceType(
         _open_shapes,
-        unused=("path", "caption_field", "image_field", "label_field", "caption_templates"),
+        unused=("path", *_FIELDS, *_OF_TARS, "eval_fraction"),
         named_splits=True,
         splits=lambda config: [TRAIN, EVAL],
     ),
     SourceKind.WEBDATASET.value: SourceType(
         _open_webdataset, unused=("image_field", "label_field", "caption_templates")
     ),
-    SourceKind.FOLDER.value: SourceType(_open_folder, unused=("label_field",)),
-    SourceKind.PARQUET.value: SourceType(_open_parquet),
-    SourceKind.TFDS.value: SourceType(_open_tfds, named_splits=True),
-    SourceKind.ENCODED.value: SourceType(_open_encoded, named_splits=True, splits=_splits_of_encoded),
+    SourceKind.FOLDER.value: SourceType(_open_folder, unused=("label_field", *_OF_TARS), may_be_divided=True),
+    SourceKind.PARQUET.value: SourceType(_open_parquet, unused=_OF_TARS),
+    SourceKind.TFDS.value: SourceType(_open_tfds, unused=_OF_TARS, named_splits=True),
+    SourceKind.ENCODED.value: SourceType(
+        _open_encoded,
+        unused_if_given=(*_FIELDS, *_OF_TARS, "eval_fraction"),
+        named_splits=True,
+        splits=_splits_of_encoded,
+    ),
 }
 """By the name that a config has; another one is added here, or from outside before data of that kind are opened."""

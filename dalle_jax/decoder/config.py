@@ -51,7 +51,7 @@ class DecoderConfig:
     """Of the text's cross-entropy; the image's weighs 1 minus this."""
     pad_loss: bool = False
     """Whether padding counts among the text targets (as one class, id 0). It is most of a short caption's positions
-    and nothing is drawn from it, so by default it does not."""
+    and nothing is sampled from it, so by default it does not."""
     caption_dropout: float = 0.0
     """Share of training captions replaced by the empty one; classifier-free guidance needs about 0.1."""
     remat: Remat = Remat.FULL

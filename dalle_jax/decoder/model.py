@@ -103,7 +103,7 @@ def constrain_logits(logits: Float[Array, "B T V"]) -> Float[Array, "B T V"]:
 
 
 class Decoder(nn.Module):
-    """The model. `__call__` trains it; `prefill` and `step` draw from it."""
+    """The model. `__call__` trains it; `prefill` and `step` sample from it."""
 
     config: DecoderConfig
 

@@ -1,7 +1,7 @@
-"""Drawing image tokens: one prefill of the prompts, then one compiled loop over all image positions.
+"""Sampling image tokens: one prefill of the prompts, then one compiled loop over all image positions.
 
-The noise of candidate i depends on (seed, i) alone: not on the prompt, on how many candidates are drawn, on the chunk
-it is drawn in, or on the mesh.
+The noise of candidate i depends on (seed, i) alone: not on the prompt, on how many candidates are sampled, on the chunk
+it is sampled in, or on the mesh.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ _LARGEST_GUIDANCE = 1e6
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How a token is drawn from logits. The paper draws at temperature 1 from all codes.
+    """How a token is sampled from logits. The paper samples at temperature 1 from all codes.
 
     A compiled program serves every temperature, `top_p` and `guidance_scale`: they are arguments of it, and whether
     they do anything is its form.
@@ -45,9 +45,9 @@ class SamplingConfig:
     temperature: float = 1.0
     """Divides the logits; 0, the limit of small ones, takes the most likely code."""
     top_k: int | None = None
-    """Draw among this many most likely codes."""
+    """Sample among this many most likely codes."""
     top_p: float | None = None
-    """Draw among the fewest most likely codes that hold this much probability, in (0, 1]."""
+    """Sample among the fewest most likely codes that hold this much probability, in (0, 1]."""
     guidance_scale: float = 1.0
     """1: the caption's logits. s: `empty + s * (caption - empty)`; needs a model trained with caption dropout."""
 
@@ -98,7 +98,7 @@ class SamplingConfig:
 
 
 class Prime(NamedTuple):
-    """Given first image tokens: positions below `length` are taken from `tokens`, not drawn."""
+    """Given first image tokens: positions below `length` are taken from `tokens`, not sampled."""
 
     tokens: Int[Array, "P G"]
     length: Int[Array, ""]
@@ -193,7 +193,7 @@ def sampling_params(config: DecoderConfig, params: Any, layout: DecodingLayout) 
       layout: to bring them into; parameters that lie in rows stay so.
 
     Returns:
-      What `prefill` and `draw` take in place of `params`, with as many numbers.
+      What `prefill` and `sample_tokens` take in place of `params`, with as many numbers.
     """
 
     def cast(path, x):
@@ -245,7 +245,7 @@ def prefill(config: DecoderConfig, params: Any, text: Int[Array, "P T"]) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
-def draw(
+def sample_tokens(
     config: DecoderConfig,
     params: Any,
     text_kv: Any,
@@ -253,7 +253,7 @@ def draw(
     prime: Prime,
     sampling: SamplingConfig,
 ) -> Int[Array, "C P G"]:
-    """Draws all image tokens of C candidates of each of P prompts.
+    """Samples all image tokens of C candidates of each of P prompts.
 
     Args:
       config: of the model.
@@ -261,7 +261,7 @@ def draw(
       text_kv: of `prefill`; with guidance, of the P prompts followed by P empty captions.
       keys: one per candidate, of `candidate_keys`.
       prime: tokens to start from.
-      sampling: how to draw.
+      sampling: how.
 
     Returns:
       Codes in raster order.
@@ -276,7 +276,7 @@ def draw(
         logits = guide(out.logits, sampling.guidance_scale) if sampling.guided else out.logits
         token = choose(logits, keys, position, sampling).astype(jnp.int32)
         token = jnp.where(position < prime.length, prime.tokens[:, position], token)
-        # Where this position is written depends on what was drawn, if in name alone (codes are never negative): so
+        # Where this position is written depends on what was sampled, if in name alone (codes are never negative): so
         # that the compiler writes after all layers have read, in place, and does not copy the caches.
         place = jnp.where(jnp.min(token) < 0, 0, position)
         return (token, store(config, caches, out.new, place)), token
@@ -287,7 +287,7 @@ def draw(
 
 
 def no_prime(config: DecoderConfig, prompts: int) -> Prime:
-    """Nothing given: every token is drawn."""
+    """Nothing given: every token is sampled."""
     return Prime(jnp.zeros((prompts, config.image_length), jnp.int32), jnp.int32(0))
 
 
@@ -295,3 +295,11 @@ def with_empty_captions(text: Int[Array, "P T"]) -> Int[Array, "2*P T"]:
     """The prompts, followed by as many captions that hold start-of-text alone."""
     empty = jnp.zeros_like(text).at[:, 0].set(text[:, 0])
     return jnp.concatenate([text, empty])
+
+
+def __getattr__(name: str) -> Any:
+    """`draw`, deprecated: `sample_tokens`."""
+    if name != "draw":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn("draw is sample_tokens now", FutureWarning, stacklevel=2)
+    return sample_tokens

@@ -15,7 +15,7 @@ from dalle_jax.data.images.grid import image_grid
 from dalle_jax.data.samples import NO_TOKEN
 from dalle_jax.decoder.config import DecoderConfig
 from dalle_jax.decoder.model import PAD, Decoder, Output, abstract_params, init_params
-from dalle_jax.decoder.sampling import SamplingConfig, candidate_keys, draw, no_prime, prefill
+from dalle_jax.decoder.sampling import SamplingConfig, candidate_keys, no_prime, prefill, sample_tokens
 from dalle_jax.errors import UserError
 from dalle_jax.nn.attention import attended_pairs
 from dalle_jax.training.parallel.processes import to_host
@@ -167,13 +167,14 @@ class DecoderTask(Task):
         return {"loss": weight * parts["text_loss"] + (1.0 - weight) * parts["image_loss"], **parts}
 
     def preview(self, params: Params, model_state: ModelState, batch: Batch) -> np.ndarray:
-        """Two rows: the codec's view of held-out images, and an image drawn for the caption of each."""
+        """Two rows: the codec's view of held-out images, and an image sampled for the caption of each."""
         del model_state
         text, tokens = batch["text"][:PREVIEW_CAPTIONS], batch["image_tokens"][:PREVIEW_CAPTIONS]
         text_kv = prefill(self.config, params, text)
         keys = candidate_keys(0, jnp.arange(1))
-        drawn = draw(self.config, params, text_kv, keys, no_prime(self.config, text.shape[0]), SamplingConfig())
-        images = self.codec.decode(jnp.concatenate([tokens, drawn[0]]))
+        prime = no_prime(self.config, text.shape[0])
+        sampled = sample_tokens(self.config, params, text_kv, keys, prime, SamplingConfig())
+        images = self.codec.decode(jnp.concatenate([tokens, sampled[0]]))
         return image_grid(to_host(images), columns=text.shape[0])
 
     def step_flops(self, batch_size: int) -> float:

@@ -1,4 +1,4 @@
-"""What every stage's training is told: sizes, optimizer, schedule, mesh, how often to look and to save."""
+"""What every stage's training is told: sizes, optimizer, schedule, mesh, how often to evaluate, preview and save."""
 
 import dataclasses
 import enum

@@ -134,4 +134,4 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def preview(self, params: Params, model_state: ModelState, batch: Batch) -> np.ndarray | None:
-        """What a person looks at while it trains: one image, uint8 [height, width, 3], or None."""
+        """The preview of a run: one image, uint8 [height, width, 3], or None."""

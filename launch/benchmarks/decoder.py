@@ -1,4 +1,4 @@
-"""The decoder: a training step, and drawing the images of one prompt."""
+"""The decoder: a training step, and sampling the images of one prompt."""
 
 import dataclasses
 from typing import Any
@@ -12,7 +12,7 @@ from configs import decoder_1b
 from dalle_jax.config import from_config_dict
 from dalle_jax.decoder.config import DecoderConfig, DecoderStage
 from dalle_jax.decoder.model import init_params
-from dalle_jax.decoder.sampling import SamplingConfig, candidate_keys, draw, no_prime, prefill, sampling_params
+from dalle_jax.decoder.sampling import SamplingConfig, candidate_keys, no_prime, prefill, sample_tokens, sampling_params
 from dalle_jax.decoder.task import DecoderTask, training_flops
 from dalle_jax.nn.attention import Pattern, attended_pairs
 from dalle_jax.nn.cpu_decoding import DecodingLayout
@@ -61,7 +61,7 @@ class _Tokens:
         raise NotImplementedError("the batch has image_tokens")
 
     def decode(self, tokens: Any) -> Any:
-        raise NotImplementedError("nothing is drawn")
+        raise NotImplementedError("nothing is sampled")
 
 
 def step(config: DecoderConfig, batch_size: int, micro_batches: int = 1) -> Workload:
@@ -85,7 +85,7 @@ def sampling(config: DecoderConfig, candidates: int) -> Workload:
     keys, prime = candidate_keys(0, jnp.arange(candidates)), no_prime(config, 1)
 
     def run() -> jax.Array:
-        return draw(config, params, prefill(config, params, text), keys, prime, SamplingConfig())
+        return sample_tokens(config, params, prefill(config, params, text), keys, prime, SamplingConfig())
 
     return Workload(
         run,

@@ -14,6 +14,7 @@ from dalle_jax.config import read_json
 from dalle_jax.data import paths
 from dalle_jax.data.config import DataConfig, SourceKind, TarKey
 from dalle_jax.data.readers.class_folder import ClassFolder
+from dalle_jax.data.readers.folder import Folder
 from dalle_jax.data.readers.webdataset import WebDataset
 from dalle_jax.data.records import Source
 from dalle_jax.data.source_types import source_type
@@ -71,7 +72,7 @@ def open_split(data: str, split: str, flags: DataFlags, *, labelled: bool) -> So
       UserError: where there are no such data.
     """
     if data == RUN:
-        return open_source(read_run(flags.model).data, TRAIN if split == TRAIN else EVAL)
+        return open_source(read_run(flags.model).data, TRAIN if split == TRAIN else EVAL, as_begun=True)
     path = data.replace("{split}", split)
     if is_benchmark(path):
         source = WebDataset(_shards(storage.join(path, split)), caption_field=flags.caption_field, key=flags.key)
@@ -84,15 +85,18 @@ def open_split(data: str, split: str, flags: DataFlags, *, labelled: bool) -> So
     kind = guess_source(path)
     # What is said of all data sets may be of use to some of them alone.
     fields = [name for name in ("caption_field", "image_field", "label_field") if name not in source_type(kind).unused]
+    shared = {name: getattr(flags, name) for name in fields}
     config = DataConfig(
         source=kind,
         path="" if kind is SourceKind.SHAPES else path,
         split=split if source_type(kind).named_splits else TRAIN,  # of others it stood in the path, if anywhere
         eval_fraction=0.0,
         key=flags.key if kind is SourceKind.WEBDATASET else TarKey.FIRST_DOT,
-        **{name: getattr(flags, name) for name in fields},
+        **shared,
     )
-    return open_source(config)
+    if kind is SourceKind.FOLDER and Folder(path, **shared).split_names:
+        config = dataclasses.replace(config, split=split)
+    return open_source(config, as_begun=True)  # the options are of all the data sets
 
 
 def _split_folder(path: str, split: str, labelled: bool) -> str:

@@ -87,7 +87,7 @@ def write_csv(path: epath.Path, runs: Sequence[Mapping[str, Any]]) -> None:
             writer.writerows([*head, *point] for point in found["curve"])
 
 
-def draw(report: Mapping[str, Any]) -> Image.Image:
+def plot(report: Mapping[str, Any]) -> Image.Image:
     """Thin lines: the chosen runs; thick ones: their means; arrows: ratios to the one that ends next above."""
     lines, chosen, means = [], {}, {}
     for objective, colour in zip(Objective, COLOURS, strict=False):

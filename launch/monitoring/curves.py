@@ -28,7 +28,7 @@ X_LABELS = {X.STEP: "steps", X.SAMPLES: "samples", X.TIME: "time since the first
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
+class PlotOptions:
     """What is drawn, and how."""
 
     metric: str = "loss"
@@ -57,13 +57,13 @@ def stages(run: epath.Path) -> dict[str, epath.Path]:
     return {path.name: path / "metrics.jsonl" for path in inside}
 
 
-def curve(path: epath.Path, look: Look) -> list[Point]:
+def curve(path: epath.Path, options: PlotOptions) -> list[Point]:
     """The points of a metric along the chosen axis; numbers that were not finite are left out."""
-    rows = [row for row in read_rows(path) if row.get(look.metric) is not None]
-    if look.x is X.TIME:
-        return [(row["wall_seconds"], row[look.metric]) for row in rows if "wall_seconds" in row]
-    each = batch_size(path) if look.x is X.SAMPLES else 1
-    return [(float(row["step"] * each), row[look.metric]) for row in rows]
+    rows = [row for row in read_rows(path) if row.get(options.metric) is not None]
+    if options.x is X.TIME:
+        return [(row["wall_seconds"], row[options.metric]) for row in rows if "wall_seconds" in row]
+    each = batch_size(path) if options.x is X.SAMPLES else 1
+    return [(float(row["step"] * each), row[options.metric]) for row in rows]
 
 
 def batch_size(path: epath.Path) -> int:
@@ -91,19 +91,21 @@ def smooth(points: Sequence[Point], weight: float) -> list[Point]:
 
 
 def frame(
-    stage: str, curves: Mapping[str, Sequence[Point]], colours: Mapping[str, tuple[int, int, int]], look: Look
+    stage: str, curves: Mapping[str, Sequence[Point]], colours: Mapping[str, tuple[int, int, int]], options: PlotOptions
 ) -> Image.Image:
     """One stage's curves, of all runs that have it."""
     lines = []
     for name, points in curves.items():
-        if look.smooth and len(points) > 1:
+        if options.smooth and len(points) > 1:
             lines.append(Line("", colours[name], points, bold=False))
-            points = smooth(points, look.smooth)
+            points = smooth(points, options.smooth)
         lines.append(Line(name, colours[name], points))
-    timed, log_x = look.x is X.TIME, "x" in look.log
-    x = Axis(X_LABELS[look.x], log_x, None if log_x else 0.0, seconds if timed else plain, tight=True, whole=not timed)
-    y = Axis(f"{stage}: {look.metric}", "y" in look.log, robust=True)
-    return draw_lines(lines, x, y, width=look.width, height=look.height)
+    timed, log_x = options.x is X.TIME, "x" in options.log
+    x = Axis(
+        X_LABELS[options.x], log_x, None if log_x else 0.0, seconds if timed else plain, tight=True, whole=not timed
+    )
+    y = Axis(f"{stage}: {options.metric}", "y" in options.log, robust=True)
+    return draw_lines(lines, x, y, width=options.width, height=options.height)
 
 
 def stack(images: Sequence[Image.Image]) -> Image.Image:

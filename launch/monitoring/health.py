@@ -83,7 +83,7 @@ class Health:
     """What a person should look at though training goes on; empty: nothing."""
 
 
-def look(stage_dir: epath.PathLike, now: float) -> Health | None:
+def read_health(stage_dir: epath.PathLike, now: float) -> Health | None:
     """How a stage fares at Unix time `now`; None where it has not begun."""
     stage_dir = epath.Path(stage_dir)
     starts = read_attempts(stage_dir)

@@ -9,7 +9,7 @@ from dalle_jax.errors import UserError
 from dalle_jax.run_record import stages_in
 from dalle_jax.training.checkpoints.workdir import read_workdir
 from dalle_jax.training.telemetry.attempts import duration
-from launch.monitoring.health import DEAD_AFTER, Health, Verdict, look
+from launch.monitoring.health import DEAD_AFTER, Health, Verdict, read_health
 from launch.run.startup import Starting, read_starting
 
 BETWEEN = 10 * DEAD_AFTER
@@ -23,19 +23,19 @@ def find(workdir: epath.Path, now: float) -> tuple[list[Health], list[str], Star
       UserError: the folder is not there, or is none of a run.
     """
     if (workdir / "starts").exists():
-        found = look(workdir, now)
-        return ([found] if found else []), [], None
+        one = read_health(workdir, now)
+        return ([one] if one else []), [], None
     start = read_starting(workdir)
     if start is not None and not (workdir / "config.json").exists():
         return [], [], start
     config = read_workdir(workdir)
     if runs := sorted(path.parent for objective in Objective for path in workdir.glob(f"{objective.value}/*/starts")):
         raise UserError(f"{workdir} is of launch.efficiency: name one of its {len(runs)} runs ({runs[0]}, say)")
-    looked = {name: look(workdir / name, now) for name in stages_in(config)}
-    stages = [health for health in looked.values() if health is not None]
+    found = {name: read_health(workdir / name, now) for name in stages_in(config)}
+    stages = [health for health in found.values() if health is not None]
     # A decoder on a named codec does not wait for that of its config, which `--stages` may have left out.
     named = (config.get("decoder") or {}).get("codec_from")
-    waiting = [name for name, health in looked.items() if health is None and not (named and name == "codec")]
+    waiting = [name for name, health in found.items() if health is None and not (named and name == "codec")]
     return stages, waiting, start
 
 

@@ -74,11 +74,11 @@ def plan_training(config: str, run: RunConfig, stage: str, topology: Topology, g
 def plan_sampling(
     config: str, run: RunConfig, topology: Topology, num_samples: int, given: Collection[str] = ()
 ) -> Plan:
-    """Compiles the two programs that draw `num_samples` images of one caption; see `plan_training`."""
+    """Compiles the two programs that sample `num_samples` images of one caption; see `plan_training`."""
     assert run.decoder is not None
     mesh, notes = _mesh(run.mesh, topology, given)
     model, devices = run.decoder.model, topology.devices()
-    target, measured, count = _drawn(run, mesh, topology, devices, num_samples)
+    target, measured, count = _sampled(run, mesh, topology, devices, num_samples)
     flops = count.total / model.image_length
     # One token of every image: the loop over positions is all that the program does.
     token = dataclasses.replace(
@@ -103,19 +103,19 @@ def plan_sampling(
     proposal = propose_sampling(run, mesh, target, measured.peak_bytes, num_samples, devices)
     if proposal is None:
         return plan
-    _, again, _ = _drawn(run, proposal.mesh, topology, devices, proposal.candidates)
+    _, again, _ = _sampled(run, proposal.mesh, topology, devices, proposal.candidates)
     return dataclasses.replace(plan, change=_change(proposal, again))
 
 
-def _drawn(
+def _sampled(
     run: RunConfig, mesh: MeshConfig, topology: Topology, devices: Sequence[Any], candidates: int
 ) -> tuple[Target, Measurement, FlopCount]:
-    """The drawing of so many images at once, compiled, and its FLOPs; the caption's program where that is refused."""
-    prefill, drawing = sampling_targets(run, mesh, topology, devices, candidates)
+    """The sampling of so many images at once, compiled, and its FLOPs; the caption's program where that is refused."""
+    prefill, sampling = sampling_targets(run, mesh, topology, devices, candidates)
     measured, compiled = measure(prefill, prefill.traced()[0])
     if compiled is None:
         return prefill, measured, FlopCount(0.0)
-    target = drawing(compiled)
+    target = sampling(compiled)
     traced, flops = target.traced()
     return target, measure(target, traced)[0], flops
 

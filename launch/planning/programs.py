@@ -16,9 +16,9 @@ from dalle_jax.decoder.model import abstract_params
 from dalle_jax.decoder.sampling import (
     SamplingConfig,
     candidate_keys,
-    draw,
     no_prime,
     prefill,
+    sample_tokens,
     sampling_params,
     sampling_rules,
 )
@@ -146,11 +146,11 @@ def _bytes(tree: Any) -> int:
 def sampling_targets(
     run: RunConfig, mesh_config: MeshConfig, topology: Topology, devices: Any, candidates: int
 ) -> tuple[Target, Callable[[Any], Target]]:
-    """The two programs that draw images of one caption, as `Dalle.generate` runs them.
+    """The two programs that sample images of one caption, as `Dalle.generate` runs them.
 
     Returns:
       The prefill, and a function from the compiled prefill, which says where the text's keys and values lie, to the
-      loop over all image positions that draws `candidates` at once.
+      loop over all image positions that samples `candidates` at once.
     """
     assert run.decoder is not None
     config = run.decoder.model
@@ -172,11 +172,10 @@ def sampling_targets(
     parameters = sum(x.size for x in jax.tree.leaves(params))
     shared = (topology, mesh, rules, parameters, _bytes(params))
 
-    def drawing(prefilled: Any) -> Target:
+    def sampling(prefilled: Any) -> Target:
         places = prefilled.output_shardings
         known = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), text_kv, places)
-        return Target(
-            "sampling", *shared, 0.0, "", lambda: draw.trace(config, params, known, keys, prime, SamplingConfig())
-        )
+        arguments = config, params, known, keys, prime, SamplingConfig()
+        return Target("sampling", *shared, 0.0, "", lambda: sample_tokens.trace(*arguments))
 
-    return Target("prefill", *shared, 0.0, "", lambda: prefill.trace(config, params, text)), drawing
+    return Target("prefill", *shared, 0.0, "", lambda: prefill.trace(config, params, text)), sampling

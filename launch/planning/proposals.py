@@ -31,7 +31,7 @@ class Proposal:
       run: the changed config.
       mesh: the changed mesh.
       estimated_bytes: peak of one device.
-      candidates: images drawn at once, where drawing is to fit.
+      candidates: images sampled at once, where sampling is to fit.
     """
 
     flags: tuple[str, ...]
@@ -88,7 +88,7 @@ def propose(
 def propose_sampling(
     run: RunConfig, mesh: MeshConfig, target: Target, peak_bytes: int, candidates: int, devices: Any
 ) -> Proposal | None:
-    """The least change of a drawing whose estimate fits, or None.
+    """The least change of sampling whose estimate fits, or None.
 
     Fewer images at once shrink all but the weights and cost only time; a finer mesh gathers the weights for every
     token. Where the caption's own program is what does not fit, only the mesh helps.
@@ -96,13 +96,13 @@ def propose_sampling(
     Args:
       run: the config that does not fit.
       mesh: its mesh on these devices.
-      target: the drawing, or the caption's program (`prefill`).
+      target: the sampler, or the caption's program (`prefill`).
       peak_bytes: its measured peak.
-      candidates: images drawn at once.
+      candidates: images sampled at once.
       devices: of the topology.
     """
     temporary = peak_bytes - target.state_bytes
-    # `Dalle.generate` never draws one alone.
+    # `Dalle.generate` never samples one alone.
     least = max(math.prod(target.mesh.shape[axis] for axis in target.rules.batch), 2)
     counts = [candidates] if target.name == "prefill" else list(_halvings(candidates, least))
 

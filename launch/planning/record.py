@@ -12,7 +12,7 @@ from launch.planning.roofline import Roofline
 
 @dataclasses.dataclass(frozen=True)
 class CacheRow:
-    """What the layers of one attention pattern keep of one image that is being drawn; bytes.
+    """What the layers of one attention pattern keep of one image that is being sampled; bytes.
 
     Attributes:
       pattern: its name.
@@ -41,7 +41,7 @@ class Change:
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """Bytes, transfers and seconds are of one device; FLOPs of all of them. One step: an update, or one token of every
-    image that is drawn."""
+    image that is sampled."""
 
     config: str
     stage: str

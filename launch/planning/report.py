@@ -122,7 +122,7 @@ def _change(plan: Plan) -> list[tuple[str, str]]:
     measured = f"{gib(plan.change.measured_bytes)} GiB" if plan.change.measured_bytes else "refused"
     lines = [f"{flags}: estimated {estimated} GiB, compiled {measured}"]
     if "--num_samples" in flags:
-        lines.append("this many at a time; launch.generate draws the rest after them (--max_sequences)")
+        lines.append("this many at a time; launch.generate samples the rest after them (--max_sequences)")
     return _listed("would fit", lines)
 
 

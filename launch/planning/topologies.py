@@ -75,7 +75,7 @@ class Topology:
         positions = mesh.devices[tuple(slice(None) if name in axes else 0 for name in mesh.axis_names)].reshape(-1)
         first = positions[0]
         mates = [device for device in positions if _slice(device) == _slice(first)]
-        coordinates = np.asarray([_coordinates(device, len(self.shape)) for device in mates])
+        coordinates = np.asarray([device.coords[: len(self.shape)] for device in mates])
         crossed = (coordinates != coordinates[:1]).any(axis=0)
         links = sum(
             (2 if length >= self.family.torus_from else 1)
@@ -87,10 +87,6 @@ class Topology:
 
 def _slice(device: jax.Device) -> int:
     return getattr(device, "slice_index", None) or 0
-
-
-def _coordinates(device: jax.Device, dimensions: int) -> tuple[int, ...]:
-    return tuple(device.coords[:dimensions])  # pyrefly: ignore[missing-attribute]
 
 
 def require_compiler() -> None:

@@ -1,12 +1,14 @@
 """Captions to train a tokenizer on, from whatever holds some."""
 
+import dataclasses
+import re
 import sys
 from collections.abc import Iterator
 
 from dalle_jax.data.account import in_lines
 from dalle_jax.data.captions import all_captions
 from dalle_jax.data.config import DataConfig, SourceKind, TarKey
-from dalle_jax.data.options import check_options
+from dalle_jax.data.options import check_opened, check_options
 from dalle_jax.data.readers.tables import is_table_name, names_images, read_text
 from dalle_jax.data.sources import TRAIN, open_splits
 from dalle_jax.errors import UserError
@@ -27,22 +29,42 @@ def texts(data: str, *, split: str = TRAIN, caption_field: str = "", key: TarKey
     Raises:
       UserError: where there are none to be read.
     """
-    if _is_text(data):
+    source = None if _is_text(data) else guess_source(data)
+    if key is not TarKey.FIRST_DOT and source is not SourceKind.WEBDATASET:
+        raise _without_effect("key", key.value, f"it is for tars, and {data} is none")
+    if source is None:
+        for option, value, usual in (("split", split, TRAIN), ("caption_field", caption_field, "")):
+            if value != usual:
+                raise _without_effect(option, value, f"{data} is a text with a caption a line")
         yield from lines(data)
         return
-    source = guess_source(data)
     config = DataConfig(
         source=source,
         path="" if source is SourceKind.SHAPES else data,
         split=split,
-        eval_fraction=0.0,  # the data are wholly for training here; name a held-out split's data apart
         caption_field=caption_field,
-        key=key if source is SourceKind.WEBDATASET else TarKey.FIRST_DOT,
+        key=key,
     )
-    check_options(config)
-    sources = open_splits(config)
+    try:
+        check_options(config)
+        # The data are wholly for training here; name a held-out split's data apart.
+        config = dataclasses.replace(config, eval_fraction=0.0)
+        sources = open_splits(config)
+        check_opened(config, sources)
+    except UserError as error:
+        raise UserError(_by_flags(str(error))) from error
     print(in_lines(config, sources), file=sys.stderr)
     yield from all_captions(sources[TRAIN])
+
+
+def _without_effect(option: str, value: str, why: str) -> UserError:
+    return UserError(f"--{option}={value} has no effect: {why}; leave it out")
+
+
+def _by_flags(message: str) -> str:
+    """A message about a config's options in those of `launch.tokenizer`."""
+    message = re.sub(r"config\.data\.(split|caption_field|key)\b", r"--\1", message)
+    return message.replace("config.data.path", "--data")
 
 
 def _is_text(data: str) -> bool:

@@ -11,7 +11,9 @@ from clip_jax import ClipStage, Lock
 from dalle_jax import storage
 from dalle_jax.codec import CodecStage
 from dalle_jax.data.config import DataConfig, HeldOutBy, SourceConfig, TokenizerConfig, TokenizerKind
-from dalle_jax.data.options import check_options
+from dalle_jax.data.options import check_opened, check_options
+from dalle_jax.data.records import Source
+from dalle_jax.data.sources import open_splits
 from dalle_jax.decoder.config import DecoderStage
 from dalle_jax.errors import UserError
 from dalle_jax.storage import is_remote
@@ -107,14 +109,24 @@ def _held_out_as(source: S, there: Mapping[str, Any]) -> S:
     return dataclasses.replace(source, held_out_by=HeldOutBy.KEY) if by_key else source
 
 
-def check_data_options(data: DataConfig) -> None:
-    """`check_options` of a run that begins. A config whose data the command line replaces keeps what was for its own.
+def open_data(data: DataConfig, *, as_begun: bool = False) -> dict[str, Source]:
+    """`open_splits`, of which a run that begins is refused options without effect. A config whose data the command line
+    replaces keeps what was for its own.
+
+    Args:
+      data: what to open.
+      as_begun: a run goes on with it, as it did.
 
     Raises:
-      UserError: an option has no effect.
+      UserError: as `open_splits`; or an option has no effect.
     """
-    chosen = overridden("data")
-    check_options(data, chosen if "source" in chosen else None)
+    given = overridden("data")
+    if not as_begun:
+        check_options(data, given)
+    sources = open_splits(data)
+    if not as_begun:
+        check_opened(data, sources, given)
+    return sources
 
 
 def with_absolute_paths(run: RunConfig) -> RunConfig:

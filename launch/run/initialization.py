@@ -7,7 +7,7 @@ import jax
 from etils import epath
 
 from clip_jax.config import ReadAt
-from clip_jax.fine_tuning import open_base, params_of_run, read_base, read_run
+from clip_jax.fine_tuning import open_init_from, params_of_run, read_init_from, read_run
 from clip_jax.loading import published_tokenizer
 from clip_jax.tokenizers.published import CaptionTokenizer, load_tokenizer
 from clip_jax.tokenizers.run_tokenizer import TrainedTokenizer, has_tokenizer, read_tokenizer
@@ -33,11 +33,11 @@ def initial_params(run: RunConfig, name: str) -> InitFrom | None:
     if name != "clip" and not is_published(run.init_from):
         return epath.Path(run.init_from) / name
     assert run.clip is not None
-    read = read_base if is_published(run.init_from) else read_run
+    read = read_init_from if is_published(run.init_from) else read_run
     return functools.partial(read, run.clip.model, run.init_from)
 
 
-def check_base(run: RunConfig, workdir: epath.Path, stages: list[str]) -> None:
+def check_init_from(run: RunConfig, workdir: epath.Path, stages: list[str]) -> None:
     """Compares published weights with the run, as long as it has not begun.
 
     Raises:
@@ -52,10 +52,10 @@ def check_base(run: RunConfig, workdir: epath.Path, stages: list[str]) -> None:
             "config of its own"
         )
     if run.clip is not None and not saved_steps(workdir / "clip"):
-        open_base(run.clip.model, run.init_from)
+        open_init_from(run.clip.model, run.init_from)
 
 
-def check_base_run(run: RunConfig, workdir: epath.Path, tasks: Mapping[str, Task]) -> None:
+def check_init_from_params(run: RunConfig, workdir: epath.Path, tasks: Mapping[str, Task]) -> None:
     """Compares the models of a trained run with all stages that are to begin with them, by their shapes.
 
     Raises:
@@ -90,7 +90,7 @@ def find_tokenizer(run: RunConfig, workdir: epath.Path) -> Tokenizer | CaptionTo
         return None
     if has_tokenizer(workdir):
         return _checked(_own(read_tokenizer(workdir, context_length=_length(run))), run)
-    named, base = _named(run), _of_base(run)
+    named, base = _named(run), _of_init_from(run)
     if named is not None and base is not None and named.fingerprint != base.fingerprint:
         raise UserError(
             f"config.tokenizer.path={run.tokenizer.path} is not the tokenizer that {run.init_from} was trained with, "
@@ -100,7 +100,7 @@ def find_tokenizer(run: RunConfig, workdir: epath.Path) -> Tokenizer | CaptionTo
     if tokenizer is None and run.tokenizer.kind is TokenizerKind.PUBLISHED:
         tokenizer = load_tokenizer(context_length=_length(run))
     if tokenizer is None:
-        tokenizer = _train_on(open_source(run.data, TRAIN), run.tokenizer.vocab_size)
+        tokenizer = _train_on(open_source(run.data, TRAIN, as_begun=True), run.tokenizer.vocab_size)
     return _checked(tokenizer, run)
 
 
@@ -122,14 +122,14 @@ def _named(run: RunConfig) -> Tokenizer | CaptionTokenizer | None:
     return Tokenizer(run.tokenizer.path)
 
 
-def _of_base(run: RunConfig) -> Tokenizer | CaptionTokenizer | None:
+def _of_init_from(run: RunConfig) -> Tokenizer | CaptionTokenizer | None:
     """None where nothing is tuned, or published weights bring none that fits."""
     if not run.init_from:
         return None
     if not is_published(run.init_from):
         return _own(read_tokenizer(run.init_from, context_length=_length(run)))
     assert run.clip is not None and run.tokenizer is not None
-    found = published_tokenizer(open_base(run.clip.model, run.init_from))
+    found = published_tokenizer(open_init_from(run.clip.model, run.init_from))
     if found is None and not run.tokenizer.path:
         raise UserError(
             f"{run.init_from} brings no tokenizer for its vocabulary of {run.clip.model.text.vocab_size}: name the "

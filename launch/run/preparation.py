@@ -7,16 +7,15 @@ from etils import epath
 
 from dalle_jax.config import from_config_dict
 from dalle_jax.data.records import Source
-from dalle_jax.data.sources import open_splits
 from dalle_jax.training.checkpoints.workdir import check_workdir, read_workdir, saved_steps
 from dalle_jax.training.config import OptimizerConfig
 from dalle_jax.training.optimizer import new_course
 from dalle_jax.training.parallel.mesh import make_mesh
 from dalle_jax.training.parallel.processes import is_primary
 from dalle_jax.training.parallel.sharding import ShardingRules, check_batch
-from launch.run.config import RunConfig, check_data_options
+from launch.run.config import RunConfig, open_data
 from launch.run.coordination import AnyTokenizer
-from launch.run.initialization import check_base, check_base_run, find_tokenizer
+from launch.run.initialization import check_init_from, check_init_from_params, find_tokenizer
 from launch.run.stages import STAGES, StagePlan, check_source
 
 
@@ -58,19 +57,18 @@ def prepare_run(run: RunConfig, workdir: epath.Path, stages: list[str]) -> Prepa
     for name in stages:
         config = getattr(run, name).train
         check_batch(config.batch_size, config.micro_batches, mesh, rules)
-    if (workdir / "config.json").exists():
+    begun = (workdir / "config.json").exists()
+    if begun:
         check_workdir(workdir, run)
         _warn_of_rates(run, workdir, stages)
-    else:
-        check_data_options(run.data)
-    sources = open_splits(run.data)
-    check_base(run, workdir, stages)
+    sources = open_data(run.data, as_begun=begun)
+    check_init_from(run, workdir, stages)
     plans = {name: STAGES[name].plan(run, workdir, "codec" not in stages) for name in stages}
     for source in sources.values():
         for plan in plans.values():
             check_source(source, plan)
     tokenizer = find_tokenizer(run, workdir)
-    check_base_run(run, workdir, {name: plan.task for name, plan in plans.items()})
+    check_init_from_params(run, workdir, {name: plan.task for name, plan in plans.items()})
     return PreparedRun(run, workdir, tuple(stages), sources, plans, tokenizer)
 
 

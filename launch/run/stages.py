@@ -181,7 +181,7 @@ def make_batches(
     Where processes share a row of the mesh, because a model axis spans them, they read the same rows.
     """
     held_out = split != TRAIN
-    source = source or open_source(run.data, split)
+    source = source or open_source(run.data, split, as_begun=True)
     check_source(source, plan)
     text = plan.text
     if text is not None and held_out:

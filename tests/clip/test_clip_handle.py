@@ -242,7 +242,7 @@ def test_load_reads_what_the_loop_trained_on_eight_devices(images, tmp_path):
 
 def test_load_refuses_what_it_cannot_read(tmp_path):
     (tmp_path / "ViT-B-32.pt").write_bytes(b"weights")
-    with pytest.raises(UserError, match="no file of weights"):
+    with pytest.raises(UserError, match="not a file of weights"):
         clip_jax.load(tmp_path / "ViT-B-32.pt")
     open_workdir(tmp_path / "codec", {"codec": {}})
     with pytest.raises(UserError, match="has no CLIP"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clip_jax import ClipConfig, ClipStage, ClipTask, TextConfig, VisionConfig, resnet_config, tower_config
-from clip_jax.fine_tuning import open_base, read_base, read_run
+from clip_jax.fine_tuning import open_init_from, read_init_from, read_run
 from clip_jax.towers.positions import resize_positions
 from clip_jax.weights.openai import openai_names
 from clip_jax.weights.opening import abstract_variables
@@ -65,7 +65,7 @@ def state_of(model):
 def test_a_run_on_larger_pictures(request, params, caplog, kind):
     """The class position stays, and so does all that is not a position."""
     caplog.set_level("INFO", "clip_jax")
-    read, path = (read_base, "published") if kind == "published" else (read_run, "workdir")
+    read, path = (read_init_from, "published") if kind == "published" else (read_run, "workdir")
     loaded = read(LARGE, request.getfixturevalue(path), state_of(LARGE))
     said = caplog.text
     assert "images of 32 pixels and this run's have 48" in said and "2x2 patches are interpolated to 3x3" in said
@@ -81,7 +81,7 @@ def test_a_run_on_larger_pictures(request, params, caplog, kind):
 @pytest.mark.parametrize("kind", ["published", "run"])
 def test_pictures_of_the_same_size_change_nothing(request, params, caplog, kind):
     caplog.set_level("INFO", "clip_jax")
-    read, path = (read_base, "published") if kind == "published" else (read_run, "workdir")
+    read, path = (read_init_from, "published") if kind == "published" else (read_run, "workdir")
     loaded = read(SMALL, request.getfixturevalue(path), state_of(SMALL))
     for name, array in named_leaves(params).items():
         np.testing.assert_array_equal(named_leaves(loaded.params)[name], array, err_msg=name)
@@ -93,7 +93,7 @@ def test_what_is_not_a_matter_of_positions_is_refused(published, workdir):
     for vision in (patches, resnet_config(64, (1, 1, 1, 1), 8)):
         model = dataclasses.replace(SMALL, vision=vision)
         with pytest.raises(UserError, match="another model than config.clip.model"):
-            open_base(model, published)
+            open_init_from(model, published)
         with pytest.raises(UserError, match="does not fit the model"):
             read_run(model, workdir, state_of(model))
 

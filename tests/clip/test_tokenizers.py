@@ -199,7 +199,7 @@ def test_the_whole_table_from_files_gives_the_same_ids(ours, tmp_path):
     [
         ({}, "brings no tokenizer"),
         ({"vocab.json": '{"<|startoftext|>": 0, "<|endoftext|>": 1}'}, "merges.txt is missing"),
-        ({"vocab.json": "{}", "merges.txt": "#version\na b"}, "no CLIP tokenizer"),
+        ({"vocab.json": "{}", "merges.txt": "#version\na b"}, "not a CLIP tokenizer"),
         ({"vocab.json": '{"<|startoftext|>": 0, "<|endoftext|>": 1}', "merges.txt": "#version\na b"}, "do not fit"),
         ({"vocab.json": "{}", "merges.txt": "#version\na b\na b c"}, "two symbols a line, not 'a b c'"),
         ({"vocab.json": "{}", "merges.txt": "#version\n\na b\na b c\nb c"}, "two symbols a line, not 'a b c'"),

@@ -158,8 +158,8 @@ def test_wrapped_and_chosen(variables, openai, tmp_path):
         ("text_config", "num_hidden_layers", 2.0, None),
         ("vision_config", "image_size", [32, 64], "images here are square"),
         ("text_config", "num_hidden_layers", "2", "num_hidden_layers is '2', which is not a whole number"),
-        ("text_config", "num_hidden_layers", 2.5, "no whole number"),
-        ("text_config", "hidden_size", None, "no whole number"),
+        ("text_config", "num_hidden_layers", 2.5, "not a whole number"),
+        ("text_config", "hidden_size", None, "not a whole number"),
     ],
 )
 def test_sizes_as_people_write_them(clip, tmp_path, section, name, value, told):

@@ -48,12 +48,12 @@ def test_jsonl(folder):
 
 
 def test_named_fields(folder):
-    (folder / "metadata.csv").write_text("id,image,title,alt\n1,a.JPG,T,A\n")
+    (folder / "metadata.csv").write_text("id,picture,title,alt\n1,a.JPG,T,A\n")
     source = Folder(str(folder), caption_field="alt", image_field="picture")
     assert everything(source) == {"a.JPG": ("A",)}
-    with pytest.raises(UserError, match=r"line 2: no image is named by file_name or .*\(its fields: id, image"):
+    with pytest.raises(UserError, match=r"line 2: no image is named by file_name or .*\(its fields: id, picture"):
         Folder(str(folder))
-    with pytest.raises(UserError, match="no image is named by pictur .*did you mean 'image'"):
+    with pytest.raises(UserError, match="no image is named by pictur .*did you mean 'picture'"):
         Folder(str(folder), image_field="pictur")
     with pytest.raises(UserError, match=r"no field 'tilte', did you mean 'title'\? \(config.data.caption_field\)"):
         Folder(str(folder), image_field="picture", caption_field="tilte")

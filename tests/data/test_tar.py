@@ -197,7 +197,7 @@ def test_a_hole_after_which_no_member_begins_is_refused(tmp_path, start):
     path = tmp_path / "hole.tar"
     path.write_bytes(ONE[:start] + bytes(2048 - start) + ONE[2048:])
     with pytest.raises(
-        UserError, match=r"hole\.tar is damaged: it is empty from byte 1536 on, .* at byte 2048 is no mem"
+        UserError, match=r"hole\.tar is damaged: it is empty from byte 1536 on, .* at byte 2048 is not a mem"
     ):
         list(tar.scan(str(path)))
 

@@ -16,11 +16,11 @@ from dalle_jax.decoder.sampling import (
     SamplingConfig,
     candidate_keys,
     choose,
-    draw,
     filter_logits,
     guide,
     no_prime,
     prefill,
+    sample_tokens,
     sampling_params,
     with_empty_captions,
 )
@@ -50,7 +50,7 @@ def drawn(params, indices, sampling=None, text=TEXT, prime=None, seed=7):
     prompts = text.shape[0]
     text_kv = prefill(CONFIG, params, with_empty_captions(text) if sampling.guided else text)
     keys = candidate_keys(seed, jnp.asarray(indices))
-    return np.asarray(draw(CONFIG, params, text_kv, keys, prime or no_prime(CONFIG, prompts), sampling))
+    return np.asarray(sample_tokens(CONFIG, params, text_kv, keys, prime or no_prime(CONFIG, prompts), sampling))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,9 @@ def test_a_candidate_does_not_depend_on_the_mesh(params, eight):
         keys = jax.device_put(
             candidate_keys(7, jnp.arange(8)), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
         )
-        tokens = draw(CONFIG, params, prefill(CONFIG, params, TEXT), keys, no_prime(CONFIG, 2), SamplingConfig())
+        tokens = sample_tokens(
+            CONFIG, params, prefill(CONFIG, params, TEXT), keys, no_prime(CONFIG, 2), SamplingConfig()
+        )
         assert not tokens.sharding.is_fully_replicated
     np.testing.assert_array_equal(tokens, eight)
 
@@ -113,7 +115,9 @@ def test_no_step_copies_a_cache(params, layout):
     params = nn.unbox(jax.jit(init_params, static_argnums=0)(config, jax.random.key(0)))
     params = sampling_params(config, params, layout)
     text_kv, keys = prefill(config, params, TEXT), candidate_keys(0, jnp.arange(3))
-    compiled = draw.lower(config, params, text_kv, keys, no_prime(config, 2), SamplingConfig()).compile().as_text()
+    compiled = (
+        sample_tokens.lower(config, params, text_kv, keys, no_prime(config, 2), SamplingConfig()).compile().as_text()
+    )
     cache = r"f32\[(?:3,)?3,2,2,16,8\]"  # layers where they are stacked, candidates, prompts, heads, slots, head_dim
     assert re.search(cache, compiled)
     loops = compiled[: compiled.index("\nENTRY ")]  # what runs before the loop may copy
@@ -124,10 +128,10 @@ def test_numbers_are_arguments_of_a_program(params):
     """Trying a temperature, a `top_p` or a guidance scale does not compile the loop again; what they ask for counts."""
     options = {"temperature": 0.9, "top_p": 0.9, "guidance_scale": 2.0}
     first = drawn(params, [0, 1], SamplingConfig(**options))
-    compiled = draw._cache_size()
+    compiled = sample_tokens._cache_size()
     for other in ({"temperature": 1.7}, {"top_p": 0.3}, {"guidance_scale": 5.0}):
         assert (drawn(params, [0, 1], SamplingConfig(**(options | other))) != first).any(), other
-    assert draw._cache_size() == compiled
+    assert sample_tokens._cache_size() == compiled
 
 
 def test_another_seed_is_other_noise(params, eight):
@@ -225,7 +229,9 @@ def test_guidance_leaves_its_inputs_alone(params):
     inputs = prefill(CONFIG, params, with_empty_captions(TEXT)), candidate_keys(7, jnp.arange(2)), no_prime(CONFIG, 2)
     text_kv, keys, prime = inputs
     before = jax.tree.map(np.array, (params, text_kv, jax.random.key_data(keys), prime))
-    first, second = (np.asarray(draw(CONFIG, params, *inputs, SamplingConfig(guidance_scale=3.0))) for _ in range(2))
+    first, second = (
+        np.asarray(sample_tokens(CONFIG, params, *inputs, SamplingConfig(guidance_scale=3.0))) for _ in range(2)
+    )
     np.testing.assert_array_equal(first, second)
     jax.tree.map(np.testing.assert_array_equal, (params, text_kv, jax.random.key_data(keys), prime), before)
 
@@ -249,5 +255,11 @@ def test_priming_keeps_the_given_rows(params):
 def test_bfloat16_model_draws(params):
     config = dataclasses.replace(CONFIG, dtype="bfloat16")
     keys = candidate_keys(0, jnp.arange(2))
-    tokens = draw(config, params, prefill(config, params, TEXT), keys, no_prime(config, 2), SamplingConfig())
+    tokens = sample_tokens(config, params, prefill(config, params, TEXT), keys, no_prime(config, 2), SamplingConfig())
     assert tokens.shape == (2, 2, 16)
+
+
+def test_the_former_name_still_answers():
+    with pytest.warns(FutureWarning, match="sample_tokens"):
+        from dalle_jax.decoder.sampling import draw
+    assert draw is sample_tokens

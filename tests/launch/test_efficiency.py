@@ -72,7 +72,7 @@ def test_arrows_go_from_each_objective_to_the_one_that_ends_next_above(monkeypat
     curves = dict(zip(Objective, ([(10.0, 0.2), (20.0, 0.4)], [(10.0, 0.2), (20.0, 0.3)], [(10.0, 0.6)]), strict=True))
     runs = [{"objective": objective.value, "chosen": True, "curve": curve} for objective, curve in curves.items()]
     monkeypatch.setattr(report, "draw_lines", lambda lines, x, y, spans: spans)
-    first, second = report.draw({"runs": runs, "chance": 0.1})
+    first, second = report.plot({"runs": runs, "chance": 0.1})
     # Words, which end lowest, against captions: 20 images for 0.3 against 15; captions against contrast: 20 and 6.
     assert (first.text, first.start, first.end, first.y) == ("1.3x (1.3 to 1.3)", 15.0, 20.0, 0.3)
     assert (second.text, second.start, second.end, second.y) == ("3.3x (3.3 to 3.3)", pytest.approx(6.0), 20.0, 0.4)

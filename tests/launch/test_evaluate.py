@@ -256,6 +256,20 @@ def test_a_split_that_a_folder_lacks(folder, tmp_path):
         open_split(str(tmp_path / "toys"), "test", FLAGS, labelled=False)
 
 
+def test_a_split_that_tables_or_lists_name(tmp_path):
+    for split in ("train2017", "val2017"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "1.png").write_bytes(b"")
+        named = {"images": [{"id": 1, "file_name": "1.png"}], "annotations": [{"image_id": 1, "caption": split}]}
+        (tmp_path / f"captions_{split}.json").write_text(json.dumps(named))
+    source = open_split(str(tmp_path), "val", FLAGS, labelled=False)
+    assert [source.captions(i) for i in range(len(source))] == [("val2017",)]
+    with pytest.raises(UserError, match=r"no split 'test' \(it has train2017, val2017\)"):
+        open_split(str(tmp_path), "test", FLAGS, labelled=False)
+    alone = str(tmp_path / "captions_val2017.json")
+    assert len(open_split(alone, "test", FLAGS, labelled=False)) == 1
+
+
 def test_named_prompts_and_names_beside_the_data(benchmark, tmp_path):
     """The names that lie beside the data say what the labels are, whoever makes the captions."""
     source, file = open_split(benchmark, "test", FLAGS, labelled=True), tmp_path / "mine.json"

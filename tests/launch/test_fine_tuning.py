@@ -22,7 +22,7 @@ from clip_jax import (
     resnet_config,
     tower_config,
 )
-from clip_jax.fine_tuning import open_base, read_base, read_run
+from clip_jax.fine_tuning import open_init_from, read_init_from, read_run
 from clip_jax.tokenizers.published import CaptionTokenizer, load_tokenizer
 from clip_jax.tokenizers.run_tokenizer import read_tokenizer
 from clip_jax.weights.openai import openai_names
@@ -48,7 +48,7 @@ from dalle_jax.training.state import abstract_state, state_shardings, with_shard
 from dalle_jax.training.trees import named_leaves, unbox
 from dalle_jax.weights import write_safetensors, write_tensors
 from launch.run.config import RunConfig
-from launch.run.initialization import check_base, find_tokenizer, initial_params
+from launch.run.initialization import check_init_from, find_tokenizer, initial_params
 
 pytestmark = pytest.mark.entry
 
@@ -204,7 +204,7 @@ def test_the_other_families_begin_a_run(tmp_path, model, format, augment):
     assert stage.augment is augment and stage.model != config  # its precision
     boxed = abstract_state(ClipTask(stage), make_optimizer(stage.train.optimizer, 1), keep_ema=False)
     state = with_shardings(boxed, state_shardings(boxed, make_mesh(MeshConfig(2, 2, 2)), ShardingRules()))
-    loaded = read_base(stage.model, tmp_path, state)
+    loaded = read_init_from(stage.model, tmp_path, state)
     found = named_leaves({"params": loaded.params, **loaded.model_state})
     assert found.keys() == named_leaves(wanted).keys()
     for name, array in named_leaves(wanted).items():
@@ -215,7 +215,7 @@ def test_the_other_families_begin_a_run(tmp_path, model, format, augment):
 def test_another_model_is_refused_with_what_differs(weights, tmp_path):
     run = run_config(None, init_from=str(weights))
     with pytest.raises(UserError) as caught:
-        check_base(run, epath.Path(tmp_path), ["clip"])
+        check_init_from(run, epath.Path(tmp_path), ["clip"])
     message = str(caught.value)
     for part in ("embed_dim (16 there, 512 here)", "vision.transformer.num_layers (2 there, 12 here)",
                  "vision.image_size (32 there, 224 here)", f"clip_finetune.py:{weights}"):  # fmt: skip
@@ -228,7 +228,7 @@ def test_a_folder_that_has_another_activation(variables, tmp_path):
     text = dataclasses.replace(CONFIG.text.transformer, activation=Activation.RELU)
     config = dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, transformer=text))
     with pytest.raises(UserError, match="its activation is 'quick_gelu', not 'relu'"):
-        open_base(config, tmp_path)
+        open_init_from(config, tmp_path)
 
 
 def test_weights_of_a_clip_are_no_decoder(scripts, weights, tmp_path):

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dalle_jax.data.config import SourceKind
+from dalle_jax.data.config import SourceKind, TarKey
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.errors import UserError
 from launch.run import caption_texts
@@ -84,6 +84,31 @@ def test_what_is_no_text(tmp_path):
     }.items():  # fmt: skip
         with pytest.raises(UserError, match=message):
             texts(tmp_path / name)
+
+
+def test_options_without_effect(tmp_path):
+    (tmp_path / "plain.txt").write_text("a red cat\n")
+    (tmp_path / "mine").mkdir()
+    picture(tmp_path / "mine" / "a.jpg")
+    (tmp_path / "mine" / "a.txt").write_text("a red cat\n")
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(tmp_path / "mine", "")
+    stem = {"key": TarKey.STEM}
+    for data, options, flag in (
+        ("plain.txt", stem, "--key=stem"), ("plain.txt", {"split": "val"}, "--split=val"),
+        ("plain.txt", {"caption_field": "title"}, "--caption_field=title"), ("mine", stem, "--key=stem"),
+        ("mine", {"caption_field": "title"}, "--caption_field"), 
+        ("x.tar", {"caption_field": "title"}, "--caption_field"),
+        ("x.tar", {"split": "val"}, "--split"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=f"^{flag}.* has no effect: ") as refused:
+            list(caption_texts.texts(str(tmp_path / data), **options))
+        assert "config.data" not in str(refused.value).replace("config.data.source", "")
+    with pytest.raises(UserError, match="^--data=.* has no split 'val'"):
+        list(caption_texts.texts(str(tmp_path / "mine"), split="val"))
+    with pytest.raises(UserError, match="^--caption_field='title' has no effect: "):
+        list(caption_texts.texts("shapes", caption_field="title"))
+    assert list(caption_texts.texts(str(tmp_path / "x.tar"), **stem)) == ["a red cat"]
 
 
 def test_what_data_means(tmp_path):

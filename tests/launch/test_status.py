@@ -18,7 +18,7 @@ from dalle_jax.errors import UserError
 from dalle_jax.training.telemetry.attempts import FAILED, FINISHED, STOPPED, Attempt, Save
 from dalle_jax.training.telemetry.clock import Kind
 from launch.monitoring import run_health
-from launch.monitoring.health import Verdict, diverging, judge, look
+from launch.monitoring.health import Verdict, diverging, judge, read_health
 from launch.run.startup import FILE, Starting, read_starting, starting
 from tests.launch.conftest import ROOT, environment
 
@@ -104,7 +104,7 @@ def row(step, **columns):
 
 def test_time_left_counts_what_comes_between_the_steps(tmp_path):
     write(tmp_path, start(), rows=[row(step, bad_samples=3.0) for step in range(10, 501, 10)], steps=[300, 400])
-    found = look(tmp_path, NOW)
+    found = read_health(tmp_path, NOW)
     assert found.steps_per_second == pytest.approx(190 / 105, rel=0.02)
     assert found.seconds_left == pytest.approx(500 * 105 / 190, rel=0.02)
     assert (found.checkpoint, found.checkpoint_age, found.beat_age) == (400, 60.0, 3.0)
@@ -123,7 +123,7 @@ def test_memory_of_the_last_row(tmp_path):
     rows = [row(10, memory_in_use=1.0, memory_peak=1.0, host_memory_in_use=1.0)]
     rows += [row(20, memory_in_use=device, memory_peak=peak, host_memory_in_use=host)]
     write(tmp_path, start(), rows=rows)
-    text = "\n".join(run_health.describe(look(tmp_path, NOW)))
+    text = "\n".join(run_health.describe(read_health(tmp_path, NOW)))
     assert "memory 9.8 GiB (peak 11.2) of a device, 6.4 GiB of the host" in text
 
 
@@ -132,7 +132,7 @@ def test_rows_of_an_earlier_start_do_not_slow_the_forecast(tmp_path):
     rows = [row(step) for step in range(10, 401, 10)]
     later = [row(step) | {"wall_seconds": 50_000 + step / 4} for step in range(410, 501, 10)]
     write(tmp_path, earlier, start(first_step=400), rows=rows + later)
-    assert look(tmp_path, NOW).steps_per_second == pytest.approx(4.0)
+    assert read_health(tmp_path, NOW).steps_per_second == pytest.approx(4.0)
 
 
 def test_the_penalty_of_a_codec_is_no_divergence_and_its_alarm_is_told(tmp_path):
@@ -142,7 +142,7 @@ def test_the_penalty_of_a_codec_is_no_divergence_and_its_alarm_is_told(tmp_path)
     ]
     rows.append({"step": 500, "eval/usage_collapsed": 1.0, "eval/codebook_usage": 0.01})
     write(tmp_path, start(), rows=rows)
-    found = look(tmp_path, NOW)
+    found = read_health(tmp_path, NOW)
     assert found.verdict is Verdict.HEALTHY and found.watched == "reconstruction"
     assert "uses 1.0% of its codes" in run_health.describe(found)[-1]
 
@@ -278,13 +278,13 @@ def test_of_a_running_run_and_a_killed_one(scripts, tmp_path):
                 time.sleep(0.1)
                 if (tmp_path / "checkpoints" / "5").exists():
                     break
-            found = look(tmp_path, time.time())
+            found = read_health(tmp_path, time.time())
             # Steps of a few microseconds on a machine with other work: its input may be what it waits for.
             assert found is not None and found.verdict in (Verdict.HEALTHY, Verdict.SLOW_INPUT)
             os.kill(process.pid, signal.SIGKILL)
         finally:
             process.kill()
-    assert look(tmp_path, time.time() + 120).verdict is Verdict.STOPPED
+    assert read_health(tmp_path, time.time() + 120).verdict is Verdict.STOPPED
     (record,) = (tmp_path / "starts").glob("*.json")
     record.write_text(record.read_text().replace('"beat": 1', '"beat": '))  # as of long ago
     ended = scripts("status", tmp_path)

@@ -116,9 +116,9 @@ def test_unknown_classes_are_inert(tmp_path):
         (pickled.tensor(0, 6, (2, 3), (4, 1)), "reaches over the end"),
         (pickled.tensor(0, 6, (2, 3), (1, 1)), "overlaps itself"),
         (pickled.tensor(0, 6, (10**12,), (0,)), "overlaps itself"),
-        (pickled.tensor(0, 6, (2, 3), (-3, 1)), "no sizes"),
-        (pickled.tensor(0, 6, (-2, -3)), "no sizes"),
-        (pickled.tensor(0, 6, (2, 3), offset=-1), "no sizes"),
+        (pickled.tensor(0, 6, (2, 3), (-3, 1)), "not sizes"),
+        (pickled.tensor(0, 6, (-2, -3)), "not sizes"),
+        (pickled.tensor(0, 6, (2, 3), offset=-1), "not sizes"),
         (pickled.tensor(0, 6, (2, 3), (1,)), "1 strides"),
         (pickled.tensor(0, 7, (7,)), "should hold 28 bytes"),
         (pickled.tensor(0, 3, (3,)), "should hold 12 bytes"),
@@ -274,9 +274,9 @@ def test_what_is_no_file_of_weights(tmp_path):
     refused(tmp_path / "absent.pt", "does not exist")
     refused(tmp_path, "is a folder")
     (tmp_path / "empty.pt").write_bytes(b"")
-    refused(tmp_path / "empty.pt", "no file of weights")
+    refused(tmp_path / "empty.pt", "not a file of weights")
     (tmp_path / "text.pt").write_text("hello, these are not weights")
-    refused(tmp_path / "text.pt", "no file of weights")
+    refused(tmp_path / "text.pt", "not a file of weights")
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as file:
         file.writestr("readme.txt", b"hello")
     refused(tmp_path / "other.zip", "none of PyTorch's")

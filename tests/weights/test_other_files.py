@@ -127,7 +127,7 @@ def tar():
 )
 def test_what_a_file_is_that_is_none_of_weights(tmp_path, content, told, name):
     (tmp_path / name).write_bytes(content)
-    assert "no file of weights" in refused(tmp_path / name, told)
+    assert "not a file of weights" in refused(tmp_path / name, told)
 
 
 @pytest.mark.parametrize(

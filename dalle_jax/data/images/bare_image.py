@@ -103,7 +103,8 @@ def _bare_png(data: bytes) -> BareImage:
         elif kind in (b"tEXt", b"zTXt", b"iTXt"):
             texts.append(kind + body)
         elif kind == b"tRNS":
-            transparent = _transparent_color(data, body) if zlib.crc32(kind + body) == _checksum(data, end) else None
+            whole = zlib.crc32(kind + body) == int.from_bytes(data[end - 4 : end])
+            transparent = _transparent_color(data, body) if whole else None
             if transparent is None:  # of a palette, or damaged
                 kept.append(data[position:end])
     kept.append(data[end:])
@@ -121,10 +122,6 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, int, int]]:
             return
         yield kind, data[position + 8 : end - 4] if kind != b"IDAT" else b"", position, end
         position = end
-
-
-def _checksum(data: bytes, end: int) -> int:
-    return int.from_bytes(data[end - 4 : end])
 
 
 def _transparent_color(data: bytes, body: bytes) -> TransparentColor | None:

@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Iterable
 
-from dalle_jax.data.readers.folder import Folder
+from dalle_jax.data.readers.folder import EVERYTHING, Folder
+from dalle_jax.data.readers.own_splits import Wanted, kind_of
 from dalle_jax.data.records import Record
 from dalle_jax.errors import UserError
 
@@ -11,20 +12,26 @@ from dalle_jax.errors import UserError
 class ClassFolder(Folder):
     """A folder whose folders are the classes, in the order of `in_class_order`; images may lie deeper."""
 
-    def __init__(self, path: str, *, caption_field: str = "", image_field: str = ""):
+    def __init__(self, path: str, *, caption_field: str = "", image_field: str = "", wanted: Wanted = EVERYTHING):
         """Lists the folder; see `Folder`.
 
         Raises:
-          UserError: where there is no image, or one that lies in no class's folder.
+          UserError: where there is no image, or one that lies in no class's folder, or the folders are splits.
         """
-        super().__init__(path, caption_field=caption_field, image_field=image_field)
+        super().__init__(path, caption_field=caption_field, image_field=image_field, wanted=wanted)
         self.name = f"folder by class {path}"
         outside = next((file for file in self._files if "/" not in file), None)
         if outside is not None:
             raise UserError(
                 f"'{outside}' lies in {path} itself: give each class a folder with its name, and its images in it"
             )
-        self.class_names = in_class_order({file.split("/")[0] for file in self._files})
+        names = {file.split("/")[0] for file in self._files}
+        if len(names) > 1 and all(map(kind_of, names)):
+            raise UserError(
+                f"the folders of {path} are splits ({', '.join(sorted(names))}) and no classes: write "
+                f"config.data.path='{path}/{{split}}', and say which is held out with config.data.eval_split"
+            )
+        self.class_names = in_class_order(names)
         self.has_labels = True
 
     def __getitem__(self, index: int) -> Record:

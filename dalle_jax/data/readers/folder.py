@@ -8,13 +8,19 @@ from dalle_jax import storage
 from dalle_jax.data.captions import Captions, captions_from_text
 from dalle_jax.data.config import SourceKind
 from dalle_jax.data.readers.layouts import first_of, tables_in
-from dalle_jax.data.readers.listing import caption_files, is_image, list_files, list_tables
+from dalle_jax.data.readers.listing import Listing, caption_files, is_image, list_files, list_tables
+from dalle_jax.data.readers.own_splits import A_TABLE_EACH, ALL, IN_PATH, Wanted, choose, read_as_one
+from dalle_jax.data.readers.packed import PackedCaptions, Texts
 from dalle_jax.data.readers.tables import is_table_name
 from dalle_jax.data.readers.webdataset_index import IMAGE_SUFFIXES
 from dalle_jax.data.records import BadReason, BadSample, LeftOut, Record, Source
 from dalle_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
+
+
+EVERYTHING = Wanted(ALL, None)
+"""The splits of a folder as one, and none of them held out."""
 
 
 class Folder(Source):
@@ -26,17 +32,18 @@ class Folder(Source):
     A sample's key is the path of its image relative to the folder, as a table writes it.
     """
 
-    def __init__(self, path: str, *, caption_field: str = "", image_field: str = ""):
+    def __init__(self, path: str, *, caption_field: str = "", image_field: str = "", wanted: Wanted = EVERYTHING):
         """Lists the folder, and reads its tables.
 
         Args:
           path: the folder, or a table in it or in a folder of it.
           caption_field: of tables; empty: the usual names.
           image_field: the same.
+          wanted: which of the splits that the folder names by tables or lists.
 
         Raises:
-          UserError: where the folder or the images are missing, or a table cannot be read; or a field is named and
-            there is no table.
+          UserError: where the folder or the images are missing, or a table cannot be read; a field is named and
+            there is no table; or a split is named that is not there.
         """
         self._root, table = _root(path)
         files, again, special = storage.walk_links(self._root)
@@ -58,13 +65,33 @@ class Folder(Source):
             listing = list_files(files, endings)
         if not listing.files:
             raise UserError(f"{self.name} holds no image (.{', .'.join(IMAGE_SUFFIXES)}){_other_source(files)}")
-        self._files, self._keys = listing.files, listing.keys
-        self._captions, self._endings = listing.captions, listing.endings
+        listing = self._choose(listing, wanted, path, bool(tables))
+        self._files = Texts(listing.files)
+        self._keys = self._files if listing.keys == listing.files else Texts(listing.keys)
+        self._captions = None if listing.captions is None else PackedCaptions(listing.captions)
+        self._endings = listing.endings
         beside = {"links to files that are there under another path": again, "pipes, sockets and devices": special}
         self.left_out = listing.left_out + tuple(
             LeftOut(why, len(what), what[0]) for why, what in beside.items() if what
         )
         self.captions_from = listing.captions_from
+
+    def _choose(self, listing: Listing, wanted: Wanted, path: str, has_tables: bool) -> Listing:
+        """The part of a listing that is read, by its splits."""
+        self.split_names = () if listing.division is None else listing.division.names
+        choice = choose(listing.division, wanted, path, listing.files)
+        if choice is not None:
+            self.held_out, self.division = choice.held_out, choice.said
+            if self.held_out is not None and not wanted.held_out:
+                why = f"{self.name} has splits of its own; config.data.split='{ALL}' reads them as one"
+                self.without_effect = {"eval_fraction": why}
+            return listing.only(choice.kept, choice.left_out)
+        if listing.division is not None:
+            self.division = f"its splits {', '.join(filter(None, self.split_names))} are read as one"
+        else:
+            folders = (file.split("/")[0] for file in listing.files if "/" in file)
+            self.division = listing.split_column or read_as_one(folders, A_TABLE_EACH if has_tables else IN_PATH)
+        return listing
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -84,7 +111,7 @@ class Folder(Source):
         """How many records have captions, or a caption file, which may be empty."""
         if self._captions is None:
             return sum(map(bool, self._endings))
-        return sum(bool(texts) for texts, _ in self._captions)
+        return self._captions.captioned()
 
     def _captions_of(self, index: int) -> Captions:
         if self._captions is not None:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from dalle_jax import storage
 from dalle_jax.data.captions import CAPTION_FIELDS, captions_from_mapping
 from dalle_jax.data.paths import distinct_names
+from dalle_jax.data.readers.own_splits import splits_in_names
 from dalle_jax.data.records import BadReason, BadSample, Record, Source
 from dalle_jax.data.rows import row_of
 from dalle_jax.errors import UserError, closest
@@ -51,6 +52,7 @@ class Parquet(Source):
         """
         self.name = f"parquet {paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
         self._paths, self._names = list(paths), distinct_names(paths)
+        self.division = splits_in_names(paths)
         with _open(self._paths[0]) as file:
             schema = file.schema_arrow
         self._image = _image_column(self._paths[0], schema, image_field)
@@ -120,8 +122,8 @@ class Parquet(Source):
         first = self._ends[place - 1] if place else 0
         table = self._cache.get((place, *columns), lambda: self._read(place, columns))
         try:
-            columns = table.slice(index - first, 1).columns
-            return row_of(zip(table.column_names, (column.to_pylist()[0] for column in columns), strict=True))
+            values = [column.to_pylist()[0] for column in table.slice(index - first, 1).columns]
+            return row_of(zip(table.column_names, values, strict=True))
         except UnicodeDecodeError as error:  # pyarrow takes a writer's word that a text is UTF-8
             raise BadSample(BadReason.CAPTION_ENCODING, self.key(index)) from error
 

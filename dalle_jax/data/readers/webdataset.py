@@ -15,6 +15,7 @@ from dalle_jax.data.captions import Captions, captions_from_json, captions_from_
 from dalle_jax.data.config import HeldOutBy, TarKey
 from dalle_jax.data.left_out import Tally, in_words
 from dalle_jax.data.paths import distinct_names
+from dalle_jax.data.readers.own_splits import splits_in_names
 from dalle_jax.data.readers.webdataset_index import DOTTED, IMAGE_SUFFIXES, PARTS, TarIndex, tar_index
 from dalle_jax.data.records import BadReason, BadSample, LeftOut, Record, Source, hash_key
 from dalle_jax.errors import UserError
@@ -60,6 +61,9 @@ class WebDataset(Source):
         with ThreadPoolExecutor(_THREADS) as pool:
             self._tars = list(pool.map(find_index or functools.partial(tar_index, key=key), self._paths))
         self.left_out = self._merge_left_out()
+        self.division = splits_in_names(paths)
+        if not any(index.count_any(("json",)) for index in self._tars):
+            self.without_effect = {"caption_field": f"{self.name} has no .json members, in which it is looked for"}
         self._ends = list(itertools.accumulate(map(len, self._tars)))
         if not len(self):
             raise UserError(self._without_images())

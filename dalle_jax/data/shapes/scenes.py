@@ -74,7 +74,7 @@ def random_scene(rng: np.random.Generator, *, unseen: bool = False, num_objects:
       unseen: every object's colour and shape from `UNSEEN_PAIRS`, or no object's.
       num_objects: 1, or 2 objects of different colours in different corners (in the centre they would overlap).
     """
-    pairs = [pair for pair in _all_pairs() if (pair in UNSEEN_PAIRS) == unseen]
+    pairs = [(color, shape) for color in COLORS for shape in SHAPES if ((color, shape) in UNSEEN_PAIRS) == unseen]
     places = list(PLACES) if num_objects == 1 else rng.permutation(_CORNERS).tolist()
     objects: list[Object] = []
     while len(objects) < num_objects:
@@ -171,7 +171,3 @@ def captions(scene: Scene) -> tuple[str, ...]:
 
 def _where(thing: Object) -> str:
     return f"in the {thing.place}" if thing.place == "center" else f"at the {thing.place}"
-
-
-def _all_pairs() -> list[tuple[str, str]]:
-    return [(color, shape) for color in COLORS for shape in SHAPES]

@@ -29,7 +29,7 @@ MAY_CHANGE = (
     "prefetch",
     "max_bad_fraction",
 )
-"""Last parts of the keys that a resumed run may set anew: how long it goes on, when it gives up, what is looked at."""
+"""Last parts of the keys that a resumed run may set anew: how long it goes on, when it gives up, what is previewed."""
 
 SECTIONS_MAY_CHANGE = ("mesh",)
 """Sections that it may set anew: checkpoints are restored onto any mesh (the order of sums is then another)."""

@@ -87,9 +87,9 @@ def test_table():
 def test_table_of_sampling():
     lines = table(SAMPLING).splitlines()
     assert lines[0].endswith("512 images of one caption")
-    assert "  caches an image  row: 47 layers x 32 positions, 23.9 MB kept, 23.9 MB read a token" in lines
+    assert "  caches an image   row: 47 layers x 32 positions, 23.9 MB kept, 23.9 MB read a token" in lines
     assert "                    column: 16 layers x 1024 positions, 260.0 MB kept, 8.1 MB read a token" in lines
-    assert "  all images      1269.8 s at the bound, 1,024 tokens each" in lines
+    assert "  all images        1269.8 s at the bound, 1,024 tokens each" in lines
 
 
 def test_table_of_what_does_not_fit():

@@ -21,9 +21,9 @@ from dalle_jax.config import read_json, write_json
 from dalle_jax.decoder.sampling import (
     SamplingConfig,
     candidate_keys,
-    draw,
     no_prime,
     prefill,
+    sample_tokens,
     with_empty_captions,
 )
 from dalle_jax.errors import UserError
@@ -372,7 +372,7 @@ def test_guidance_is_drawn_on_any_mesh_and_in_chunks(alone, dalle, everything):
     keys = candidate_keys(0, jnp.arange(4))
     with alone._on_mesh():
         text_kv = prefill(alone.config, alone.params, text)
-        tokens = draw(
+        tokens = sample_tokens(
             alone.config, alone.params, text_kv, keys, no_prime(alone.config, 3), SamplingConfig(guidance_scale=3.0)
         )
     np.testing.assert_array_equal(jnp.moveaxis(tokens, 0, 1), guided.tokens)
