@@ -20,6 +20,7 @@ from ml_collections import ConfigDict, config_dict
 
 from dalle_jax.errors import UserError, closest
 from dalle_jax.storage import as_path, write_whole
+from dalle_jax.text_files import decode_text
 
 T = TypeVar("T")
 
@@ -132,7 +133,7 @@ def read_json(path: epath.PathLike) -> Any:
     """Reads JSON; a missing or broken file is a `UserError`."""
     path = as_path(path)
     try:
-        return parse_json(path.read_bytes().decode())
+        return parse_json(decode_text(path.read_bytes()))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} is missing: is this a work directory of launch.train?") from None
     except ValueError as error:  # what is not UTF-8 too

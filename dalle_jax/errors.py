@@ -109,6 +109,8 @@ def _mistake(error: OSError) -> str | None:
         return f"{error.filename} is not allowed to this user ({error.strerror}): change its rights"
     if isinstance(error, IsADirectoryError):
         return f"{error.filename} is a folder, where a file is wanted"
+    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return f"{error.filename} cannot be reached ({error.strerror}): name another place"
     if error.errno in (errno.EIO, errno.ESTALE):
         return f"{error.filename} cannot be read or written: the disk or the network fails ({error.strerror})"
     return None

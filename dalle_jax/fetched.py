@@ -19,6 +19,10 @@ NOT_FETCHED: tuple[tuple[bytes, str], ...] = (
 """First bytes, in lower case where they are text, and the end of a sentence whose subject is the file."""
 
 
+class NotFetched(UserError):
+    """Something else stands where a file should."""
+
+
 def check_fetched(content: bytes, path: str | os.PathLike) -> None:
     """Refuses what came in place of a download.
 
@@ -27,11 +31,11 @@ def check_fetched(content: bytes, path: str | os.PathLike) -> None:
       path: of it, for the message.
 
     Raises:
-      UserError: it is a pointer of Git LFS, or a page.
+      NotFetched: it is a pointer of Git LFS, or a page.
     """
     told = told_by(content[:512], NOT_FETCHED)
     if told:
-        raise UserError(f"{os.fspath(path)} {told}")
+        raise NotFetched(f"{os.fspath(path)} {told}")
 
 
 def told_by(head: bytes, beginnings: tuple[tuple[bytes, str], ...]) -> str | None:

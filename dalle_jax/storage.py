@@ -3,11 +3,13 @@
 `gs://` needs the extra `gcs`. Local paths go past fsspec, which would cost more than a small read.
 """
 
+import contextlib
 import errno
 import glob
 import importlib.util
 import os
 import re
+import stat
 import time
 from pathlib import Path
 from typing import Any
@@ -194,9 +196,13 @@ def read(path: str) -> bytes:
 
     Raises:
       OSError: it cannot be read.
+      UserError: it is a device, which may have no end.
     """
     if is_remote(path):
         return _cat(path)
+    mode = os.stat(path).st_mode
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+        raise UserError(f"{path} is a device, which may have no end: name a file")
     with open(path, "rb") as file:
         return file.read()
 
@@ -281,15 +287,20 @@ def write_whole(path: epath.PathLike, data: bytes) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:  # a file; where it stands higher up, the system says so itself
+    except FileExistsError as error:  # a file, or a link to nothing; higher up, the system says so itself
+        if os.path.islink(path.parent):
+            path.parent.stat()
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(path.parent)) from error
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another process may write the same
     try:
         temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # half of it would take the room that is wanting
-        raise
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)  # half of it would take the room that is wanting
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error  # by the name that a person knows
 
 
 def upload(local: epath.PathLike, path: epath.PathLike) -> None:

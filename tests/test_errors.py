@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from dalle_jax import storage
 from dalle_jax.errors import run_main
 from dalle_jax.storage import write_whole
 
@@ -32,6 +33,29 @@ def test_a_file_where_a_folder_should_be(name, tmp_path, capsys):
     assert (tmp_path / "file").read_text() == "kept"
 
 
+def test_what_cannot_be_written_goes_by_the_name_that_a_person_gave(tmp_path, capsys):
+    """Not by that of the file that is written first, and moved there; of that nothing is left."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    for name, said in (
+        ("folder", "is a folder, where a file is wanted"),
+        ("x" * 300, "File name too long"),
+        ("loop/x", "Too many levels of symbolic links"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            run_main(write_whole, tmp_path / name, b"")
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {tmp_path / name.split('/')[0]}") and said in line and ".tmp" not in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "loop"]
+
+
+@pytest.mark.timeout(60)
+def test_a_device_is_not_read_without_end(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run_main(storage.read, "/dev/zero")
+    assert capsys.readouterr().err.startswith("error: /dev/zero is a device")
+
+
 @pytest.mark.parametrize("fault", [FileNotFoundError(errno.ENOENT, "No such file"), FileExistsError(), OSError()])
 def test_other_faults_go_on(fault):
     def main():
@@ -51,6 +75,8 @@ def test_other_faults_go_on(fault):
         (PermissionError(errno.EACCES, "Permission denied", "/data/a.tar"), "/data/a.tar .* not allowed .*rights"),
         (PermissionError(errno.EPERM, "Operation not permitted", "/data/a.tar"), "/data/a.tar .* not allowed"),
         (IsADirectoryError(errno.EISDIR, "Is a directory", "/data/a"), "/data/a is a folder, where a file is wanted"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "/a/x"), "/a/x .*File name too long.* name another"),
+        (OSError(errno.ELOOP, "Too many levels of symbolic links", "/a/x"), "/a/x .*Too many levels.* name another"),
         (OSError(errno.EIO, "Input/output error", "/data/a.tar"), "/data/a.tar .*the disk .*Input/output error"),
     ],
 )

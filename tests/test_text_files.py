@@ -2,6 +2,7 @@
 
 import pytest
 
+from dalle_jax.config import read_json
 from dalle_jax.data.captions import captions_from_json, captions_from_mapping, captions_from_text
 from dalle_jax.data.records import BadReason
 from dalle_jax.text_files import decode_text, split_lines
@@ -63,3 +64,9 @@ def test_a_key_that_comes_again_loses_nothing():
         "two",
         "three",
     )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_json_file_is_read_in_the_same_encodings(tmp_path, encoding):
+    (tmp_path / "prompts.json").write_text('{"classes": ["café"]}', encoding=encoding)
+    assert read_json(tmp_path / "prompts.json") == {"classes": ["café"]}

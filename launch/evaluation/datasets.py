@@ -178,7 +178,7 @@ def _shards(folder: str) -> list[str]:
     count = epath.Path(folder) / "nshards.txt"
     if not count.exists():
         return paths.expand(folder, ".tar")
-    text = count.read_text(encoding="utf-8").strip()
+    text = "".join(_lines(count))
     if not text.isdigit() or not int(text):
         raise UserError(f"{count} must hold the number of tars, not '{text[:20]}'")
     return paths.expand(",".join(storage.join(folder, f"{i}.tar") for i in range(int(text))), ".tar")

@@ -280,3 +280,13 @@ def test_a_split_without_rows_is_counted(tmp_path):
     assert ("tables without rows", 1, "test/metadata.jsonl") in [
         (f.reason, f.count, f.example) for f in folder.left_out
     ]
+
+
+@pytest.mark.parametrize("name", ["captions.txt", "results.csv", "metadata.json", "some.tsv", "captions.csv"])
+@pytest.mark.parametrize("content", ["version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", "<html>404</html>"])
+def test_what_came_in_place_of_a_table_is_not_passed_over(tmp_path, name, content):
+    """Also where files of that name are tables or something else, as their first row says."""
+    (tmp_path / "a.jpg").touch()
+    table(tmp_path, name, content)
+    with pytest.raises(UserError, match=rf"{name} is an? (pointer of Git LFS.*git lfs pull|HTML page.*anew)"):
+        Folder(str(tmp_path))

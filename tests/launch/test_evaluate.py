@@ -117,9 +117,10 @@ def test_zero_shot_in_the_layout_of_clip_benchmark(benchmark):
 
 
 def test_shards_that_are_missing_are_named(benchmark, tmp_path):
-    (tmp_path / "wds_colours" / "test" / "nshards.txt").write_text("6")
-    with pytest.raises(UserError, match="4.tar"):
-        open_split(benchmark, "test", FLAGS, labelled=True)
+    for encoding in ("utf-8", "utf-16"):
+        (tmp_path / "wds_colours" / "test" / "nshards.txt").write_text("6", encoding=encoding)
+        with pytest.raises(UserError, match="4.tar"):
+            open_split(benchmark, "test", FLAGS, labelled=True)
     (tmp_path / "wds_colours" / "test" / "nshards.txt").write_text("many")
     with pytest.raises(UserError, match="nshards.txt must hold the number"):
         open_split(benchmark, "test", FLAGS, labelled=True)

@@ -16,7 +16,7 @@ from dalle_jax.data.readers import delimited
 from dalle_jax.data.records import LeftOut
 from dalle_jax.data.rows import Several, row_of
 from dalle_jax.errors import UserError, closest
-from dalle_jax.fetched import check_fetched
+from dalle_jax.fetched import NotFetched, check_fetched
 from dalle_jax.text_files import decode_text, split_lines
 
 IMAGE_FIELDS = (
@@ -112,9 +112,15 @@ def is_table_name(path: str) -> bool:
 
 
 def names_images(path: str) -> bool:
-    """Whether the first row of a file names an image and says something of it, as those of tables do."""
+    """Whether the first row of a file names an image and says something of it, as those of tables do.
+
+    Raises:
+      NotFetched: something else stands in its place, and whether it is a table is not known.
+    """
     try:
         _, row = next(rows(path))
+    except NotFetched:
+        raise
     except (StopIteration, UserError):
         return False
     return len(row) > 1 and bool(_keys(tuple(map(str, row)), (*IMAGE_FIELDS, *URL_FIELDS)))
