@@ -67,7 +67,7 @@ def drop_captions(
 ) -> tuple[Int[Array, "B T"], Float[Array, "B T-1"]]:
     """Replaces a random share of captions by the empty one, for classifier-free guidance.
 
-    A dropped caption is not text target; the others' weights make up for it on average.
+    A dropped caption is no text target; the others' weights make up for it on average.
     """
     kept = jax.random.bernoulli(key, 1.0 - rate, (text.shape[0], 1))
     return text.at[:, 1:].multiply(kept), weights * kept / (1.0 - rate)

@@ -146,7 +146,7 @@ def _entries(path: str, file: storage.Reader) -> Iterator[_Entry]:
     if said:
         raise _cut(path, offset, total)  # the member that an extension announced is not there
     if not closed:
-        # Some writers leave them out, so that this is not proof.
+        # Some writers leave them out, so that this proves nothing.
         _log.warning("%s ends without the empty blocks that close a tar: it may be cut short between two members", path)
 
 
