@@ -166,7 +166,7 @@ def test_classes_in_the_order_of_the_labels(monkeypatch):
     config = from_config_dict(efficiency.EfficiencyConfig, get_config("tiny"))
     published = efficiency.published_prompts("CIFAR10").classes
     source = SimpleNamespace(has_labels=True, class_names=())
-    monkeypatch.setattr(efficiency, "open_source", lambda data, split: source)
+    monkeypatch.setattr(efficiency, "open_source", lambda data, split, **options: source)
     assert efficiency.class_names(config) == [name for (name,) in published], "where the data name none"
     source.class_names = tuple(name for (name,) in reversed(published))
     assert efficiency.class_names(config) == list(source.class_names)

@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from launch.monitoring.curves import Look, X, curve, names, smooth
+from launch.monitoring.curves import PlotOptions, X, curve, names, smooth
 from launch.monitoring.line_plot import COLOURS, Line, _readable, draw_lines
 from launch.monitoring.plot_axes import Axis, plain, scale, seconds
 
@@ -34,7 +34,7 @@ def test_points_along_each_axis(tmp_path):
         (X.TIME, "loss", [(60.0, 2.0)]),
         (X.TIME, "eval/loss", [(80.0, 1.5)]),
     ]:
-        assert curve(path, Look(metric, x)) == points
+        assert curve(path, PlotOptions(metric, x)) == points
 
 
 def test_smoothing_is_a_mean_that_starts_at_the_first_point():
