@@ -124,8 +124,18 @@ def make_jobs(run: RunConfig, codec: FrozenCodec) -> list[Job]:
     for split, source in open_data(run.data).items():
         if source.encoding is not None:
             raise UserError(f"{source.name} is encoded already: name the images with config.data.source")
-        how = (augment, CROPS.value) if split == TRAIN else (augment.held_out, 1)
-        jobs.append(Job(split, source, *how, run.seed, codec.encoding, SHARD_SIZE.value, run.data.max_pixels))
+        trained = split == TRAIN
+        job = Job(
+            split=split,
+            source=source,
+            augment=augment if trained else augment.held_out,
+            crops=CROPS.value if trained else 1,
+            seed=run.seed,
+            encoding=codec.encoding,
+            shard_size=SHARD_SIZE.value,
+            max_pixels=run.data.max_pixels,
+        )
+        jobs.append(job)
     return jobs
 
 

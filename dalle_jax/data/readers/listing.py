@@ -114,7 +114,16 @@ def list_tables(
         *_group(f"rows of tables whose images are not in {root}", missing),
         *_left_over([file for file in files if file not in lists], images, found, tables),
     )
-    return Listing(images, rows.keys, captions, found, captions_from, left_out, division, _split_column(read))
+    return Listing(
+        files=images,
+        keys=rows.keys,
+        captions=captions,
+        endings=found,
+        captions_from=captions_from,
+        left_out=left_out,
+        division=division,
+        split_column=_split_column(read),
+    )
 
 
 def _beside_a_table(file: str, table: Table) -> str:
