@@ -1,5 +1,6 @@
 """What a table of many rows takes, and its texts in one piece of memory."""
 
+import gc
 import pickle
 import tracemalloc
 
@@ -50,9 +51,12 @@ def test_the_index_of_a_row_is_tens_of_bytes(tmp_path, monkeypatch, name):
     (tmp_path / name).write_text("\n".join(rows))
     monkeypatch.setattr(storage, "walk_links", lambda root: ([name, *images], [], []))
     Folder(str(tmp_path))  # which imports and caches
+    gc.collect()
     tracemalloc.start()
     source = Folder(str(tmp_path))
+    gc.collect()
     held = tracemalloc.get_traced_memory()[0] / ROWS
     tracemalloc.stop()
     assert len(source) == ROWS and source.captions(ROWS - 1) == (f"caption number {ROWS - 1}",)
-    assert held < 40 + 50, held
+    # A piece of memory that grows has an eighth to spare, and other threads of the process allocate too.
+    assert held < 40 + 80, held  # as Python's objects: 343
